@@ -1,0 +1,72 @@
+"""maskmed-zoo: a component zoo for 3-D medical image segmentation.
+
+```python
+import maskmed_zoo as zoo
+
+zoo.list("*amos*")
+model = zoo.create("maskmed_amos")
+```
+
+Importing the package imports no torch; `create` and `register` do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from maskmed_zoo.model import SegmentationModel
+    from maskmed_zoo.recipe import Recipe
+
+__version__ = "0.1.0"
+__all__ = ["create", "describe", "list", "load_recipe", "register"]
+
+
+def create(
+    name_or_recipe: str | Path | Recipe, *, in_channels: int | None = None, num_classes: int | None = None,
+    **overrides: Any,
+) -> SegmentationModel:
+    """The network of a recipe, with fresh weights.
+
+    Args:
+        name_or_recipe: a model's name (`zoo.list(kind="model")`), a path to a recipe, or a loaded one.
+        in_channels: input channels; default: the recipe's.
+        num_classes: labels, background counted; default: the recipe's.
+        **overrides: recipe settings by path, with `__` for the dot: `model__head__queries="per_stage"`.
+
+    Raises `RecipeError` for a wrong name, key or value and `JointError` where two components do not fit.
+    """
+    from maskmed_zoo.build import create as build
+
+    return build(name_or_recipe, in_channels, num_classes, overrides)
+
+
+def list(pattern: str = "*", *, kind: str | None = None) -> list[str]:  # noqa: A001  zoo.list, as timm has it
+    """Names of components and models that match a shell wildcard, of one kind or of all, sorted by kind and name."""
+    from maskmed_zoo import registry
+
+    return [card.name for card in registry.find(pattern, kind=kind)]
+
+
+def describe(name: str) -> dict[str, Any]:
+    """The facts on a component's or model's card. Raises `RegistryError` with the nearest name if there is none."""
+    from maskmed_zoo import registry
+
+    return registry.card(name).to_json()
+
+
+def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """A checked recipe by name or path; `overrides` maps "a.b" to values. Raises `RecipeError` with every problem."""
+    from maskmed_zoo.recipe import load_recipe as load
+
+    return load(name_or_path, overrides or {})
+
+
+def register(name: str, *, kind: str, summary: str = "") -> Callable[[Any], Any]:
+    """Class decorator that adds a component at run time; see CONTRIBUTING for the contract."""
+    from maskmed_zoo import registry
+
+    return registry.register(name, kind=kind, summary=summary)

@@ -1,0 +1,79 @@
+"""From a recipe to a network, and the table that says what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskmed_zoo.contracts import FeatureSpec
+from maskmed_zoo.errors import RecipeError
+from maskmed_zoo.model import SegmentationModel, build_loss, build_model, count_parameters
+from maskmed_zoo.ops.deformable import FLOP_FORMULAS
+from maskmed_zoo.recipe import Recipe, load_recipe
+from maskmed_zoo.recipe.schema import class_names
+
+
+def create(
+    source: str | Path | Recipe, in_channels: int | None, num_classes: int | None, overrides: Mapping[str, Any]
+) -> SegmentationModel:
+    """See `maskmed_zoo.create`."""
+    recipe = load_recipe(source, {key.replace("__", "."): value for key, value in overrides.items()})
+    return model_of(recipe, in_channels=in_channels, num_classes=num_classes)
+
+
+def model_of(recipe: Recipe, *, in_channels: int | None = None, num_classes: int | None = None) -> SegmentationModel:
+    """The network of a recipe; numbers given here stand above the recipe's.
+
+    Raises `RecipeError` if neither states the channels or the labels.
+    """
+    data = recipe.data
+    channels = in_channels or (len(data.channels) if data.channels else None)
+    classes = num_classes or data.num_classes
+    if channels is None or classes is None:
+        missing = "data.channels" if channels is None else "data.labels"
+        raise RecipeError(f"recipe '{recipe.name}' leaves {missing} to the data set; state it, or pass the number")
+    names = class_names(data.labels) if data.labels and classes == data.num_classes else None
+    return build_model(
+        recipe.model, in_channels=channels, num_classes=classes, spacing=data.spacing, class_names=names
+    )
+
+
+def report(recipe: Recipe) -> dict[str, Any]:
+    """Levels, stages, parameters and MACs of a recipe's network, counted without data on the meta device.
+
+    Raises `JointError` where components or the patch do not fit.
+    """
+    with torch.device("meta"):
+        model = model_of(recipe)
+        image = torch.empty(1, model.in_channels, *recipe.data.patch_size)
+    model.encoder.out_spec.check_patch(recipe.data.patch_size)
+    counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
+    groups = model.parameter_groups()
+    with counter:
+        output = model.eval().requires_grad_(False)(image)
+    loss = build_loss(recipe.model, num_classes=model.num_classes, ignore_label=None)
+    stages = [
+        {"shape": [*stage.spatial.shape[1:]], "weight": weight}
+        for stage, weight in zip(output.stages, loss.stage_weights(len(output.stages)), strict=True)
+    ]
+    return {
+        "name": recipe.name, "components": {k: str(v["kind"]) for k, v in recipe.model.model_dump().items()},
+        "num_classes": model.num_classes, "class_names": list(model.class_names) if model.class_names else None,
+        "in_channels": model.in_channels, "num_queries": model.head.num_queries,
+        "patch_size": list(recipe.data.patch_size), "levels": _rows(model.encoder.out_spec, recipe),
+        "stages": stages, "parameters": {k: count_parameters(p.parameters()) for k, p in model.parts().items()},
+        "total_parameters": count_parameters(model.parameters()),
+        "parameter_groups": {k: count_parameters(v) for k, v in groups.items()},
+        "macs": counter.get_total_flops() // 2,
+    }
+
+
+def _rows(spec: FeatureSpec, recipe: Recipe) -> list[dict[str, Any]]:
+    return [
+        {"channels": c, "stride": list(s), "size": list(size)}
+        for c, s, size in zip(spec.channels, spec.strides, spec.sizes(recipe.data.patch_size), strict=True)
+    ]

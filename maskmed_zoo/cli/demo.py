@@ -1,0 +1,24 @@
+"""Make a phantom data set, train a small MaskMed on it, score it and draw a picture: four minutes on two cores."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from maskmed_zoo.cli.output import add_device, render, write
+from maskmed_zoo.evaluation.table import score_table
+from maskmed_zoo.runner.demo import demo
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments."""
+    parser.add_argument("--out", type=Path, default=Path("maskmed_demo"), metavar="DIR", help="default: maskmed_demo")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run it and print the table."""
+    scores, picture = demo(args.out, device=args.device)
+    render(score_table(scores))
+    write(f"picture: {picture}")
+    write(f"mean Dice {scores['mean_dice']:.2f} over {len(scores['cases'])} cases")

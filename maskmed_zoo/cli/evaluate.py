@@ -1,0 +1,46 @@
+"""Score a run on its validation cases, or a folder of label maps against references."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from maskmed_zoo.cli.output import add_device, add_weights, render
+from maskmed_zoo.errors import UserError
+from maskmed_zoo.evaluation.aggregate import evaluate_folders
+from maskmed_zoo.evaluation.table import score_table
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments."""
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="folder of a trained run")
+    parser.add_argument("--pred", type=Path, metavar="DIR", help="label maps to score, with --ref")
+    parser.add_argument("--ref", type=Path, metavar="DIR", help="reference label maps of the same names")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="where the run's data set is now, if it has moved")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to FILE")
+    add_weights(parser)
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table; a run also gets its predictions/ and evaluation.json."""
+    result = _scores(args)
+    if args.json:
+        try:
+            args.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{args.json}: cannot be written: {error.strerror}") from error
+    render(score_table(result))
+
+
+def _scores(args: argparse.Namespace) -> dict[str, Any]:
+    if args.run is not None and args.pred is None and args.ref is None:
+        from maskmed_zoo.runner.predict import evaluate
+        from maskmed_zoo.runner.run_folder import RunFolder
+
+        return evaluate(RunFolder(args.run), data=args.data, device=args.device, which=args.weights)
+    if args.run is None and args.pred is not None and args.ref is not None:
+        return evaluate_folders(args.pred, args.ref)
+    raise UserError("evaluate: give either RUN, or --pred DIR and --ref DIR")

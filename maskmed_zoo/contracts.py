@@ -1,0 +1,210 @@
+"""The joints: what flows between encoder, neck, decoder and head, and what each of them must offer.
+
+```
+image ─> Encoder ─> [levels 0..E-1] ─> Neck ─> [same levels] ─> Decoder ─> [stages 0..L-1] ─> Head ─> HeadOutput
+```
+
+Level and stage 0 have the finest resolution. Axes are z, y, x everywhere. A component is a plain `nn.Module` with a
+frozen pydantic `Config` and keyword-only arguments; what it gives (`out_spec`) follows from what it gets without data.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskmed_zoo.errors import JointError
+
+Size3 = tuple[int, int, int]
+Spacing3 = tuple[float, float, float]
+PositiveInt = Annotated[int, Field(ge=1)]
+ParameterGroup = Literal["cnn", "transformer"]
+FLOOR = 1e-6
+"""Smallest probability before the logarithm."""
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Channels and strides of a list of feature maps, finest first.
+
+    `strides[i]` is the number of input voxels per voxel of map i along (z, y, x).
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[Size3, ...]
+
+    def __post_init__(self) -> None:
+        if not self.channels or len(self.channels) != len(self.strides):
+            raise JointError(
+                f"a FeatureSpec needs one stride per channel count, got {len(self.channels)} channel counts "
+                f"and {len(self.strides)} strides"
+            )
+
+    def __len__(self) -> int:
+        return len(self.channels)
+
+    @property
+    def total_stride(self) -> Size3:
+        """Input voxels per voxel of the coarsest map."""
+        return self.strides[-1]
+
+    def sizes(self, patch: Sequence[int]) -> tuple[Size3, ...]:
+        """Spatial size of every map for an input of `patch` voxels (which the strides must divide)."""
+        return tuple((patch[0] // s[0], patch[1] // s[1], patch[2] // s[2]) for s in self.strides)
+
+    def check_patch(self, patch: Sequence[int]) -> None:
+        """Raise `JointError` naming the nearest valid sizes if the total stride does not divide `patch`."""
+        stride = self.total_stride
+        if len(patch) == 3 and all(p > 0 and p % s == 0 for p, s in zip(patch, stride, strict=True)):
+            return
+        if len(patch) != 3:
+            raise JointError(f"patch size {tuple(patch)} has {len(patch)} axes, expected 3 (z, y, x)")
+        lower = tuple(max(s, p // s * s) for p, s in zip(patch, stride, strict=True))
+        upper = tuple(max(s, -(-p // s) * s) for p, s in zip(patch, stride, strict=True))
+        near = f"{lower}" if lower == upper else f"{lower} and {upper}"
+        raise JointError(
+            f"patch size {tuple(patch)} is not divisible by the encoder's total stride {stride} (z, y, x); "
+            f"nearest valid sizes: {near}"
+        )
+
+
+@dataclass
+class StageOutput:
+    """What a head says at one decoder stage of size (d h w).
+
+    Either `logits` (b k d h w), one per label; or, for query heads, `masks` (b n d h w) mask logits with
+    `class_logits` (b n k+1, the last one "no object") and `queries` (b n c), the query features they came from.
+    """
+
+    logits: Tensor | None = None
+    masks: Tensor | None = None
+    class_logits: Tensor | None = None
+    queries: Tensor | None = None
+
+    def log_probabilities(self) -> Tensor:
+        """(b k d h w) float32 log-probabilities over the labels, floored before the log, summing to 1 over k."""
+        with full_precision(self.spatial):
+            if self.logits is not None:
+                probabilities = self.logits.float().softmax(1)
+            else:
+                if self.masks is None or self.class_logits is None:
+                    raise JointError("a stage holds either logits, or masks with class logits")
+                classes = self.class_logits.float().softmax(-1)[..., :-1]
+                probabilities = torch.einsum("bnk,bndhw->bkdhw", classes, self.masks.float().sigmoid())
+            floored = probabilities.clamp_min(FLOOR)
+            return (floored / floored.sum(1, keepdim=True)).log()
+
+    @property
+    def spatial(self) -> Tensor:
+        """The tensor that carries the voxel axes: `logits` or `masks`."""
+        tensor = self.logits if self.logits is not None else self.masks
+        if tensor is None:
+            raise JointError("a stage holds neither logits nor masks")
+        return tensor
+
+
+@dataclass
+class HeadOutput:
+    """A head's answer: one `StageOutput` per supervised decoder stage, full resolution first."""
+
+    stages: list[StageOutput]
+
+    def log_probabilities(self) -> Tensor:
+        """(b k d h w) float32 log-probabilities of the full-resolution stage (MaskMed §3.2, inference)."""
+        return self.stages[0].log_probabilities()
+
+
+for _output in (StageOutput, HeadOutput):
+    torch.export.register_dataclass(_output)
+
+
+class ComponentConfig(BaseModel):
+    """Base of every component's settings: typed, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(nn.Module):
+    """Common to all kinds: its settings class and the learning-rate group of its parameters (MaskMed §4)."""
+
+    Config: ClassVar[type[ComponentConfig]] = ComponentConfig
+    parameter_group: ClassVar[ParameterGroup] = "cnn"
+
+
+class Encoder(Component, ABC):
+    """Image (b c d h w) to feature levels, finest first. Constructed with `config=, in_channels=`."""
+
+    out_spec: FeatureSpec
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """(b c d h w) to one (b c_e d_e h_e w_e) per level."""
+
+
+class Neck(Component, ABC):
+    """Feature levels to the same levels: same channels, same sizes. Constructed with `config=, in_spec=, spacing=`."""
+
+    out_spec: FeatureSpec
+
+    @abstractmethod
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        """One (b c_e d_e h_e w_e) per level in and out."""
+
+
+class Decoder(Component, ABC):
+    """Feature levels to decoder stages, finest first. Constructed with `config=, in_spec=`."""
+
+    out_spec: FeatureSpec
+
+    @abstractmethod
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        """One (b c_e d_e h_e w_e) per level to one (b c_l d_l h_l w_l) per stage."""
+
+
+class Head(Component, ABC):
+    """Decoder stages to a `HeadOutput`. Constructed with `config=, in_spec=, num_classes=, spacing=`.
+
+    `gives` says what its stages hold, so that a loss can be checked against it before any data flows.
+    """
+
+    gives: ClassVar[Literal["logits", "queries"]]
+    num_queries: int | None = None
+
+    @abstractmethod
+    def forward(self, stages: list[Tensor]) -> HeadOutput:
+        """One (b c_l d_l h_l w_l) per stage to a `HeadOutput` with as many stages."""
+
+
+class Loss(Component, ABC):
+    """`HeadOutput` and a label map to a scalar. Constructed with `config=, num_classes=, ignore_label=`."""
+
+    accepts: ClassVar[Literal["logits", "queries"]]
+
+    @abstractmethod
+    def forward(self, output: HeadOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Labels (b d h w) integer; returns the loss and its detached parts by name."""
+
+    @abstractmethod
+    def stage_weights(self, stages: int) -> list[float]:
+        """Weight of each stage, finest first."""
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Trilinear resize of (b c d h w) to `size` by voxel centres; the identity where the size is right."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="trilinear", align_corners=False)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off on the device of `x`, where there is such a thing (not on meta)."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

@@ -1,0 +1,207 @@
+"""Preprocessed cases on disk: what training reads at random, memory-mapped, so that a patch costs only its own bytes.
+
+Idea: reading, reorienting and resampling happen once. Images are resampled but not normalised, because CT statistics
+belong to the training cases of a fold. Beside the arrays lie the foreground voxels that oversampling draws from and
+the intensity samples of the fingerprint, both seeded by the case's name.
+Source: nnU-Net's preprocessed folder (`class_locations`, `DatasetFingerprintExtractor`).
+Deviations: each case is its own folder, moved into place whole and rebuilt when its source files change.
+
+```
+FOLDER/NAME-KEY/CASE/  image.npy (c z y x) float32   labels.npy (z y x) uint8 or int16   samples.npy (c n) float32
+                       coordinates.npz: label -> (n 3) int32                             case.json
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskmed_zoo.data.dataset import Case, RawDataset, load_case
+from maskmed_zoo.data.preprocess import Fingerprint, fingerprint, resample_image, resample_labels
+from maskmed_zoo.errors import DataError
+
+FORMAT = 1
+"""Raise this number when what is written, or how it is computed, changes."""
+LIMIT = 10_000
+"""Most intensity samples per channel, and most coordinates per label, that are kept of a case."""
+ABANDONED = 24 * 3600.0
+"""Age, s, from which an unfinished folder belongs to nobody any more."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class CachedCase:
+    """A preprocessed case: arrays on the cache's spacing, not normalised; `image` and `labels` are read-only maps.
+
+    `coordinates` holds (z, y, x) voxel indices (n 3) of each foreground label that is present, 'ignore' left out;
+    `samples` (c n) foreground intensities; `means` and `stds` (c) are over all voxels, in the image's units.
+    """
+
+    identifier: str
+    image: NDArray[np.float32]
+    labels: NDArray[Any]
+    coordinates: dict[int, NDArray[np.int32]]
+    samples: NDArray[np.float32]
+    means: NDArray[np.float64]
+    stds: NDArray[np.float64]
+
+
+class CaseCache:
+    """The preprocessed cases of one data set at one spacing (z, y, x) mm, below `folder`."""
+
+    def __init__(self, folder: Path, dataset: RawDataset, spacing: Sequence[float]) -> None:
+        self.dataset = dataset
+        z, y, x = (float(size) for size in spacing)
+        self.spacing = (z, y, x)
+        key = hashlib.sha256(json.dumps([str(dataset.root.resolve()), self.spacing]).encode()).hexdigest()[:12]
+        self.folder = Path(folder) / f"{dataset.root.resolve().name}-{key}"
+
+    def prepare(self, cases: Sequence[Case], workers: int = 0, progress: Progress | None = None) -> None:
+        """Build what is missing or out of date, with `workers` threads (0: in this one).
+
+        `progress(done, total)` counts all `cases`. Raises `DataError` for a case that cannot be used, or if the folder
+        cannot be written; cases finished before that stay.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with ThreadPoolExecutor(max(1, workers)) as pool:  # SciPy and zlib do their work outside the interpreter lock
+            if workers > 0:
+                tasks = [pool.submit(self._ensure, case) for case in cases]
+                done = (task.result() for task in as_completed(tasks))
+            else:
+                done = (self._ensure(case) for case in cases)
+            try:
+                for count, _ in enumerate(done, 1):
+                    if progress is not None:
+                        progress(count, len(cases))
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def load(self, case: Case) -> CachedCase:
+        """Map a prepared case; `DataError` if it was not prepared or its files are damaged."""
+        folder = self.folder / case.identifier
+        try:
+            record = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+            image, labels, samples = (
+                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                for name in ("image", "labels", "samples")
+            )
+            with np.load(folder / "coordinates.npz", allow_pickle=False) as archive:
+                coordinates = {int(label): archive[label] for label in archive.files}
+            means, stds = np.array(record["means"]), np.array(record["stds"])
+        except FileNotFoundError as error:
+            raise DataError(f"{folder}: case '{case.identifier}' is not in the cache; prepare it first") from error
+        except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
+            raise DataError(f"{folder}: damaged cache entry ({error}); delete this folder and prepare again") from error
+        return CachedCase(case.identifier, image, labels, coordinates, samples, means, stds)
+
+    def fingerprint(self, cases: Sequence[Case]) -> Fingerprint:
+        """Foreground statistics per channel over the given (training) cases, all of them prepared."""
+        return fingerprint([self.load(case).samples for case in cases])
+
+    def _ensure(self, case: Case) -> None:
+        request = self._request(case)
+        if self._is_current(case, request):
+            return
+        image, labels, geometry = load_case(case, self.dataset)
+        if labels is None:
+            raise DataError(
+                f"{case.images[0]}: case '{case.identifier}' has no label map, the cache is for training cases"
+            )
+        image = resample_image(image, geometry.spacing, self.spacing)
+        labels = resample_labels(labels, image.shape[1:])
+        target = self.folder / case.identifier
+        unfinished: Path | None = None
+        try:
+            unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder))
+            whole = unfinished / "case"
+            whole.mkdir()
+            self._write(whole, case, image, labels, request)
+            if target.exists():
+                target.replace(unfinished / "outdated")
+            whole.replace(target)
+        except OSError as error:
+            if not self._is_current(case, request):  # unless another process was faster
+                raise self._unwritable(error) from error
+        finally:
+            if unfinished is not None:
+                shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _request(self, case: Case) -> dict[str, Any]:
+        """All that an entry depends on; an entry of another request is rebuilt."""
+        files: list[list[str | int]] = []
+        for path in (*case.images, *([case.label] if case.label else [])):
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise DataError(f"{path}: no such file, or not readable; check the data set") from error
+            files.append([path.name, status.st_size, status.st_mtime_ns])
+        return {"format": FORMAT, "spacing": list(self.spacing), "labels": self.dataset.labels, "files": files}
+
+    def _is_current(self, case: Case, request: dict[str, Any]) -> bool:
+        folder = self.folder / case.identifier
+        try:
+            record = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+            sizes = {name: (folder / name).stat().st_size for name in record["sizes"]}
+            return record["request"] == request and record["sizes"] == sizes
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _write(
+        self, folder: Path, case: Case, image: NDArray[np.float32], labels: NDArray[np.int16], request: dict[str, Any]
+    ) -> None:
+        generator = np.random.default_rng(zlib.crc32(case.identifier.encode()))
+        kept = labels.ravel()
+        ignore = self.dataset.ignore_label
+        foreground = np.flatnonzero(kept > 0 if ignore is None else (kept > 0) & (kept != ignore))
+        coordinates: dict[str, NDArray[np.int32]] = {}
+        for label in np.unique(kept[foreground]):
+            chosen = _draw(generator, foreground[kept[foreground] == label])
+            coordinates[str(label)] = np.stack(np.unravel_index(chosen, labels.shape), axis=1).astype(np.int32)
+        flat = image.reshape(image.shape[0], -1)
+        np.save(folder / "image.npy", image)
+        np.save(folder / "labels.npy", labels.astype(np.uint8) if labels.max() <= 255 else labels)
+        np.save(folder / "samples.npy", flat[:, _draw(generator, foreground)])
+        np.savez(folder / "coordinates.npz", **cast(dict[str, Any], coordinates))
+        record = {
+            "request": request,
+            "shape": list(image.shape),
+            "spacing": list(self.spacing),
+            "means": flat.mean(axis=1, dtype=np.float64).tolist(),
+            "stds": flat.std(axis=1, dtype=np.float64).tolist(),
+            "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        }
+        (folder / "case.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    def _sweep(self) -> None:
+        """Remove what an interrupted process left behind; younger leftovers may be another process at work."""
+        for path in self.folder.glob(".unfinished-*"):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _unwritable(self, error: OSError) -> DataError:
+        reason = error.strerror or str(error)
+        return DataError(f"{self.folder}: cache cannot be written ({reason}); free space or choose another folder")
+
+
+def _draw(generator: np.random.Generator, indices: NDArray[np.intp]) -> NDArray[np.intp]:
+    """At most `LIMIT` of the indices, drawn without replacement, in ascending order."""
+    return indices if indices.size <= LIMIT else np.sort(generator.choice(indices, LIMIT, replace=False))

@@ -1,0 +1,94 @@
+"""Training patches: which case, where in it, augmented; a patch is a function of seed and index alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from maskmed_zoo.contracts import Size3
+from maskmed_zoo.data import augment
+from maskmed_zoo.data.cache import CachedCase, CaseCache
+from maskmed_zoo.data.dataset import Case
+from maskmed_zoo.data.preprocess import Fingerprint, normalize, schemes
+from maskmed_zoo.recipe.schema import DataRecipe
+
+_STREAMS = {"train": 0, "validation": 1}
+
+
+class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Endless patches by index: image (c d h w) float32 normalised, labels (d h w) int64.
+
+    A share of the patches (`foreground_oversampling`) is centred on a voxel of a random foreground label of the
+    case, the rest lies anywhere; volumes smaller than the patch are padded with 0, the mean after normalisation.
+    """
+
+    def __init__(
+        self,
+        cache: CaseCache,
+        cases: Sequence[Case],
+        recipe: DataRecipe,
+        *,
+        channels: Sequence[str],
+        fingerprint: Fingerprint,
+        seed: int,
+        stream: Literal["train", "validation"],
+    ) -> None:
+        self.cases = [cache.load(case) for case in cases]
+        self.recipe, self.fingerprint = recipe, fingerprint
+        self.schemes = schemes(recipe.normalization, channels)
+        self.seed, self.stream = seed, stream
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self.seed, _STREAMS[self.stream], index])
+        case = self.cases[rng.integers(len(self.cases))]
+        size = self.recipe.patch_size
+        is_training = self.stream == "train"
+        config = self.recipe.augmentation
+        matrix = augment.random_matrix(config, self.recipe.spacing, rng) if is_training else None
+        start = self._start(case, size, rng)
+        source = size if matrix is None else augment.source_size(matrix, size)
+        offset = [s + (n - m) // 2 for s, n, m in zip(start, size, source, strict=True)]
+        inside, padding = window(case.labels.shape, offset, source)
+        raw = np.asarray(case.image[(slice(None), *inside)])
+        normal = normalize(raw, self.schemes, self.fingerprint, means=case.means, stds=case.stds)
+        image = torch.from_numpy(np.pad(normal, [(0, 0), *padding]))
+        labels = torch.from_numpy(np.pad(np.asarray(case.labels[inside]), padding).astype(np.int64))
+        if matrix is not None:
+            image = augment.apply_matrix(image, matrix, size, nearest=False)
+            labels = augment.apply_matrix(labels[None].float(), matrix, size, nearest=True)[0].long()
+        if is_training:
+            image = augment.random_intensity(image, config, rng)
+            image, labels = augment.random_mirror(image, labels, self.recipe.mirror_axes, rng)
+        return image.float().contiguous(), labels.contiguous()
+
+    def _start(self, case: CachedCase, size: Size3, rng: np.random.Generator) -> list[int]:
+        """First voxel of a patch; may be negative where the volume is smaller than the patch."""
+        shape = case.labels.shape
+        low = [min(0, (n - p) // 2) for n, p in zip(shape, size, strict=True)]
+        high = [max(n - p, lo) for n, p, lo in zip(shape, size, low, strict=True)]
+        present = [label for label, places in case.coordinates.items() if len(places)]
+        if present and rng.random() < self.recipe.foreground_oversampling:
+            places = case.coordinates[present[rng.integers(len(present))]]
+            centre = places[rng.integers(len(places))]
+            wanted = [int(c) - p // 2 for c, p in zip(centre, size, strict=True)]
+            return [min(max(w, lo), hi) for w, lo, hi in zip(wanted, low, high, strict=True)]
+        return [int(rng.integers(lo, hi + 1)) for lo, hi in zip(low, high, strict=True)]
+
+
+def window(
+    shape: Sequence[int], start: Sequence[int], size: Sequence[int]
+) -> tuple[tuple[slice, ...], list[tuple[int, int]]]:
+    """The part of a window that lies inside a volume, as slices, and the padding that completes the window."""
+    inside: list[slice] = []
+    padding: list[tuple[int, int]] = []
+    for n, first, length in zip(shape, start, size, strict=True):
+        low, high = min(max(first, 0), n), min(max(first + length, 0), n)
+        inside.append(slice(low, high))
+        before = min(max(-first, 0), length)
+        padding.append((before, length - before - (high - low)))
+    return tuple(inside), padding

@@ -1,0 +1,199 @@
+"""A made-up CT data set in nnU-Net's raw layout: a torso with ten organs, different in every case.
+
+Idea: a real data set has a licence, a download and hours of training; a phantom has none of them and still asks what
+real data ask. Organs are ellipsoids and tubes in a torso of fat, muscle and bowel; each case is the same template under
+a random affine map and a smooth random displacement, then given texture, partial volume and scanner noise. Kidneys and
+lungs come as twins of equal density, shape and texture, so only their place tells left from right; liver, spleen and
+muscle differ by few HU; ribs, hips and heart look like labelled organs but are not.
+
+Source: our own. The HU values are textbook means of an unenhanced CT. It says nothing about clinical performance.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import axcodes2ornt, ornt_transform
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, zoom
+from scipy.spatial.transform import Rotation
+
+from maskmed_zoo.contracts import Size3, Spacing3
+from maskmed_zoo.errors import DataError
+
+Array = NDArray[np.float32]
+
+LABELS = {
+    "background": 0,
+    "liver": 1,
+    "spleen": 2,
+    "kidney_right": 3,
+    "kidney_left": 4,
+    "lung_right": 5,
+    "lung_left": 6,
+    "spine": 7,
+    "aorta": 8,
+    "gallbladder": 9,
+    "bladder": 10,
+}
+ORIENTATIONS = ("RAS", "LPS", "LAS", "RPI", "ASR")
+MIN_VOXELS = 8
+FIELD_MM = (252.0, 238.0, 272.0)
+"""Nominal field of view (z, y, x); the voxel size is this over the shape."""
+
+# Tissue: mean HU, standard deviation of its texture in HU.
+_AIR, _FAT, _MUSCLE, _BONE = (-1000, 0), (-100, 12), (55, 10), (400, 90)
+_LUNG, _KIDNEY = (-800, 40), (35, 9)
+# Label, tissue, centre (z, y, x) mm and radii mm, painted in this order, later over earlier. x grows to the patient's right, y to the front, z upwards.
+_ORGANS = (
+    (5, _LUNG, (104, -4, 50), (50, 52, 36)),  # lung_right
+    (6, _LUNG, (104, -4, -50), (50, 52, 36)),  # lung_left
+    (0, (45, 8), (98, 18, -12), (36, 30, 36)),  # heart
+    (0, _FAT, (-16, -31, 41), (36, 21, 23)),  # fat around the right kidney
+    (0, _FAT, (-10, -31, -41), (36, 21, 23)),  # fat around the left kidney
+    (1, (60, 6), (38, 10, 38), (38, 48, 50)),  # liver
+    (2, (50, 10), (34, -24, -64), (26, 26, 17)),  # spleen
+    (3, _KIDNEY, (-16, -31, 41), (28, 15, 17)),  # kidney_right
+    (4, _KIDNEY, (-10, -31, -41), (28, 15, 17)),  # kidney_left
+    (9, (10, 4), (10, 36, 34), (15, 10, 10)),  # gallbladder
+    (0, _BONE, (-100, -22, 66), (32, 32, 12)),  # hip_right
+    (0, _BONE, (-100, -22, -66), (32, 32, 12)),  # hip_left
+    (10, (5, 4), (-88, 22, 0), (17, 20, 25)),  # bladder
+)
+
+
+def make_phantom_dataset(
+    root: Path,
+    *,
+    cases: int = 20,
+    seed: int = 0,
+    shape: Size3 = (48, 56, 64),
+    test_cases: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write a data set in nnU-Net's raw layout to the empty or new folder `root` and return it.
+
+    `shape` is (z, y, x) in voxels. Case i depends on `seed`, `shape` and i only, so more cases leave the others as they
+    are. One fold in `splits_final.json` keeps a quarter of the cases for validation. `test_cases` more, of other
+    random numbers, go to `imagesTs/` and `labelsTs/`. `progress(done, total)` is called after every case. Raises
+    `DataError` for fewer than two cases or a folder in use.
+    """
+    root = Path(root)
+    if cases < 2 or test_cases < 0:
+        raise DataError(f"a phantom data set needs at least 2 cases and 0 test cases, got {cases} and {test_cases}")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise DataError(f"{root} exists and is not an empty folder; delete it or give another one")
+    done = 0
+    for split, count in (("Tr", cases), ("Ts", test_cases)):
+        for index in range(count):
+            name = f"phantom_{index:03d}" if split == "Tr" else f"phantom_test_{index:03d}"
+            image, labels, spacing = phantom_case(_case_seed(seed, split, index), shape)
+            orientation = ORIENTATIONS[index % len(ORIENTATIONS)]
+            _write(root / f"images{split}" / f"{name}_0000.nii.gz", image, spacing, orientation)
+            _write(root / f"labels{split}" / f"{name}.nii.gz", labels, spacing, orientation)
+            done += 1
+            if progress is not None:
+                progress(done, cases + test_cases)
+    names = [f"phantom_{index:03d}" for index in range(cases)]
+    held_out = names[1::4]
+    splits = [{"train": [name for name in names if name not in held_out], "val": held_out}]
+    description = {
+        "name": "Phantom",
+        "channel_names": {"0": "CT"},
+        "labels": LABELS,
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+    (root / "splits_final.json").write_text(json.dumps(splits, indent=2) + "\n", encoding="utf-8")
+    (root / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return root
+
+
+def phantom_case(seed: int, shape: Size3 = (48, 56, 64)) -> tuple[NDArray[np.int16], NDArray[np.uint8], Spacing3]:
+    """One case: image (z y x) int16 HU and labels (z y x) uint8, both in RAS order, and the spacing (z, y, x) in mm.
+
+    Every label has at least `MIN_VOXELS` voxels. Raises `DataError` where `shape` is too small for that.
+    """
+    for attempt in range(8):
+        rng = np.random.default_rng([seed, attempt])
+        axial, plane = rng.uniform(0.95, 1.05, 2)
+        mm = [field / size for field, size in zip(FIELD_MM, shape, strict=True)]
+        spacing = (float(mm[0] * axial), float(mm[1] * plane), float(mm[2] * plane))
+        labels, mean, deviation = _anatomy(rng, _template_coordinates(rng, shape, spacing))
+        if np.bincount(labels.ravel(), minlength=len(LABELS)).min() >= MIN_VOXELS:
+            return _scan(rng, mean, deviation), labels, spacing
+    raise DataError(f"phantom shape {tuple(shape)} (z, y, x) is too coarse for every organ; try (24, 28, 32) or more")
+
+
+def _case_seed(seed: int, split: str, index: int) -> int:
+    sequence = np.random.SeedSequence(seed, spawn_key=(0 if split == "Tr" else 1, index))
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+def _template_coordinates(rng: np.random.Generator, shape: Size3, spacing: Sequence[float]) -> Array:
+    """(3 z y x) mm: where in the template each voxel lies, after a random affine map and a smooth displacement."""
+    axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing, strict=True)]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"))
+    rotation = Rotation.from_euler("zyx", rng.uniform(-5, 5, 3), degrees=True).as_matrix()
+    scale = rng.uniform(0.91, 1.09) * rng.uniform(0.95, 1.05, 3)
+    shift = rng.uniform(-8, 8, 3)
+    moved = np.einsum("ij,jzyx->izyx", rotation, grid - shift[:, None, None, None]) / scale[:, None, None, None]
+    for axis in range(3):
+        coarse = rng.normal(0, 4, (5, 5, 5))
+        moved[axis] += zoom(coarse, [n / 5 for n in shape], order=3, mode="nearest", grid_mode=True)
+    return moved.astype(np.float32)
+
+
+def _anatomy(rng: np.random.Generator, at: Array) -> tuple[NDArray[np.uint8], Array, Array]:
+    """Labels, mean HU and texture deviation, each (z y x), of the template at coordinates `at` (3 z y x)."""
+    z, y, x = at
+    labels = np.zeros(z.shape, np.uint8)
+    mean = np.full(z.shape, _AIR[0], np.float32)
+    deviation = np.zeros(z.shape, np.float32)
+
+    def paint(where: NDArray[np.bool_], label: int, tissue: tuple[int, int], jitter: float = 0.0) -> None:
+        labels[where] = label
+        mean[where] = tissue[0] + jitter
+        deviation[where] = tissue[1]
+
+    depth = (1 - np.hypot(x / 104, y / 78)) * 85  # mm below the skin, roughly
+    fat = rng.uniform(8, 14)
+    paint(depth > 0, 0, _FAT)
+    paint(depth > fat, 0, _MUSCLE)
+    ribs = (np.sin((z - 0.4 * y) * (2 * np.pi / 24)) > 0.3) & (z > 5) & (np.abs(depth - fat - 5) < 4)
+    paint(ribs, 0, _BONE)
+    inside = depth > fat + 9
+    paint(inside, 0, (-20, 28))  # bowel and the fat between its loops
+    jitter = {tissue: rng.uniform(-3, 3) for _, tissue, _, _ in _ORGANS}  # the same for both twins
+    for label, tissue, centre, radii in _ORGANS:
+        place = np.asarray(centre) + rng.uniform(-4, 4, 3)
+        radius = np.asarray(radii) * rng.uniform(0.92, 1.08, 3)
+        distance = sum(((a - p) / r) ** 2 for a, p, r in zip(at, place, radius, strict=True))
+        paint((distance < 1) & (inside if label else depth > fat), label, tissue, jitter[tissue])
+    paint(np.hypot(x, (y + 46) / 0.85) < 16 + 2 * np.cos(z * (2 * np.pi / 32)), 7, _BONE)
+    paint(np.hypot(x + 8 + 4 * np.sin(z / 60), y + 20) < 9.5 + z / 60, 8, (42, 3))
+    return labels, mean, deviation
+
+
+def _scan(rng: np.random.Generator, mean: Array, deviation: Array) -> NDArray[np.int16]:
+    """(z y x) int16 HU: texture correlated over voxels, partial volume, a shift of the whole case, white noise."""
+    texture = gaussian_filter(rng.standard_normal(mean.shape, np.float32), 1.0)
+    image = gaussian_filter(mean + deviation * texture / texture.std(), 0.55)
+    image = image + rng.uniform(-12, 12) + rng.uniform(8, 16) * rng.standard_normal(mean.shape, np.float32)
+    return np.clip(np.rint(image), -1024, 3071).astype(np.int16)
+
+
+def _write(path: Path, array: NDArray[np.generic], spacing: Spacing3, orientation: str) -> None:
+    """Store a RAS (z y x) array with its axes turned to `orientation`; voxels keep their place in the world."""
+    size = np.asarray(array.shape[::-1])
+    affine = np.diag([*spacing[::-1], 1.0])
+    affine[:3, 3] = -affine.diagonal()[:3] * (size - 1) / 2 + (3.5, -120.0, 410.0)
+    image = nib.Nifti1Image(np.ascontiguousarray(array.transpose()), affine)
+    image.header.set_xyzt_units("mm", "sec")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(orientation))
+    nib.save(image.as_reoriented(turn), path)

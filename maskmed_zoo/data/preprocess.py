@@ -1,0 +1,218 @@
+"""From a canonical array to what a network sees: one voxel spacing, normalised intensities, at least the patch's size.
+
+Source: nnU-Net (Isensee et al., Nat Methods 18, 203, 2021): `resample_data_or_seg`, `CTNormalization`,
+`ZScoreNormalization`. Grids are aligned at voxel edges: the corners of the field of view stay where they are, so a
+resampled axis has the spacing `from * n_from / n_to`, which rounding keeps near the wanted one.
+Deviations: z-scores and CT statistics are those of the resampled image (nnU-Net normalises first); labels are
+interpolated linearly along every axis, whereas nnU-Net takes the nearest slice along a thick axis; there is no crop to
+the non-zero region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import EllipsisType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from maskmed_zoo.errors import DataError
+
+ANISOTROPIC = 3.0
+"""Above this ratio of largest to smallest spacing, the thick axis is not interpolated."""
+TIE = 1e-5
+"""Label scores closer than this are equal, and the higher label wins, as in nnU-Net."""
+
+Scheme = Literal["ct", "zscore"]
+Region = tuple[EllipsisType, slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class IntensityStats:
+    """Foreground intensities of one channel over the training cases, in the image's units (HU for CT)."""
+
+    mean: float
+    std: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+    def to_dict(self) -> dict[str, float]:
+        """The four numbers by name, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> IntensityStats:
+        """The inverse of `to_dict`; raises `DataError` for missing or non-numeric entries."""
+        try:
+            return cls(**{name: float(values[name]) for name in cls.__dataclass_fields__})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"fingerprint: expected numbers {', '.join(cls.__dataclass_fields__)}, got {values}"
+            ) from error
+
+
+Fingerprint = tuple[IntensityStats, ...]
+"""One entry per channel."""
+
+
+def fingerprint(samples: Sequence[NDArray[Any]]) -> Fingerprint:
+    """Statistics per channel over foreground samples (c n) of several cases; `DataError` if there is none at all."""
+    if sum(sample.shape[1] for sample in samples) == 0:
+        raise DataError("fingerprint: no foreground voxel in any training case; check the label maps")
+    stats: list[IntensityStats] = []
+    for values in np.concatenate(samples, axis=1).astype(np.float64):
+        low, high = np.percentile(values, (0.5, 99.5))
+        stats.append(IntensityStats(float(values.mean()), float(values.std()), float(low), float(high)))
+    return tuple(stats)
+
+
+def target_shape(
+    shape: Sequence[int], spacing_from: Sequence[float], spacing_to: Sequence[float]
+) -> tuple[int, int, int]:
+    """Voxels (z, y, x) that cover the field of view of `shape` at another spacing (mm), at least one along each."""
+    z, y, x = (max(1, round(n * a / b)) for n, a, b in zip(shape, spacing_from, spacing_to, strict=True))
+    return z, y, x
+
+
+def resample_image(
+    array: NDArray[Any], spacing_from: Sequence[float], spacing_to: Sequence[float]
+) -> NDArray[np.float32]:
+    """Image (c z y x) at another spacing (z, y, x) mm: cubic spline within each channel's range of values, float32.
+
+    When one axis is more than 3 times as coarse as the finest, before or after, it takes the nearest slice instead.
+    An image whose shape would not change is returned with its values untouched.
+    """
+    image = array.astype(np.float32, copy=False)
+    shape = target_shape(image.shape[1:], spacing_from, spacing_to)
+    if shape == image.shape[1:]:
+        return image
+    thick = _thick_axis(spacing_from, spacing_to)
+    result = np.empty((image.shape[0], *shape), np.float32)
+    for channel, out in zip(image, result, strict=True):
+        if thick is None:
+            _spline(channel, out)
+            continue
+        planes, slices = np.moveaxis(channel, thick, 0), np.moveaxis(out, thick, 0)
+        count, wanted = planes.shape[0], slices.shape[0]
+        nearest = (2 * np.arange(wanted) + 1) * count // (2 * wanted)
+        for index in np.unique(nearest):
+            plane = np.empty(slices.shape[1:], np.float32)
+            _spline(planes[index], plane)
+            slices[nearest == index] = plane
+    return result
+
+
+def resample_labels(array: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+    """Label map (z y x) on a grid of `shape` voxels over the same field of view, of the same dtype.
+
+    Each label's mask is interpolated linearly and the largest score wins, the higher label on a tie, so that no new
+    values arise. Only the best score so far is kept, and each label works inside its bounding box.
+    """
+    if tuple(shape) == array.shape:
+        return array
+    axes = [_linear_weights(n, m) for n, m in zip(array.shape, shape, strict=True)]
+    best = np.zeros(tuple(shape), np.float32)
+    result = np.zeros(tuple(shape), array.dtype)
+    values, inverse = np.unique(array, return_inverse=True)
+    for value, box in zip(values, ndimage.find_objects(inverse.reshape(array.shape) + 1), strict=True):
+        region: list[slice] = []
+        for (low, high, _), bounds in zip(axes, box, strict=True):
+            touched = np.flatnonzero((high >= bounds.start) & (low < bounds.stop))
+            region.append(slice(touched[0], touched[-1] + 1) if touched.size else slice(0, 0))
+        where = tuple(region)
+        if not best[where].size:
+            continue
+        inner = tuple(slice(low[r].min(), high[r].max() + 1) for (low, high, _), r in zip(axes, region, strict=True))
+        score = (array[inner] == value).astype(np.float32)
+        for axis, ((low, high, weight), r, i) in enumerate(zip(axes, region, inner, strict=True)):
+            w = weight[r].reshape([-1 if a == axis else 1 for a in range(3)])
+            score = score.take(low[r] - i.start, axis) * (1 - w) + score.take(high[r] - i.start, axis) * w
+        wins = (score >= best[where] - TIE) & (score > 0)
+        best[where][wins] = score[wins]
+        result[where][wins] = value
+    return result
+
+
+def schemes(normalization: Literal["auto", "ct", "zscore"], channels: Sequence[str]) -> tuple[Scheme, ...]:
+    """One normalisation scheme per channel; 'auto' is 'ct' for a channel named CT in any case, else 'zscore'."""
+    if normalization != "auto":
+        return (normalization,) * len(channels)
+    return tuple("ct" if name.strip().lower() == "ct" else "zscore" for name in channels)
+
+
+def normalize(
+    array: NDArray[Any],
+    schemes: Sequence[Scheme],
+    fingerprint: Fingerprint | None,
+    *,
+    moments: tuple[Sequence[float] | NDArray[Any], Sequence[float] | NDArray[Any]] | None = None,
+) -> NDArray[np.float32]:
+    """Normalised copy of an image (c z y x), float32.
+
+    'ct': clip to the fingerprint's percentiles 0.5 and 99.5, subtract its mean, divide by its standard deviation.
+    'zscore': subtract the mean and divide by the standard deviation of all voxels of the channel; for a patch, give
+    the means (c) and standard deviations (c) of the whole case as `moments`.
+    Raises `DataError` if the fingerprint is missing, or channels do not match.
+    """
+    if len(schemes) != array.shape[0]:
+        raise DataError(f"image has {array.shape[0]} channels, expected {len(schemes)}; check its channel files")
+    if "ct" in schemes and (fingerprint is None or len(fingerprint) != len(schemes)):
+        raise DataError(
+            f"'ct' normalisation needs a fingerprint of {len(schemes)} channels; compute it from training cases"
+        )
+    result = np.empty(array.shape, np.float32)
+    for index, scheme in enumerate(schemes):
+        channel = array[index].astype(np.float32)
+        if scheme == "ct" and fingerprint is not None:
+            stats = fingerprint[index]
+            np.clip(channel, stats.percentile_00_5, stats.percentile_99_5, out=channel)
+            mean, std = stats.mean, stats.std
+        else:
+            mean = float(channel.mean(dtype=np.float64) if moments is None else moments[0][index])
+            std = float(channel.std(dtype=np.float64) if moments is None else moments[1][index])
+        result[index] = (channel - np.float32(mean)) / np.float32(max(std, 1e-8))
+    return result
+
+
+def pad_to(array: NDArray[Any], size: Sequence[int], value: float = 0) -> tuple[NDArray[Any], Region]:
+    """Pad the last three axes to at least `size` voxels, evenly on both sides (an odd voxel goes to the end).
+
+    Returns the padded array, or `array` itself if it is large enough, and the index that takes the original out of it.
+    """
+    missing = [max(0, wanted - n) for n, wanted in zip(array.shape[-3:], size, strict=True)]
+    before = [m // 2 for m in missing]
+    z, y, x = (slice(b, b + n) for b, n in zip(before, array.shape[-3:], strict=True))
+    if any(missing):
+        widths = [(0, 0)] * (array.ndim - 3) + [(b, m - b) for b, m in zip(before, missing, strict=True)]
+        array = np.pad(array, widths, constant_values=value)
+    return array, (..., z, y, x)
+
+
+def _thick_axis(spacing_from: Sequence[float], spacing_to: Sequence[float]) -> int | None:
+    """The coarsest axis of the first spacing that is anisotropic, if it is a single one."""
+    for spacing in (spacing_from, spacing_to):
+        if max(spacing) / min(spacing) > ANISOTROPIC:
+            coarsest = [axis for axis, size in enumerate(spacing) if size == max(spacing)]
+            return coarsest[0] if len(coarsest) == 1 else None
+    return None
+
+
+def _spline(source: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """Cubic spline of `source` on the grid of `out`, clipped to the source's range."""
+    if source.shape == out.shape:
+        out[...] = source
+        return
+    factors = [m / n for m, n in zip(out.shape, source.shape, strict=True)]
+    ndimage.zoom(source, factors, output=out, order=3, mode="nearest", grid_mode=True)
+    np.clip(out, source.min(), source.max(), out=out)
+
+
+def _linear_weights(size: int, wanted: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """For each of `wanted` voxels: its two neighbours among `size`, and the weight of the second."""
+    twice = (2 * np.arange(wanted) + 1) * size - wanted  # position times 2 * wanted, exact
+    position = np.clip(twice / (2 * wanted), 0, size - 1)
+    low = np.floor(position).astype(np.intp)
+    return low, np.minimum(low + 1, size - 1), (position - low).astype(np.float32)

@@ -1,0 +1,55 @@
+"""Settings common to encoders that halve their way down a pyramid: channels, strides and kernels per level."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, PositiveInt, Size3
+
+
+def _triple(value: object) -> object:
+    return (value, value, value) if isinstance(value, int) else value
+
+
+Triple = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(_triple)]
+
+
+class PyramidConfig(ComponentConfig):
+    """Channels, strides and kernels per level; a single number stands for (z, y, x)."""
+
+    channels: tuple[PositiveInt, ...] = Field((32, 64, 128, 256, 320, 320), min_length=2)
+    strides: tuple[Triple, ...] | None = Field(None, description="per level, over the one above; null: 1, then 2")
+    kernels: tuple[Triple, ...] | None = Field(None, description="per level, odd; null: 3")
+    blocks: PositiveInt | tuple[PositiveInt, ...] = Field(2, description="blocks per level, one number or one each")
+
+    @model_validator(mode="after")
+    def _one_per_level(self) -> PyramidConfig:
+        levels = len(self.channels)
+        for name in ("strides", "kernels", "blocks"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != levels:
+                raise ValueError(f"'{name}' has {len(value)} entries for {levels} levels in 'channels'")
+        if any(k % 2 == 0 for kernel in self.kernels or () for k in kernel):
+            raise ValueError("'kernels' must be odd")
+        if self.strides is not None and self.strides[0] != (1, 1, 1):
+            raise ValueError("the first stride must be 1: level 0 has full resolution")
+        return self
+
+    @property
+    def level_strides(self) -> tuple[Size3, ...]:
+        """Stride of each level over the one above."""
+        return self.strides or ((1, 1, 1),) + ((2, 2, 2),) * (len(self.channels) - 1)
+
+    @property
+    def level_kernels(self) -> tuple[Size3, ...]:
+        """Kernel of each level."""
+        return self.kernels or ((3, 3, 3),) * len(self.channels)
+
+    @property
+    def out_spec(self) -> FeatureSpec:
+        """Channels and cumulative strides of the levels."""
+        strides = accumulate(self.level_strides, lambda a, b: (a[0] * b[0], a[1] * b[1], a[2] * b[2]))
+        return FeatureSpec(self.channels, tuple(strides))

@@ -1,0 +1,51 @@
+"""The exception tree: a user's mistake is a `UserError` (exit code 2), anything else a failure (exit code 1).
+
+Every message is one line that says what is wrong, where, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZooError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class UserError(ZooError):
+    """Bad input: a recipe, a name, a file, a data set. The command line prints it and exits with 2."""
+
+
+class RegistryError(UserError):
+    """A name that is unknown, ambiguous, registered twice, or a card that contradicts its code."""
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be read; holds every problem found, one line each."""
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class JointError(UserError):
+    """Two components that do not fit, or an input that does not fit the model."""
+
+
+class DataError(UserError):
+    """A data set, an image or a label map that cannot be used as it is."""
+
+
+class CheckpointError(UserError):
+    """A run folder or a checkpoint that is missing, broken or belongs to another recipe."""
+
+
+class NonFiniteError(ZooError):
+    """NaN or infinity where a number was due; names the tensor."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the known name nearest to `name`, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{matches[0]}'?" if matches else ""

@@ -1,0 +1,52 @@
+"""Probabilities at the network's spacing to a label map at the image's own.
+
+Idea: interpolating probabilities and then taking the largest keeps borders smooth; interpolating labels does not. For
+a hundred labels at full size the probabilities would need tens of gigabytes, so the result is made a few slices at a
+time: trilinear interpolation is linear interpolation along z followed by bilinear interpolation within slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from maskmed_zoo.errors import JointError
+
+CHUNK_ELEMENTS = 2**24
+"""Probabilities held at full size at a time (64 MB); one slice of all labels where that is more."""
+
+
+def probabilities_to_labels(
+    probabilities: Tensor, shape: Sequence[int]
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Label map `shape` (d h w), the most probable label of probabilities (k z y x) resized to it.
+
+    Trilinear with edges aligned (`align_corners=False`), the same as resizing all labels and taking the argmax up to
+    float32 rounding. Values are label indices, uint8 up to 256 labels, else uint16. Extra memory: about three times
+    `CHUNK_ELEMENTS` float32 values, not k volumes of `shape`. Raises `JointError` for a tensor that is not (k z y x).
+    """
+    if probabilities.ndim != 4 or len(shape) != 3:
+        raise JointError(f"expected probabilities (k d h w) and a shape (d h w), got {tuple(probabilities.shape)}")
+    labels, source = probabilities.shape[:2]
+    depth, height, width = (int(n) for n in shape)
+    result = np.empty((depth, height, width), np.uint8 if labels <= 256 else np.uint16)
+    step = max(1, CHUNK_ELEMENTS // (labels * height * width))
+    position = ((torch.arange(depth, dtype=torch.float64) + 0.5) * (source / depth) - 0.5).clamp_(0, source - 1)
+    lower = position.floor().long()
+    upper = (lower + 1).clamp_max(source - 1)
+    fraction = (position - lower).float()
+    with torch.inference_mode():
+        for start in range(0, depth, step):
+            part = slice(start, start + step)
+            below, above = (probabilities[:, index[part].to(probabilities.device)].float() for index in (lower, upper))
+            weight = fraction[part].to(probabilities.device)[None, :, None, None]
+            slices = torch.lerp(below, above, weight).transpose(0, 1)  # (slices k y x)
+            if slices.shape[2:] != (height, width):
+                slices = F.interpolate(slices, size=(height, width), mode="bilinear", align_corners=False)
+            result[part] = slices.argmax(1).cpu().numpy()
+    return result

@@ -1,0 +1,91 @@
+"""Convolution bricks of nnU-Net's networks: convolution → instance norm → leaky ReLU, plain and residual.
+
+Source: nnU-Net v2 (`PlainConvUNet`, `ResidualEncoderUNet`): convolutions with bias, affine instance norm with eps
+1e-5, slope 0.01, He initialisation. Compared in the tests with dynamic-network-architectures' numbers of parameters
+and, through a key map, its outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from maskmed_zoo.contracts import Size3
+
+SLOPE = 0.01
+
+
+def conv3d(in_channels: int, out_channels: int, kernel: Size3, stride: Size3 = (1, 1, 1), *, bias: bool = True) -> nn.Conv3d:
+    """Convolution that keeps the size up to its stride: padding is half the (odd) kernel."""
+    padding = tuple(k // 2 for k in kernel)
+    return nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias)
+
+
+class ConvNormAct(nn.Module):
+    """(b c d h w) → convolution → instance norm → leaky ReLU (left out with `activation=False`)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: Size3, stride: Size3 = (1, 1, 1), *,
+        bias: bool = True, activation: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = conv3d(in_channels, out_channels, kernel, stride, bias=bias)
+        self.norm = InstanceNorm(out_channels)
+        self.activation = nn.LeakyReLU(SLOPE) if activation else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(x)))
+
+
+class InstanceNorm(nn.InstanceNorm3d):
+    """Affine instance norm (eps 1e-5) that also takes maps of a single voxel, whose normalised value is 0."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-5, affine=True)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the base class's name
+        if input.shape[2:].numel() == 1:
+            return torch.zeros_like(input) * self.weight.view(-1, 1, 1, 1) + self.bias.view(-1, 1, 1, 1)
+        return super().forward(input)
+
+
+class ConvStack(nn.Sequential):
+    """`count` ConvNormAct blocks; the first one has the stride."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: Size3, stride: Size3, count: int) -> None:
+        first = ConvNormAct(in_channels, out_channels, kernel, stride)
+        super().__init__(first, *(ConvNormAct(out_channels, out_channels, kernel) for _ in range(count - 1)))
+
+
+class ResidualBlock(nn.Module):
+    """nnU-Net's BasicBlockD: two convolutions, skip by average pooling and 1x1x1 projection where shapes change."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: Size3, stride: Size3 = (1, 1, 1)) -> None:
+        super().__init__()
+        self.conv1 = ConvNormAct(in_channels, out_channels, kernel, stride)
+        self.conv2 = ConvNormAct(out_channels, out_channels, kernel, activation=False)
+        self.activation = nn.LeakyReLU(SLOPE)
+        pool: nn.Module = nn.AvgPool3d(stride, stride) if max(stride) > 1 else nn.Identity()
+        project: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            project = ConvNormAct(in_channels, out_channels, (1, 1, 1), bias=False, activation=False)
+        self.skip = nn.Sequential(pool, project)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.conv2(self.conv1(x)) + self.skip(x))
+
+
+def init_he(module: nn.Module) -> None:
+    """Kaiming-normal weights for leaky ReLU and zero biases in every convolution below `module` (nnU-Net's own)."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv3d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(child.weight, a=1e-2)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+
+
+def per_level(value: Sequence[int] | int, levels: int) -> list[int]:
+    """One number for all levels, or one for each."""
+    return [value] * levels if isinstance(value, int) else list(value)

@@ -1,0 +1,64 @@
+"""Bricks of query heads and necks: multi-head attention in float32, feed-forward, MLP and the masked query block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskmed_zoo.contracts import full_precision
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention; its logits and softmax stay float32 under autocast (MaskMed §3.2, our choice)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        for layer in (self.query, self.key, self.value, self.out):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Query (b n c), key and value (b t c) to (b n c).
+
+        `mask` (b n t): bool, True where a query may look, or float32, added to the attention logits.
+        """
+        with full_precision(query):
+            q, k, v = (
+                layer(x.float() if x.dtype != torch.float64 else x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                for layer, x in ((self.query, query), (self.key, key), (self.value, value))
+            )
+            attended = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.unsqueeze(1))
+            return self.out(attended.transpose(1, 2).flatten(2))
+
+
+def feed_forward(width: int, ratio: int) -> nn.Sequential:
+    """Linear → GELU → Linear with a hidden width of `ratio` x `width`."""
+    return nn.Sequential(nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
+
+
+def mlp(width: int, out: int, layers: int) -> nn.Sequential:
+    """`layers` linear layers with ReLU between them; the output is not activated."""
+    parts: list[nn.Module] = []
+    for _ in range(layers - 1):
+        parts += [nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*parts, nn.Linear(width, out))
+
+
+class QueryBlock(nn.Module):
+    """Post-norm: masked cross-attention → self-attention → feed-forward, each with Add & LN (MaskMed §3.2, Fig. 2b)."""
+
+    def __init__(self, width: int, heads: int, ffn_ratio: int) -> None:
+        super().__init__()
+        self.cross = MultiHeadAttention(width, heads)
+        self.self_attention = MultiHeadAttention(width, heads)
+        self.ffn = feed_forward(width, ffn_ratio)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+
+    def forward(self, queries: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Queries (b n c), key and value (b t c), mask as in `MultiHeadAttention`; returns (b n c)."""
+        queries = self.norms[0](queries + self.cross(queries, key, value, mask))
+        queries = self.norms[1](queries + self.self_attention(queries, queries, queries))
+        return self.norms[2](queries + self.ffn(queries))

@@ -1,0 +1,131 @@
+"""The composed network: encoder → neck → decoder → head, every joint checked from specs before any data flows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from maskmed_zoo import registry
+from maskmed_zoo.contracts import (
+    Component,
+    ComponentConfig,
+    Decoder,
+    Encoder,
+    Head,
+    HeadOutput,
+    Loss,
+    Neck,
+    ParameterGroup,
+    Spacing3,
+)
+from maskmed_zoo.errors import JointError
+from maskmed_zoo.recipe.schema import ModelRecipe
+
+_T = TypeVar("_T", bound=Component)
+PARTS = ("encoder", "neck", "decoder", "head")
+
+
+class SegmentationModel(nn.Module):
+    """Encoder, neck, decoder and head as one network.
+
+    Raises `JointError` if the parts do not fit, and in `forward` if the image does not.
+    """
+
+    def __init__(
+        self, *, encoder: Encoder, neck: Neck, decoder: Decoder, head: Head, in_channels: int, num_classes: int,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if neck.out_spec != encoder.out_spec:
+            raise JointError(
+                f"a neck must keep the encoder's levels: it got {encoder.out_spec} and gives {neck.out_spec}"
+            )
+        if class_names is not None and len(class_names) != num_classes:
+            raise JointError(f"{len(class_names)} class names for {num_classes} classes: {list(class_names)}")
+        self.encoder, self.neck, self.decoder, self.head = encoder, neck, decoder, head
+        self.in_channels, self.num_classes = in_channels, num_classes
+        self.class_names = None if class_names is None else tuple(class_names)
+
+    def forward(self, image: Tensor) -> HeadOutput:
+        """Image (b c d h w), d h w divisible by the encoder's total stride, to the head's output at every stage."""
+        if image.ndim != 5 or image.shape[1] != self.in_channels:
+            raise JointError(
+                f"expected an image (batch, {self.in_channels}, depth, height, width), got {tuple(image.shape)}"
+            )
+        self.encoder.out_spec.check_patch(image.shape[2:])
+        return self.head(self.decoder(self.neck(self.encoder(image))))
+
+    def predict(self, image: Tensor) -> Tensor:
+        """Image (b c d h w) to float32 log-probabilities (b k d h w), normalised over k and floored before the log."""
+        return self(image).log_probabilities()
+
+    def parameter_groups(self) -> dict[ParameterGroup, list[nn.Parameter]]:
+        """Trainable parameters by learning-rate group (MaskMed §4), each parameter in exactly one group.
+
+        The group follows from the component a parameter belongs to, not from its name.
+        """
+        groups: dict[ParameterGroup, list[nn.Parameter]] = {"cnn": [], "transformer": []}
+        for part in self.parts().values():
+            groups[part.parameter_group] += [p for p in part.parameters() if p.requires_grad]
+        grouped = [id(p) for group in groups.values() for p in group]
+        if len(set(grouped)) != len(grouped) or set(grouped) != {id(p) for p in self.parameters() if p.requires_grad}:
+            raise JointError("parameter groups must hold every trainable parameter of the model exactly once")
+        return groups
+
+    def parts(self) -> dict[str, Component]:
+        """Encoder, neck, decoder and head by name."""
+        return {name: getattr(self, name) for name in PARTS}
+
+
+def build_model(
+    recipe: ModelRecipe, *, in_channels: int, num_classes: int, spacing: Spacing3,
+    class_names: Sequence[str] | None = None,
+) -> SegmentationModel:
+    """The network of a recipe; raises `JointError` where two components, or head and loss, do not fit."""
+    check_loss(recipe)
+    encoder = _make(recipe.encoder, Encoder, in_channels=in_channels)
+    neck = _make(recipe.neck, Neck, in_spec=encoder.out_spec, spacing=spacing)
+    decoder = _make(recipe.decoder, Decoder, in_spec=neck.out_spec)
+    head = _make(recipe.head, Head, in_spec=decoder.out_spec, num_classes=num_classes, spacing=spacing)
+    return SegmentationModel(
+        encoder=encoder, neck=neck, decoder=decoder, head=head, in_channels=in_channels, num_classes=num_classes,
+        class_names=class_names,
+    )
+
+
+def build_loss(recipe: ModelRecipe, *, num_classes: int, ignore_label: int | None) -> Loss:
+    """The loss of a recipe."""
+    return _make(recipe.loss, Loss, num_classes=num_classes, ignore_label=ignore_label)
+
+
+def check_loss(recipe: ModelRecipe) -> None:
+    """Raise `JointError` if the loss cannot take what the head gives."""
+    head, loss = _class(recipe.head, Head), _class(recipe.loss, Loss)
+    if head.gives != loss.accepts:
+        fitting = [name for name in registry.names("loss") if registry.component(name).accepts == head.gives]  # pyright: ignore
+        raise JointError(
+            f"loss '{_kind(recipe.loss)}' takes {loss.accepts}, head '{_kind(recipe.head)}' gives {head.gives}; "
+            f"write 'kind: {' or '.join(fitting)}' under model.loss"
+        )
+
+
+def _kind(config: ComponentConfig) -> str:
+    return str(getattr(config, "kind", type(config).__name__))
+
+
+def _class(config: ComponentConfig, base: type[_T]) -> type[_T]:
+    cls = registry.component(_kind(config), base.__name__.lower())
+    if not issubclass(cls, base):
+        raise JointError(f"'{_kind(config)}' is no {base.__name__.lower()}")
+    return cls
+
+
+def _make(config: ComponentConfig, base: type[_T], **context: Any) -> _T:
+    return _class(config, base)(config=config, **context)
+
+
+def count_parameters(parameters: Iterable[nn.Parameter]) -> int:
+    """Number of scalars in the parameters."""
+    return sum(p.numel() for p in parameters)

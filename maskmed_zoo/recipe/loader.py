@@ -1,0 +1,158 @@
+"""From a name or a file to a checked `Recipe`: reading, overriding, and saying what is wrong in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from maskmed_zoo import registry
+from maskmed_zoo.errors import RecipeError, nearest
+from maskmed_zoo.recipe import strict_yaml
+from maskmed_zoo.recipe.schema import Recipe, recipe_type
+from maskmed_zoo.recipe.strict_yaml import Document, KeyPath
+
+
+def recipe_path(name_or_path: str | Path) -> Path:
+    """The file a recipe's name (on a model card) or path stands for.
+
+    Raises `RecipeError` if there is neither.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such recipe file; 'maskmed-zoo list --kind model' names those built in")
+        return path
+    cards = {card.name: card for card in registry.find(kind="model")}
+    name = str(name_or_path)
+    if name not in cards:
+        hint = nearest(name, cards)
+        raise RecipeError(f"no recipe named '{name}'{hint}; 'maskmed-zoo list --kind model' names them, or give a .yaml")
+    return registry.data_folder("recipes") / str(cards[name].facts["recipe"])
+
+
+def load_recipe(source: str | Path | Recipe, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read and check a recipe, given by name, path or as one already loaded.
+
+    `overrides` are `"a.b=value"` texts (the value is YAML) or a mapping from `a.b` to plain values. Setting a
+    component's `kind` to another one drops the settings of the old one. Raises `RecipeError` holding every problem, each with
+    file:line:col, the key, and the nearest name.
+    """
+    if isinstance(source, Recipe):
+        document = Document("", "recipe")
+        document.data = source.model_dump(mode="json")
+    else:
+        document = strict_yaml.read(recipe_path(source))
+    if not isinstance(document.data, dict):
+        raise RecipeError(f"{document.source}:1:1: a recipe is a mapping with schema_version, name, model, …")
+    for key, value, text in _parse_overrides(overrides):
+        _override(document, key, value, text)
+    try:
+        return recipe_type().model_validate(document.data)
+    except ValidationError as error:
+        raise RecipeError([_problem(document, dict(e)) for e in error.errors()]) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML text: every default written out."""
+    return strict_yaml.dump(recipe.model_dump(mode="json"))
+
+
+def _parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[KeyPath, Any, str]]:
+    if isinstance(overrides, Mapping):
+        return [(tuple(key.split(".")), value, f"override {key}") for key, value in overrides.items()]
+    parsed: list[tuple[KeyPath, Any, str]] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise RecipeError(f"--set {text}: expected key.key=value, for example --set train.epochs=10")
+        parsed.append((tuple(key.split(".")), Document(value, f"--set {key}").data, f"--set {text}"))
+    return parsed
+
+
+def _override(document: Document, path: KeyPath, value: Any, text: str) -> None:
+    target = document.data
+    for depth, key in enumerate(path[:-1]):
+        if target.get(key) is None:
+            target[key] = {}
+            document.places[path[: depth + 1]] = text
+        target = target[key]
+        if not isinstance(target, dict):
+            raise RecipeError(f"{text}: '{'.'.join(map(str, path[: depth + 1]))}' is a value, it has no keys inside")
+    if path[-1] == "kind" and len(path) == 3 and path[0] == "model" and target.get("kind") != value:
+        target.clear()
+    target[path[-1]] = value
+    document.places = {known: place for known, place in document.places.items() if known[: len(path)] != path}
+    document.places[path] = text
+
+
+def _problem(document: Document, error: dict[str, Any]) -> str:
+    """One line for one pydantic error."""
+    path = _data_path(document.data, error["loc"])
+    key = ".".join(map(str, path))
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = _known_keys(document.data, path[:-1])
+        message = "unknown key" + (nearest(str(path[-1]), known) or f" (known: {', '.join(known)})")
+    elif kind == "missing":
+        message = "is missing"
+    elif kind in ("union_tag_invalid", "literal_error"):
+        got = context["tag"] if kind == "union_tag_invalid" else error["input"]
+        known = [name.strip().strip("'") for name in _choices(str(context.get("expected_tags", context.get("expected"))))]
+        key = f"{key}.kind" if kind == "union_tag_invalid" else key
+        message = f"'{got}' is not one of {', '.join(known)}{nearest(str(got), known)}"
+    elif kind == "union_tag_not_found":
+        message = "needs a 'kind'"
+    else:
+        text = error["msg"].removeprefix("Value error, ")
+        message = text[:1].lower() + text[1:] + _got(error)
+    return f"{document.place(path)}: {key}: {message}" if key else f"{document.place(path)}: {message}"
+
+
+def _got(error: dict[str, Any]) -> str:
+    return "" if error["type"] == "value_error" else f", got {error['input']!r}"
+
+
+def _choices(text: str) -> list[str]:
+    return text.replace(" or ", ", ").split(", ")
+
+
+def _data_path(data: Any, loc: Sequence[str | int]) -> KeyPath:
+    """The error's location in the data: without the tags of unions that pydantic puts in between."""
+    path: list[str | int] = []
+    for index, step in enumerate(loc):
+        is_last = index == len(loc) - 1
+        if isinstance(data, dict) and step in data:
+            data = data[step]
+        elif isinstance(data, list) and isinstance(step, int) and step < len(data):
+            data = data[step]
+        elif isinstance(data, dict) and data.get("kind") == step and not is_last:
+            continue
+        elif isinstance(data, dict) and is_last and data.get("kind") != step:
+            path.append(step)  # a missing key
+            break
+        else:
+            continue
+        path.append(step)
+    return tuple(path)
+
+
+def _known_keys(data: Any, path: KeyPath) -> list[str]:
+    """Keys that the section or component at `path` may have."""
+    model: Any = recipe_type()
+    for step in path:
+        data = data[step]
+        candidates = _models(model.model_fields[step].annotation)
+        fitting = [m for m in candidates if len(candidates) == 1 or m.model_fields["kind"].default == data.get("kind")]
+        model = fitting[0]
+    return sorted(model.model_fields)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models in an annotation."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return [m for part in get_args(annotation) for m in _models(part)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

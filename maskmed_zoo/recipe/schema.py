@@ -1,0 +1,164 @@
+"""The recipe as types: what a YAML recipe may say, with every default in one place.
+
+`Recipe` is the static type the rest of the package works with. The component slots of `Recipe.model` are narrowed
+to unions over all registered configs, discriminated by `kind`, by `recipe_type()`, because which components there
+are is known only once the registry has been read.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, create_model, field_validator
+
+from maskmed_zoo import registry
+from maskmed_zoo.contracts import ComponentConfig, PositiveInt
+
+Axis = Literal["z", "y", "x"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Range = tuple[PositiveFloat, PositiveFloat]
+PatchSize = tuple[PositiveInt, PositiveInt, PositiveInt]
+Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Augmentation(_Section):
+    """Random changes to training patches; each probability is per patch."""
+
+    spatial_probability: Probability = Field(0.2, description="rotate and scale a patch with this probability")
+    rotation: float = Field(30.0, ge=0, le=180, description="largest rotation about each axis, degrees")
+    scale: Range = Field((0.7, 1.4), description="smallest and largest zoom")
+    intensity_probability: Probability = Field(
+        0.15, description="probability of each of noise, blur, brightness, contrast, low resolution and gamma"
+    )
+
+
+class DataRecipe(_Section):
+    """What the network sees: channels, labels, spacing, patches and how they are drawn."""
+
+    channels: tuple[str, ...] | None = Field(
+        None, min_length=1, description="input channels in file order (_0000, _0001, …); null: the data set's"
+    )
+    labels: dict[str, int] | None = Field(
+        None, description="label name to value, background 0, optionally 'ignore'; null: the data set's"
+    )
+    spacing: Spacing = Field(description="voxel size the network works at, mm, (z, y, x)")
+    patch_size: PatchSize = Field(description="training and inference window, voxels, (z, y, x)")
+    normalization: Literal["auto", "ct", "zscore"] = Field(
+        "auto", description="auto: 'ct' for channels named CT (clip and z-score by the fingerprint), else per case"
+    )
+    foreground_oversampling: Probability = Field(0.33, description="share of patches centred on a foreground voxel")
+    mirror_axes: tuple[Axis, ...] = Field((), description="axes flipped at random in training; x is left-right")
+    augmentation: Augmentation = Augmentation()
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_consecutive(cls, labels: dict[str, int] | None) -> dict[str, int] | None:
+        check_labels(labels)
+        return labels
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of labels, background counted and 'ignore' not; None where the data set decides."""
+        return None if self.labels is None else len(class_names(self.labels))
+
+
+class Optimizer(_Section):
+    """Two parameter groups: CNN (encoder, decoder) at `lr`, Transformer (neck, query head) at `lr` times a scale."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = Field(1e-3, description="base rate of the CNN group")
+    transformer_scale: PositiveFloat = Field(0.1, description="base rate of the Transformer group over `lr`")
+    weight_decay: float = Field(3e-5, ge=0)
+    momentum: float = Field(0.99, ge=0, lt=1, description="SGD only, Nesterov")
+    warmup_iterations: int = Field(0, ge=0, description="linear warm-up from zero")
+    poly_power: PositiveFloat = Field(0.9, description="rate x (1 - progress) ** power, for each group's own base rate")
+    gradient_clip: PositiveFloat = Field(12.0, description="largest gradient norm")
+
+
+class TrainRecipe(_Section):
+    """Length, batch and optimisation of one training run."""
+
+    epochs: PositiveInt = 1000
+    iterations_per_epoch: PositiveInt = 250
+    batch_size: PositiveInt = 2
+    validation_iterations: int = Field(50, ge=0, description="validation patches batches per validated epoch")
+    validate_every: PositiveInt = Field(1, description="epochs between validations on patches")
+    optimizer: Optimizer = Optimizer()
+    amp: Literal["auto", "off", "bf16", "fp16"] = Field("auto", description="auto: where the device has it (CUDA)")
+    seed: int = Field(0, ge=0)
+
+    @property
+    def iterations(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.epochs * self.iterations_per_epoch
+
+
+class InferenceRecipe(_Section):
+    """Sliding-window prediction."""
+
+    overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that its neighbour covers again")
+    batch_size: PositiveInt = Field(1, description="windows per forward pass")
+
+
+class ModelRecipe(_Section):
+    """The five components; each is chosen by its `kind`."""
+
+    encoder: SerializeAsAny[ComponentConfig]
+    neck: SerializeAsAny[ComponentConfig]
+    decoder: SerializeAsAny[ComponentConfig]
+    head: SerializeAsAny[ComponentConfig]
+    loss: SerializeAsAny[ComponentConfig]
+
+
+class Recipe(_Section):
+    """A whole experiment: the model, its data, its training and its inference."""
+
+    schema_version: Literal[1] = Field(description="version of this format")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    model: ModelRecipe
+    data: DataRecipe
+    train: TrainRecipe
+    inference: InferenceRecipe
+
+
+@cache
+def _recipe_type(_version: int) -> type[Recipe]:
+    slots: dict[str, Any] = {}
+    for kind in registry.COMPONENT_KINDS:
+        configs = tuple(registry.component(name, kind).Config for name in registry.names(kind))
+        union: Any = configs[0]
+        for config in configs[1:]:
+            union = union | config
+        slots[kind] = (Annotated[union, Field(discriminator="kind")] if len(configs) > 1 else union, ...)
+    model = create_model("ModelRecipe", __base__=ModelRecipe, __doc__=ModelRecipe.__doc__, **slots)
+    return create_model("Recipe", __base__=Recipe, __doc__=Recipe.__doc__, model=(model, ...))
+
+
+def recipe_type() -> type[Recipe]:
+    """`Recipe` with its component slots narrowed to what is registered now (imports every component)."""
+    return _recipe_type(registry.version())
+
+
+def class_names(labels: dict[str, int]) -> list[str]:
+    """Label names in the order of their values, 'ignore' left out."""
+    return [name for name, _ in sorted(labels.items(), key=lambda item: item[1]) if name != "ignore"]
+
+
+def check_labels(labels: dict[str, int] | None) -> None:
+    """Raise `ValueError` unless label values are 0 = background, 1, 2, …, with 'ignore', if any, the highest."""
+    if labels is None:
+        return
+    if labels.get("background") != 0:
+        raise ValueError("labels need 'background: 0'")
+    if sorted(labels.values()) != list(range(len(labels))):
+        raise ValueError(f"label values must be 0, 1, 2, … without gaps or repeats, got {sorted(labels.values())}")
+    if "ignore" in labels and labels["ignore"] != len(labels) - 1:
+        raise ValueError("the 'ignore' label must have the highest value")
+    if len(class_names(labels)) < 2:
+        raise ValueError("labels need at least one foreground label")

@@ -1,0 +1,112 @@
+"""YAML without traps, and with the place of every value.
+
+Scalars follow the YAML 1.2 core schema: `3e-4` is a number, `no` and `1:30` are strings. Duplicate keys, keys that are
+not strings, tags, and merge keys are refused, all of them at once, with file, line and column.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maskmed_zoo.errors import RecipeError
+
+KeyPath = tuple[str | int, ...]
+_INT = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_CONSTANTS = {"": None, "~": None, "null": None, "true": True, "True": True, "false": False, "False": False}
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp", "value")}
+
+
+class Document:
+    """Plain data read from YAML text, and where each value of it stands."""
+
+    def __init__(self, text: str, source: str) -> None:
+        self.source = source
+        self.problems: list[str] = []
+        self.places: dict[KeyPath, str] = {(): f"{source}:1:1"}
+        try:
+            node = yaml.compose(text, yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            place = _place(source, mark) if mark else source
+            raise RecipeError(f"{place}: not valid YAML: {error.problem or error.context}") from error
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+        self.data: Any = None if node is None else self._value(node, ())
+        if self.problems:
+            raise RecipeError(self.problems)
+
+    def place(self, path: KeyPath) -> str:
+        """`file:line:col` of the value at `path`, or of the nearest thing around it."""
+        while path not in self.places:
+            path = path[:-1]
+        return self.places[path]
+
+    def _value(self, node: yaml.Node, path: KeyPath) -> Any:
+        self.places.setdefault(path, _place(self.source, node.start_mark))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(child, (*path, index)) for index, child in enumerate(node.value)]
+        if node.tag not in _PLAIN_TAGS:
+            self.problems.append(f"{_place(self.source, node.start_mark)}: tag '{node.tag}' is not allowed here")
+        return scalar(node.value) if isinstance(node, yaml.ScalarNode) and node.style is None else node.value
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, child in node.value:
+            place = _place(self.source, key_node.start_mark)
+            is_text = isinstance(key_node, yaml.ScalarNode)
+            key = key_node.value if is_text else "?"
+            if not is_text or (key_node.style is None and not isinstance(scalar(key), str)):
+                self.problems.append(f"{place}: key '{key}' must be text; put it in quotes")
+            elif key in result:
+                first = self.places[(*path, key)].removeprefix(f"{self.source}:")
+                self.problems.append(f"{place}: duplicate key '{key}', first given at {first}; remove one")
+            else:
+                self.places[(*path, key)] = place
+                result[key] = self._value(child, (*path, key))
+        return result
+
+
+def scalar(text: str) -> str | int | float | bool | None:
+    """The value of an unquoted scalar."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if _INT.fullmatch(text):
+        return int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def read(path: Path) -> Document:
+    """The YAML file at `path`; raises `RecipeError` with file:line:col for every problem in it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise RecipeError(f"{path}: cannot be read: {reason}; give the path of a recipe (.yaml)") from error
+    return Document(text, str(path))
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, None if isinstance(scalar(value), str) else "'")
+
+
+_Dumper.add_representer(str, _text)
+
+
+def dump(data: Any) -> str:
+    """YAML text that `Document` reads back as the same data."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+
+
+def _place(source: str, mark: Any) -> str:
+    return f"{source}:{mark.line + 1}:{mark.column + 1}"

@@ -1,0 +1,173 @@
+"""One picture of image, reference and prediction side by side, for the eye of a physician.
+
+Conventions: arrays are (z y x) in RAS order. Pictures are radiological: seen from the patient's feet or front, the
+patient's right on the left; front or head at the top. Voxels keep their proportions in millimetres.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskmed_zoo.contracts import Spacing3
+from maskmed_zoo.errors import DataError, UserError
+
+Array = NDArray[Any]
+PANEL_WIDTH = 3.0
+"""Width of a panel in inches."""
+
+_FIRST_COLOURS = (
+    *("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4", "#f032e6", "#bfef45", "#9a6324", "#fabed4"),
+    *("#469990", "#dcbeff", "#aaffc3", "#808000", "#ffd8b1", "#911eb4"),
+)
+
+
+def comparison_figure(
+    path: Path,
+    rows: Sequence[tuple[str, Array, Array | None, Array]],
+    label_names: Sequence[str],
+    spacing: Spacing3,
+    window: tuple[float, float] | None = None,
+) -> Path:
+    """Write a PNG with two rows per case, an axial and a coronal slice, of image, reference and prediction.
+
+    `rows` holds (name, image, reference or None, prediction), arrays (z y x) in RAS order with label maps of integers;
+    `label_names` name the values 0, 1, 2, … ('background' may be left out); `spacing` is (z, y, x) in mm for all rows;
+    `window` is the (lowest, highest) intensity shown, such as (-160, 240) HU, else the 1st and 99th percentile. Shown
+    are the axial slice with most foreground and the coronal slice with most labels, by the reference where there is
+    one. Raises `DataError` for no rows or unequal shapes, `UserError` without matplotlib.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError as error:
+        raise UserError('pictures need matplotlib: pip install "maskmed-zoo[report]"') from error
+    if not rows:
+        raise DataError("no case to draw")
+    for name, image, reference, prediction in rows:
+        if any(a is not None and (a.ndim != 3 or a.shape != image.shape) for a in (image, reference, prediction)):
+            raise DataError(f"case '{name}': image, reference and prediction must be 3-D (z y x) of one shape")
+    names = list(label_names) if label_names[:1] == ["background"] else ["background", *label_names]
+    colours = label_colours(len(names))
+
+    views = [view for row in rows for view in _views(row, spacing)]
+    columns = ["image", "reference", "prediction"]
+    if all(reference is None for _, _, reference, _ in rows):
+        columns.remove("reference")
+    widest = max(view["extent"][0] for view in views)
+    heights = [PANEL_WIDTH * view["extent"][1] / widest for view in views]
+    shown = sorted({int(v) for view in views for a in view["labels"].values() for v in np.unique(a)} - {0})
+    entries = [(names[value] if value < len(names) else f"label {value}", colours[value % len(colours)]) for value in shown]
+
+    gap, left, top = 0.08, 0.35, 0.35
+    width = left + len(columns) * (PANEL_WIDTH + gap)
+    per_row = max(1, int(width // (0.45 + 0.085 * max((len(text) for text, _ in entries), default=1))))
+    legend = 0.24 * -(-len(entries) // per_row)
+    bottom = 0.75 + legend
+    height = top + sum(heights) + gap * len(heights) + bottom
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+
+    edge = height - top
+    for index, (view, panel) in enumerate(zip(views, heights, strict=True)):
+        edge -= panel + gap
+        for column, title in enumerate(columns):
+            box = (left + column * (PANEL_WIDTH + gap), edge, PANEL_WIDTH, panel)
+            axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
+            _draw(axes, view, title, window, colours)
+            if index == 0:
+                axes.set_title(title, fontsize=11, pad=5)
+            if column == 0:
+                axes.set_ylabel(f"{view['case']}\n{view['title']}", fontsize=8, labelpad=4)
+    figure.legend(
+        handles=[Patch(facecolor=colour, edgecolor="0.3", linewidth=0.5, label=text) for text, colour in entries],
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.55 / height),
+        ncols=min(per_row, max(1, len(entries))),
+        fontsize=8,
+        frameon=False,
+        borderaxespad=0,
+        handlelength=1.2,
+    )
+    shown_range = "1st to 99th percentile" if window is None else f"{window[0]:g} to {window[1]:g}"
+    caption = "Radiological convention: the patient's right (R) is on the left of every picture."
+    figure.text(0.5, 0.3 / height, caption, ha="center", fontsize=8)
+    caption = f"Axial slices seen from the feet, coronal slices from the front. Grey levels: {shown_range}."
+    figure.text(0.5, 0.12 / height, caption, ha="center", fontsize=8)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, format="png")
+    return Path(path)
+
+
+def label_colours(count: int) -> list[str]:
+    """`count` hex colours, the first (background) black; hand-picked up to 16 labels, then spread around the circle."""
+    colours = ["#000000", *_FIRST_COLOURS][:count]
+    for index in range(len(colours), count):
+        rgb = colorsys.hsv_to_rgb(index * 0.618034 % 1, (1.0, 0.55)[index % 2], (0.95, 0.7, 0.85)[index % 3])
+        colours.append("#" + "".join(f"{round(255 * part):02x}" for part in rgb))
+    return colours
+
+
+def chosen_slices(labels: Array) -> tuple[int, int]:
+    """Index z of the axial slice of (z y x) with most foreground, y of the coronal one with most labels.
+
+    Equal numbers of labels are decided by foreground; without any foreground both are the middle.
+    """
+    foreground = labels > 0
+    if not foreground.any():
+        return labels.shape[0] // 2, labels.shape[1] // 2
+    kinds = [len(np.unique(labels[:, y])) for y in range(labels.shape[1])]
+    area = foreground.sum((0, 2))
+    return int(foreground.sum((1, 2)).argmax()), max(range(len(kinds)), key=lambda y: (kinds[y], area[y]))
+
+
+def _views(row: tuple[str, Array, Array | None, Array], spacing: Spacing3) -> list[dict[str, Any]]:
+    """The axial and the coronal view of a case: 2-D arrays as drawn, first row at the top, and their extent in mm."""
+    name, image, reference, prediction = row
+    z, y = chosen_slices(prediction if reference is None else reference)
+    views: list[dict[str, Any]] = []
+    for title, cut, mm in ((f"axial z = {z}", np.s_[z], spacing[1]), (f"coronal y = {y}", np.s_[:, y], spacing[0])):
+        labels = {"prediction": prediction} | ({} if reference is None else {"reference": reference})
+        picture = image[cut][::-1, ::-1]
+        views.append(
+            {
+                "case": name,
+                "title": title,
+                "image": picture,
+                "labels": {key: value[cut][::-1, ::-1] for key, value in labels.items()},
+                "extent": (picture.shape[1] * spacing[2], picture.shape[0] * mm),
+                "limits": np.percentile(image, (1, 99)).tolist(),
+            }
+        )
+    return views
+
+
+def _draw(axes: Any, view: dict[str, Any], column: str, window: tuple[float, float] | None, colours: list[str]) -> None:
+    """Fill one panel: the grey slice, its labels half transparent with opaque borders, and the letters of the sides."""
+    from matplotlib.colors import to_rgb
+
+    low, high = window or view["limits"]
+    extent = (0, view["extent"][0], 0, view["extent"][1])
+    axes.set(xticks=[], yticks=[], facecolor="black")
+    if column != "image" and column not in view["labels"]:
+        axes.text(0.5, 0.5, f"no {column}", color="white", ha="center", va="center", transform=axes.transAxes)
+        return
+    grey = view["image"]
+    axes.imshow(grey, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear", aspect="equal")
+    if column != "image":
+        labels = view["labels"][column]
+        padded = np.pad(labels, 1, mode="edge")
+        neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+        border = np.any([labels != neighbour for neighbour in neighbours], axis=0)
+        palette = np.array([to_rgb(colour) for colour in colours])
+        opacity = np.where(labels > 0, np.where(border, 0.85, 0.45), 0.0)
+        overlay = np.dstack([palette[labels.astype(np.int64) % len(palette)], opacity])
+        axes.imshow(overlay, extent=extent, interpolation="nearest", aspect="equal")
+    for x, letter in ((0.03, "R"), (0.97, "L")):
+        axes.text(x, 0.5, letter, color="white", fontsize=9, ha="center", va="center", transform=axes.transAxes)

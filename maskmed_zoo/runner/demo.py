@@ -1,0 +1,54 @@
+"""The demonstration: phantoms, a short training, scores on phantoms never seen, and a picture."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from maskmed_zoo.data.nifti import read_image, read_labels
+from maskmed_zoo.data.phantom import make_phantom_dataset
+from maskmed_zoo.errors import DataError
+from maskmed_zoo.evaluation.aggregate import evaluate_folders
+from maskmed_zoo.recipe import load_recipe
+from maskmed_zoo.recipe.schema import class_names
+from maskmed_zoo.report.figure import comparison_figure
+from maskmed_zoo.runner.display import Display
+from maskmed_zoo.runner.predict import predict
+from maskmed_zoo.runner.train import train
+
+MARK = "made_by_maskmed_zoo_demo"
+RECIPE = "maskmed_phantom"
+CASES, TEST_CASES = 24, 8
+
+
+def demo(out: Path, *, device: str | None = None, display: Display | None = None) -> tuple[dict[str, Any], Path]:
+    """Run the demonstration in `out`, replacing an earlier one there; returns the test scores and the picture.
+
+    Raises `DataError` if `out` exists and is not from an earlier demonstration.
+    """
+    display = display or Display()
+    mark = out / MARK
+    if out.exists() and not mark.exists():
+        raise DataError(f"{out}: exists and is not from an earlier demo; give another folder with --out")
+    if out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    mark.touch()
+    with display.task("making phantoms") as progress:
+        data = make_phantom_dataset(out / "Dataset900_Phantom", cases=CASES, test_cases=TEST_CASES, progress=progress)
+    run = train(load_recipe(RECIPE), data=data, out=out / "run", device=device, display=display)
+    predictions = out / "predictions"
+    predict(run, [data / "imagesTs"], predictions, device=device, display=display)
+    scores = evaluate_folders(predictions, data / "labelsTs")
+    names = sorted(path.name.removesuffix(".nii.gz") for path in predictions.glob("*.nii.gz"))[:2]
+    volumes = [(name, read_image(data / "imagesTs" / f"{name}_0000.nii.gz")) for name in names]
+    rows = [
+        (name, volume.array, read_labels(data / "labelsTs" / f"{name}.nii.gz").array,
+         read_labels(predictions / f"{name}.nii.gz").array)
+        for name, volume in volumes
+    ]
+    picture = out / "demo.png"
+    labels = run.recipe().data.labels or {}
+    comparison_figure(picture, rows, class_names(labels), volumes[0][1].spacing, window=(-200.0, 300.0))
+    return scores, picture

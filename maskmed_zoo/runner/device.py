@@ -1,0 +1,38 @@
+"""Which device, which precision, how many workers."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from maskmed_zoo.errors import UserError
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The named device, or the first CUDA device, or the CPU. Raises `UserError` if it is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"device '{name}' cannot be used ({reason}); use cpu, cuda, cuda:1, … or mps") from error
+    return device
+
+
+def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """The low precision of a recipe's `amp` on a device, or None for float32."""
+    if amp == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
+def pick_workers(workers: int | None, device: torch.device) -> int:
+    """Loader processes: none on the CPU, where they would take the network's cores, else up to eight."""
+    if workers is not None:
+        return workers
+    return 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 2) - 1))

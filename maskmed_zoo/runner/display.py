@@ -1,0 +1,65 @@
+"""What a person sees while work goes on: bars with time left on a terminal, one line per step elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Display:
+    """Progress on a rich console (standard error by default)."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def task(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """Progress of `title`; the function given takes (done, total)."""
+        with self._bars() as bars:
+            task = bars.add_task(title, total=None)
+
+            def show(done: int, total: int) -> None:
+                bars.update(task, completed=done, total=total)
+                if done == total and not self.console.is_terminal:
+                    self.say(f"{title}: {total}")
+
+            yield show
+
+    @contextmanager
+    def training(self, total: int, done: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Progress of training in epochs; the function given takes an epoch's row of metrics."""
+        start, first = time.perf_counter(), done
+        with self._bars() as bars:
+            task = bars.add_task("training", total=total, completed=done)
+
+            def show(row: dict[str, Any]) -> None:
+                finished = row["epoch"] + 1
+                bars.update(task, completed=finished, description=_summary(row))
+                if not self.console.is_terminal:
+                    left = (time.perf_counter() - start) / (finished - first) * (total - finished)
+                    self.say(f"epoch {finished}/{total}  {_summary(row)}  {row['seconds']:.1f} s  left {_clock(left)}")
+
+            yield show
+
+    def _bars(self) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        return Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+
+
+def _summary(row: dict[str, Any]) -> str:
+    dice = f"  validation Dice {row['validation_dice']:.3f}" if "validation_dice" in row else ""
+    return f"loss {row['loss']:.3f}{dice}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

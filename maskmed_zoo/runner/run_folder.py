@@ -1,0 +1,159 @@
+"""A run on disk: `recipe.yaml, manifest.json, metrics.csv, weights_*.safetensors, state_last.pt, evaluation.json,
+predictions/`. Files are replaced as a whole, so a killed run leaves the last complete one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from maskmed_zoo.errors import CheckpointError, nearest
+from maskmed_zoo.model import SegmentationModel
+from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
+
+Which = Literal["best", "last"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and files of one run (one recipe, one data set, one fold)."""
+
+    path: Path
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def state_file(self) -> Path:
+        return self.path / "state_last.pt"
+
+    @property
+    def evaluation_file(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions"
+
+    def weights_file(self, which: Which) -> Path:
+        return self.path / f"weights_{which}.safetensors"
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.recipe_file.is_file()
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe; raises `CheckpointError` where there is no run."""
+        if not self.exists():
+            raise CheckpointError(f"{self.path}: no run here (no recipe.yaml); give the --out folder of 'train'")
+        return load_recipe(self.recipe_file)
+
+    def manifest(self) -> dict[str, Any]:
+        """What the run was made from; raises `CheckpointError` if it is missing or broken."""
+        try:
+            return json.loads(self.manifest_file.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{self.manifest_file}: cannot be read ({error}); train the run again") from error
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.recipe_file, lambda p: p.write_text(dump_recipe(recipe), encoding="utf-8"))
+
+    def write_json(self, path: Path, content: dict[str, Any]) -> None:
+        text = json.dumps(content, indent=1, allow_nan=False)
+        write_atomically(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+
+    def save_weights(self, model: SegmentationModel, which: Which, recipe: Recipe) -> None:
+        """Weights with the recipe's fingerprint and the class names in the header."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        header = {"network": network_hash(recipe), "class_names": json.dumps(model.class_names), "recipe": recipe.name}
+        write_atomically(self.weights_file(which), lambda p: save_file(tensors, p, header))
+
+    def load_weights(self, model: SegmentationModel, which: Which, recipe: Recipe) -> str:
+        """Load strictly into `model`, return the file's sha256; raises `CheckpointError` for another recipe's weights."""
+        path = self.weights_file(which)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no weights here; the run has not finished an epoch yet")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); train or copy it again") from error
+        if header.get("network") != network_hash(recipe):
+            raise CheckpointError(
+                f"{path}: weights of another recipe ('{header.get('recipe', 'unknown')}'): model or data sections differ "
+                f"from {self.recipe_file}; use the recipe they were trained with"
+            )
+        check_state(model, tensors, path)
+        model.load_state_dict(tensors)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_state(model: SegmentationModel, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Raise `CheckpointError` unless names and shapes are those of the model."""
+    own = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    given = {name: tuple(t.shape) for name, t in tensors.items()}
+    for name in [*own, *given]:
+        if own.get(name) != given.get(name):
+            hint = nearest(name, own) if name not in own else ""
+            raise CheckpointError(
+                f"{path}: does not fit the recipe's model: '{name}' is {given.get(name, 'missing')} in the file and "
+                f"{own.get(name, 'missing')} in the model{hint}"
+            )
+
+
+def network_hash(recipe: Recipe) -> str:
+    """Fingerprint of what decides whether weights fit: the model and what the network sees."""
+    data = recipe.data.model_dump(mode="json", include={"channels", "labels", "spacing", "normalization"})
+    content = {"model": recipe.model.model_dump(mode="json"), "data": data}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, for the manifest."""
+    import monai
+    import numpy as np
+
+    from maskmed_zoo import __version__
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "maskmed_zoo": __version__, "python": platform.python_version(), "torch": torch.__version__,
+        "monai": monai.__version__, "numpy": np.__version__, "platform": platform.platform(), "device": str(device),
+        "device_name": name, "threads": torch.get_num_threads(),
+    }
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
