@@ -19,6 +19,7 @@ import json
 import shutil
 import tempfile
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -109,7 +110,7 @@ class CaseCache:
             means, stds = np.array(record["means"]), np.array(record["stds"])
         except FileNotFoundError as error:
             raise DataError(f"{folder}: case '{case.identifier}' is not in the cache; prepare it first") from error
-        except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DataError(f"{folder}: damaged cache entry ({error}); delete this folder and prepare again") from error
         return CachedCase(case.identifier, image, labels, coordinates, samples, means, stds)
 

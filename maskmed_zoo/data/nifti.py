@@ -10,6 +10,7 @@ label maps are always written as NIfTI-1 (an affine read from NIfTI-2 is rounded
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
 import os
@@ -174,7 +175,8 @@ def write_labels(path: str | Path, array_zyx: NDArray[Any], geometry: Geometry) 
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}); check the folder") from error
     finally:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def check_same_geometry(image: Volume, label: Volume) -> None:

@@ -55,7 +55,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         offset = [s + (n - m) // 2 for s, n, m in zip(start, size, source, strict=True)]
         inside, padding = window(case.labels.shape, offset, source)
         raw = np.asarray(case.image[(slice(None), *inside)])
-        normal = normalize(raw, self.schemes, self.fingerprint, means=case.means, stds=case.stds)
+        normal = normalize(raw, self.schemes, self.fingerprint, moments=(case.means, case.stds))
         image = torch.from_numpy(np.pad(normal, [(0, 0), *padding]))
         labels = torch.from_numpy(np.pad(np.asarray(case.labels[inside]), padding).astype(np.int64))
         if matrix is not None:

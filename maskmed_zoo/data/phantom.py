@@ -48,7 +48,8 @@ FIELD_MM = (252.0, 238.0, 272.0)
 # Tissue: mean HU, standard deviation of its texture in HU.
 _AIR, _FAT, _MUSCLE, _BONE = (-1000, 0), (-100, 12), (55, 10), (400, 90)
 _LUNG, _KIDNEY = (-800, 40), (35, 9)
-# Label, tissue, centre (z, y, x) mm and radii mm, painted in this order, later over earlier. x grows to the patient's right, y to the front, z upwards.
+# Label, tissue, centre (z, y, x) mm and radii mm, painted in this order, later over earlier.
+# x grows to the patient's right, y to the front, z upwards.
 _ORGANS = (
     (5, _LUNG, (104, -4, 50), (50, 52, 36)),  # lung_right
     (6, _LUNG, (104, -4, -50), (50, 52, 36)),  # lung_left
@@ -196,4 +197,4 @@ def _write(path: Path, array: NDArray[np.generic], spacing: Spacing3, orientatio
     image.header.set_xyzt_units("mm", "sec")
     path.parent.mkdir(parents=True, exist_ok=True)
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(orientation))
-    nib.save(image.as_reoriented(turn), path)
+    nib.save(image.as_reoriented(turn.astype(int).tolist()), path)

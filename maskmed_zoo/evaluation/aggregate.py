@@ -88,7 +88,9 @@ def evaluate_folders(pred: Path, ref: Path, labels: dict[str, int] | None = None
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(f"{pred}: no prediction for {', '.join(missing[:3])}{more} of the {len(names)} cases in {ref}")
-    labels = labels or _labels_of_dataset(ref) or _labels_found([folder / name for folder in (pred, ref) for name in names])
+    labels = (
+        labels or _labels_of_dataset(ref) or _labels_found([folder / name for folder in (pred, ref) for name in names])
+    )
     ignore = labels.get("ignore")
     foreground = {name: value for name, value in labels.items() if name not in NOT_SCORED}
     if not foreground:

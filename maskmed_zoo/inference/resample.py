@@ -21,9 +21,7 @@ CHUNK_ELEMENTS = 2**24
 """Probabilities held at full size at a time (64 MB); one slice of all labels where that is more."""
 
 
-def probabilities_to_labels(
-    probabilities: Tensor, shape: Sequence[int]
-) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def probabilities_to_labels(probabilities: Tensor, shape: Sequence[int]) -> NDArray[np.uint8 | np.uint16]:
     """Label map `shape` (d h w), the most probable label of probabilities (k z y x) resized to it.
 
     Trilinear with edges aligned (`align_corners=False`), the same as resizing all labels and taking the argmax up to

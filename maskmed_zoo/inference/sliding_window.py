@@ -3,9 +3,10 @@
 Source: nnU-Net v2 `inference/sliding_window_prediction.py`: evenly spread windows, the last one flush with the border,
 weighted by a Gaussian of sigma = 1/8 of the window.
 
-Deviations: probabilities are averaged, not logits, because a query head gives floored log-probabilities. The Gaussian
-is centred between the voxels of an even window and its tails are raised to 1e-3, as in MONAI. The weights are not
-summed over the volume: the probabilities of one voxel sum to 1, so dividing by their sum does the same with less memory.
+Deviations: probabilities are averaged, not logits, because a query head gives floored log-probabilities. The step is
+rounded down, so that the overlap is never less than asked for. The Gaussian is centred between the voxels of an even
+window and its tails are raised to 1e-3, as in MONAI. The weights are not summed over the volume: the probabilities of
+one voxel sum to 1, so dividing by their sum does the same with less memory.
 """
 
 from __future__ import annotations

@@ -117,11 +117,37 @@ class FSADLayer(nn.Module):
         self, tokens: Tensor, position: Tensor, centres: Tensor, levels: list[Tensor], sizes: list[Size3]
     ) -> Tensor:
         """Tokens (b q c), position (q c), centres (q 3) in unit coordinates, one (b s_e c_e) per level; (b q c)."""
-        values = torch.cat([p(x) for p, x in zip(self.values, levels, strict=True)], 1)
         locations, weights = self.sampling(tokens + position, centres, sizes)
-        attended = deformable_attention(values.unflatten(-1, (self.heads, -1)), sizes, locations, weights)
-        tokens = self.norms[0](tokens + self.out(attended.flatten(2)))
+        attended = self.out(self._attend(levels, sizes, locations, weights).flatten(2))
+        tokens = self.norms[0](tokens + attended)
         return self.norms[1](tokens + self.ffn(tokens))
+
+    def _attend(self, levels: list[Tensor], sizes: list[Size3], locations: Tensor, weights: Tensor) -> Tensor:
+        """(b q h c): project and sample, or, where that is cheaper, sample and project; both are linear and commute."""
+        late = [e for e, x in enumerate(levels) if self._late(x, locations.shape[1])]
+        early = [e for e in range(self.levels) if e not in late]
+        parts: list[Tensor] = []
+        if early:
+            values = torch.cat([self.values[e](levels[e]) for e in early], 1).unflatten(-1, (self.heads, -1))
+            parts.append(
+                deformable_attention(values, [sizes[e] for e in early], locations[:, :, :, early], weights[:, :, :, early])
+            )
+        for e in late:
+            # Every (query, head) becomes a query of one head over the level's own channels.
+            at, share = (x[:, :, :, e : e + 1].flatten(1, 2).unsqueeze(2) for x in (locations, weights))
+            sampled = deformable_attention(levels[e].unsqueeze(2), [sizes[e]], at, share)
+            sampled = sampled.squeeze(2).unflatten(1, (-1, self.heads))
+            projection = self.values[e].weight.unflatten(0, (self.heads, -1))
+            parts.append(torch.einsum("bqhc,hdc->bqhd", sampled, projection))
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+    def _late(self, level: Tensor, queries: int) -> bool:
+        """Whether sampling level (b s c) before projecting it takes fewer multiplications."""
+        _, voxels, channels = level.shape
+        width = self.out.in_features
+        early = voxels * channels * width + queries * self.points * 8 * width
+        late = queries * self.heads * channels * (self.points * 8 + width // self.heads)
+        return late < early
 
     def sampling(self, queries: Tensor, centres: Tensor, sizes: list[Size3]) -> tuple[Tensor, Tensor]:
         """Where (b q h l p 3) in unit coordinates and how strongly (b q h l p) each query samples, float32."""

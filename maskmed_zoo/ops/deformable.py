@@ -35,7 +35,8 @@ def deformable_attention(values: Tensor, shapes: Sequence[Size3], locations: Ten
     b, s, h, c = values.shape
     _, q, _, levels, p, _ = locations.shape
     sizes = [d * y * x for d, y, x in shapes]
-    if sum(sizes) != s or levels != len(shapes) or weights.shape != locations.shape[:-1] or locations.shape[2] != h:
+    fits = weights.shape == locations.shape[:-1] and locations.shape == (b, q, h, len(shapes), p, 3)
+    if not fits or sum(sizes) != s:
         raise ValueError(
             f"deformable_attention: values {tuple(values.shape)}, shapes {list(shapes)}, locations "
             f"{tuple(locations.shape)} and weights {tuple(weights.shape)} do not belong together"

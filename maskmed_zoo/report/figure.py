@@ -63,7 +63,9 @@ def comparison_figure(
     widest = max(view["extent"][0] for view in views)
     heights = [PANEL_WIDTH * view["extent"][1] / widest for view in views]
     shown = sorted({int(v) for view in views for a in view["labels"].values() for v in np.unique(a)} - {0})
-    entries = [(names[value] if value < len(names) else f"label {value}", colours[value % len(colours)]) for value in shown]
+    entries = [
+        (names[value] if value < len(names) else f"label {value}", colours[value % len(colours)]) for value in shown
+    ]
 
     gap, left, top = 0.08, 0.35, 0.35
     width = left + len(columns) * (PANEL_WIDTH + gap)
@@ -151,6 +153,7 @@ def _views(row: tuple[str, Array, Array | None, Array], spacing: Spacing3) -> li
 def _draw(axes: Any, view: dict[str, Any], column: str, window: tuple[float, float] | None, colours: list[str]) -> None:
     """Fill one panel: the grey slice, its labels half transparent with opaque borders, and the letters of the sides."""
     from matplotlib.colors import to_rgb
+    from matplotlib.patheffects import withStroke
 
     low, high = window or view["limits"]
     extent = (0, view["extent"][0], 0, view["extent"][1])
@@ -170,4 +173,5 @@ def _draw(axes: Any, view: dict[str, Any], column: str, window: tuple[float, flo
         overlay = np.dstack([palette[labels.astype(np.int64) % len(palette)], opacity])
         axes.imshow(overlay, extent=extent, interpolation="nearest", aspect="equal")
     for x, letter in ((0.03, "R"), (0.97, "L")):
-        axes.text(x, 0.5, letter, color="white", fontsize=9, ha="center", va="center", transform=axes.transAxes)
+        text = axes.text(x, 0.95, letter, color="white", fontsize=9, ha="center", va="center", transform=axes.transAxes)
+        text.set_path_effects([withStroke(linewidth=2, foreground="black")])

@@ -20,6 +20,7 @@ from maskmed_zoo.runner.train import train
 MARK = "made_by_maskmed_zoo_demo"
 RECIPE = "maskmed_phantom"
 CASES, TEST_CASES = 24, 8
+SHAPE = (32, 40, 48)
 
 
 def demo(out: Path, *, device: str | None = None, display: Display | None = None) -> tuple[dict[str, Any], Path]:
@@ -36,7 +37,9 @@ def demo(out: Path, *, device: str | None = None, display: Display | None = None
     out.mkdir(parents=True)
     mark.touch()
     with display.task("making phantoms") as progress:
-        data = make_phantom_dataset(out / "Dataset900_Phantom", cases=CASES, test_cases=TEST_CASES, progress=progress)
+        data = make_phantom_dataset(
+            out / "Dataset900_Phantom", cases=CASES, test_cases=TEST_CASES, shape=SHAPE, progress=progress
+        )
     run = train(load_recipe(RECIPE), data=data, out=out / "run", device=device, display=display)
     predictions = out / "predictions"
     predict(run, [data / "imagesTs"], predictions, device=device, display=display)

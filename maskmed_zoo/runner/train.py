@@ -95,7 +95,7 @@ class _Loop:
                 show(row)
 
     def _epoch(self) -> dict[str, Any]:
-        config, start = self.recipe.train, time.perf_counter()
+        config, start, work = self.recipe.train, time.perf_counter(), time.process_time()
         sums: dict[str, float] = {}
         for image, labels in self._batches("train", self.epoch * config.iterations_per_epoch, config.iterations_per_epoch):
             for name, value in self.trainer.step(image, labels).items():
@@ -107,7 +107,7 @@ class _Loop:
             old = self.average
             self.average = dice if math.isnan(old) else SMOOTHING * old + (1 - SMOOTHING) * dice
             row |= {"validation_dice": dice, "validation_dice_average": self.average}
-        return row | {"seconds": time.perf_counter() - start}
+        return row | {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - work}
 
     def _batches(self, stream: str, first: int, count: int) -> Iterator[Batch]:
         """`count` batches; batch i holds the patches i x batch size onwards, whatever the workers."""

@@ -1,0 +1,258 @@
+"""The cache: what it holds, when it is rebuilt, and that nothing unfinished is ever taken for whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from maskmed_zoo.data import cache as module
+from maskmed_zoo.data.cache import LIMIT, CaseCache
+from maskmed_zoo.data.dataset import Case, RawDataset, load_case, open_dataset
+from maskmed_zoo.data.preprocess import fingerprint, resample_image, resample_labels
+from maskmed_zoo.errors import DataError
+
+NAMES = ("a", "b", "c")
+SPACING = (1.5, 1.0, 1.0)
+
+
+def write_case(root: Path, name: str, seed: int, size: int = 12) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (size, size + 1, size + 2)
+    labels = np.zeros(shape, np.uint8)
+    labels[2:6, 2:8, 2:9] = 1
+    labels[6:9, 2:8, 2:9] = 2
+    labels[9:, :2] = 3
+    for channel in range(2):
+        values = rng.normal(100 * seed, 20, shape).astype(np.float32) + 50 * labels
+        nib.save(nib.Nifti1Image(values, np.diag([-1, -1, 2, 1.0])), root / "imagesTr" / f"{name}_{channel:04d}.nii.gz")
+    nib.save(nib.Nifti1Image(labels, np.diag([-1, -1, 2, 1.0])), root / "labelsTr" / f"{name}.nii.gz")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> RawDataset:
+    root = tmp_path / "Dataset900_Toy"
+    (root / "imagesTr").mkdir(parents=True)
+    (root / "labelsTr").mkdir()
+    for seed, name in enumerate(NAMES):
+        write_case(root, name, seed)
+    content = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "x": 1, "y": 2, "ignore": 3}}
+    (root / "dataset.json").write_text(json.dumps(content))
+    return open_dataset(root)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, dataset: RawDataset) -> CaseCache:
+    return CaseCache(tmp_path / "cache", dataset, SPACING)
+
+
+@pytest.fixture
+def built(monkeypatch) -> list[str]:
+    """Identifiers of the cases that are read from their source files, in order."""
+    seen: list[str] = []
+
+    def counted(case: Case, dataset: RawDataset):
+        seen.append(case.identifier)
+        return load_case(case, dataset)
+
+    monkeypatch.setattr(module, "load_case", counted)
+    return seen
+
+
+def leftovers(cache: CaseCache) -> list[str]:
+    return sorted(path.name for path in cache.folder.iterdir() if path.name not in NAMES)
+
+
+def test_a_prepared_case_holds_what_it_should(cache, dataset):
+    case = dataset.cases[1]
+    cache.prepare([case])
+    cached = cache.load(case)
+    image, labels, geometry = load_case(case, dataset)
+    image = resample_image(image, geometry.spacing, SPACING)
+    labels = resample_labels(labels, image.shape[1:])
+    assert image.shape != load_case(case, dataset)[0].shape
+    for array, expected in ((cached.image, image), (cached.labels, labels)):
+        assert isinstance(array, np.memmap)
+        assert not array.flags.writeable
+        np.testing.assert_array_equal(array, expected)
+    assert (cached.image.dtype, cached.labels.dtype) == (np.float32, np.uint8)
+    np.testing.assert_allclose(cached.means, image.reshape(2, -1).mean(1), rtol=1e-5)
+    np.testing.assert_allclose(cached.stds, image.reshape(2, -1).std(1), rtol=1e-5)
+    assert set(cached.coordinates) == {1, 2}  # 'ignore' is no foreground
+    for label, places in cached.coordinates.items():
+        assert {tuple(p) for p in places} == {tuple(p) for p in np.argwhere(labels == label)}
+    foreground = (labels == 1) | (labels == 2)
+    np.testing.assert_array_equal(np.sort(cached.samples), np.sort(image[:, foreground]))
+    assert leftovers(cache) == []
+
+
+def test_samples_and_coordinates_are_limited_seeded_and_spread(cache, dataset, monkeypatch):
+    monkeypatch.setattr(module, "LIMIT", 50)
+    case = dataset.cases[0]
+    cache.prepare([case])
+    first = cache.load(case)
+    assert first.samples.shape == (2, 50)
+    labels = np.asarray(first.labels)
+    for label, places in first.coordinates.items():
+        assert places.shape == (50, 3)
+        assert len({tuple(p) for p in places}) == 50
+        assert (labels[tuple(places.T)] == label).all()
+        assert places[:, 0].max() > np.argwhere(labels == label)[:, 0].mean()  # not only the first voxels
+    pairs = {tuple(v) for v in np.asarray(first.image)[:, np.isin(labels, (1, 2))].T}
+    assert {tuple(v) for v in first.samples.T} <= pairs  # channels of one sample are of one voxel
+    samples = np.array(first.samples)
+    (cache.folder / "a" / "case.json").unlink()
+    cache.prepare([case])
+    again = cache.load(case)
+    np.testing.assert_array_equal(again.samples, samples)
+    for label, places in first.coordinates.items():
+        np.testing.assert_array_equal(again.coordinates[label], places)
+    assert LIMIT == 10_000
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_only_what_is_missing_or_changed_is_built(cache, dataset, built, workers):
+    calls: list[tuple[int, int]] = []
+    cache.prepare(dataset.cases[:2], workers, lambda *numbers: calls.append(numbers))
+    assert sorted(built) == ["a", "b"]
+    assert calls == [(1, 2), (2, 2)]
+    cache.prepare(dataset.cases, workers)
+    assert sorted(built) == ["a", "b", "c"]
+    before = np.array(cache.load(dataset.cases[1]).image)
+    write_case(dataset.root, "b", seed=9, size=13)
+    cache.prepare(dataset.cases, workers)
+    assert sorted(built) == ["a", "b", "b", "c"]
+    assert cache.load(dataset.cases[1]).image.shape != before.shape
+    status = dataset.cases[0].images[1].stat()
+    os.utime(dataset.cases[0].images[1], ns=(status.st_atime_ns, status.st_mtime_ns + 1000))
+    cache.prepare(dataset.cases, workers)
+    assert sorted(built) == ["a", "a", "b", "b", "c"]
+    assert leftovers(cache) == []
+
+
+def test_workers_change_nothing(tmp_path, dataset):
+    caches = [CaseCache(tmp_path / name, dataset, SPACING) for name in ("one", "two")]
+    for workers, cache in zip((0, 3), caches, strict=True):
+        cache.prepare(dataset.cases, workers)
+    for case in dataset.cases:
+        one, two = (cache.load(case) for cache in caches)
+        for name in ("image", "labels", "samples", "means", "stds"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
+def test_format_labels_and_spacing_have_their_own_entries(tmp_path, cache, dataset, built, monkeypatch):
+    cache.prepare(dataset.cases[:1])
+    other = CaseCache(tmp_path / "cache", dataset, (2, 2, 2))
+    assert other.folder != cache.folder
+    assert other.folder.parent == cache.folder.parent == tmp_path / "cache"
+    other.prepare(dataset.cases[:1])
+    assert built == ["a", "a"]
+    relabelled = RawDataset(
+        dataset.root, "x", dataset.channels, {"background": 0, "x": 1, "y": 2, "z": 3}, dataset.cases
+    )
+    CaseCache(tmp_path / "cache", relabelled, SPACING).prepare(dataset.cases[:1])
+    assert len(built) == 3
+    assert set(cache.load(dataset.cases[0]).coordinates) == {1, 2, 3}
+    cache.prepare(dataset.cases[:1])
+    monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
+    cache.prepare(dataset.cases[:1])
+    assert len(built) == 5
+
+
+def test_fingerprint_is_over_the_given_cases_only(cache, dataset):
+    cache.prepare(dataset.cases)
+    some = cache.fingerprint(dataset.cases[:2])
+    assert some == fingerprint([np.asarray(cache.load(case).samples) for case in dataset.cases[:2]])
+    assert some[0].mean < cache.fingerprint(dataset.cases)[0].mean - 10
+
+
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [("image.npy", KeyboardInterrupt), ("image.npy", FULL), ("case.json", KeyboardInterrupt), ("case.json", FULL)],
+)
+def test_an_interrupted_case_is_not_taken_for_whole(cache, dataset, built, monkeypatch, cut):
+    step, error = cut
+
+    def save(path: Path, array: np.ndarray) -> None:
+        Path(path).write_bytes(b"half")
+        raise error
+
+    def write_text(path: Path, *arguments: object, **options: object) -> None:
+        path.write_bytes(b"{")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((np, "save", save) if step == "image.npy" else (Path, "write_text", write_text)))
+        with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else DataError) as caught:
+            cache.prepare(dataset.cases)
+    if error is not KeyboardInterrupt:
+        assert str(cache.folder) in str(caught.value)
+        assert "No space left" in str(caught.value)
+    assert list(cache.folder.iterdir()) == []
+    with pytest.raises(DataError, match="prepare it first"):
+        cache.load(dataset.cases[0])
+    cache.prepare(dataset.cases)
+    assert built == ["a", *NAMES]
+
+
+def test_what_a_killed_process_left_is_ignored_and_swept_when_old(cache, dataset, built):
+    for name, age in ((".unfinished-young", 60), (".unfinished-old", 2 * 24 * 3600)):
+        (cache.folder / name / "case").mkdir(parents=True)
+        stamp = module.time.time() - age
+        os.utime(cache.folder / name, (stamp, stamp))
+    (cache.folder / "a").mkdir()  # no case.json: as good as absent
+    cache.prepare(dataset.cases)
+    assert built == list(NAMES)
+    assert leftovers(cache) == [".unfinished-young"]
+
+
+@pytest.mark.parametrize("name", ["image.npy", "labels.npy", "samples.npy", "coordinates.npz", "case.json"])
+def test_damaged_entries_are_named_and_rebuilt(cache, dataset, built, name):
+    case = dataset.cases[0]
+    cache.prepare([case])
+    path = cache.folder / "a" / name
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError) as caught:
+        cache.load(case)
+    assert str(caught.value).startswith(f"{cache.folder / 'a'}: damaged cache entry")
+    assert "\n" not in str(caught.value)
+    cache.prepare([case])
+    assert built == ["a", "a"]
+    cache.load(case)
+
+
+def test_refusals_in_one_line(tmp_path, cache, dataset):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(DataError, match="cache cannot be written") as caught:
+            CaseCache(folder, dataset, SPACING).prepare(dataset.cases)
+        assert "\n" not in str(caught.value)
+    case = dataset.cases[0]
+    with pytest.raises(DataError, match="has no label map"):
+        cache.prepare([Case("a", case.images, None)])
+    for workers in (0, 2):
+        with pytest.raises(DataError, match=r"gone\.nii\.gz: no such file"):
+            cache.prepare([Case("a", (tmp_path / "gone.nii.gz",), case.label)], workers)
+
+
+def test_labels_above_255_are_kept(cache, dataset):
+    labels = {"background": 0, **{f"l{i}": i for i in range(1, 301)}}
+    many = RawDataset(dataset.root, "x", dataset.channels, labels, dataset.cases)
+    case = dataset.cases[0]
+    image = nib.load(case.label)
+    values = np.asarray(image.dataobj).astype(np.int16)
+    values[:4] = 300
+    nib.save(nib.Nifti1Image(values, image.affine), case.label)
+    cache = CaseCache(cache.folder.parent, many, SPACING)
+    cache.prepare([case])
+    cached = cache.load(case)
+    assert cached.labels.dtype == np.int16
+    assert cached.labels.max() == 300
+    assert 300 in cached.coordinates

@@ -1,0 +1,148 @@
+"""Averages by hand, and folders with every kind of mistake in them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from rich.console import Console
+
+from maskmed_zoo.errors import DataError
+from maskmed_zoo.evaluation.aggregate import CaseScores, evaluate_folders, summarize
+from maskmed_zoo.evaluation.table import score_table
+
+CASES = [
+    CaseScores("a", {"liver": 0.8, "spleen": 0.4, "cyst": None}),
+    CaseScores("b", {"liver": 0.6, "spleen": None, "cyst": None}),
+    CaseScores("c", {"liver": None, "spleen": None, "cyst": None}),
+]
+LABELS = {"background": 0, "liver": 1, "spleen": 2, "cyst": 3}
+
+
+def test_means_by_hand() -> None:
+    summary = summarize(CASES, list(LABELS))
+    assert summary["labels"]["liver"] == {
+        "mean": pytest.approx(0.7),
+        "std": pytest.approx(0.2 / 2**0.5),
+        "n": 2,
+        "absent": 1,
+    }
+    assert summary["labels"]["spleen"] == {"mean": 0.4, "std": None, "n": 1, "absent": 2}
+    assert summary["labels"]["cyst"] == {"mean": None, "std": None, "n": 0, "absent": 3}
+    assert list(summary["labels"]) == ["liver", "spleen", "cyst"]
+    assert [case["mean"] for case in summary["cases"]] == [pytest.approx(0.6), 0.6, None]
+    assert summary["cases"][1] == {"case": "b", "dice": {"liver": 0.6, "spleen": None, "cyst": None}, "mean": 0.6}
+    assert summary["mean_dice"] == pytest.approx(0.6)
+    assert summary["mean_dice_over_labels"] == pytest.approx(0.55)
+    assert summary["absent"] == 6
+    assert "mean over cases" in summary["definition"]
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_only_the_named_labels_enter_the_means() -> None:
+    summary = summarize([CaseScores("a", {"background": 1.0, "liver": 0.5, "other": 0.9})], ["background", "liver"])
+    assert summary["mean_dice"] == summary["mean_dice_over_labels"] == 0.5
+    assert summary["cases"][0]["dice"] == {"liver": 0.5}
+
+
+def test_lacking_scores_and_double_cases_are_refused() -> None:
+    with pytest.raises(DataError, match="case 'a' has no score for kidney"):
+        summarize(CASES, ["liver", "kidney"])
+    with pytest.raises(DataError, match="same name"):
+        summarize([CASES[0], CASES[0]], ["liver"])
+
+
+def test_table_shows_every_number() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(score_table(summarize(CASES, list(LABELS))))
+    lines = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines()]
+    assert ["liver", "0.7000", "0.1414", "2", "1"] in lines
+    assert ["cyst", "–", "–", "0", "3"] in lines
+    assert ["mean", "over", "labels", "0.5500", "2"] in lines
+    assert ["mean", "over", "cases", "0.6000", "2", "6"] in lines
+
+
+def _save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array.astype(np.uint8), np.eye(4) if affine is None else affine), path)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    pred, ref = tmp_path / "pred", tmp_path / "data" / "labelsTr"
+    a, b = np.zeros((2, 4, 5, 6))
+    a[:2], b[1:3] = 1, 1
+    b[3, 0] = 2
+    for name, reference, prediction in (("x", a, a), ("y", a, b)):
+        _save(ref / f"{name}.nii.gz", reference)
+        _save(pred / f"{name}.nii.gz", prediction)
+    (ref.parent / "dataset.json").write_text(json.dumps({"labels": LABELS}))
+    return pred, ref
+
+
+def test_folders_by_hand(folders) -> None:
+    pred, ref = folders
+    _save(pred / "z.nii.gz", np.zeros((4, 5, 6)))
+    summary = evaluate_folders(pred, ref, None)
+    assert [case["case"] for case in summary["cases"]] == ["x", "y"]
+    assert summary["cases"][0]["dice"] == {"liver": 1.0, "spleen": None, "cyst": None}
+    assert summary["cases"][1]["dice"] == {"liver": 0.5, "spleen": 0.0, "cyst": None}
+    assert summary["mean_dice"] == pytest.approx((1 + 0.25) / 2)
+    assert summary["mean_dice_over_labels"] == pytest.approx((0.75 + 0) / 2)
+    assert summary["unreferenced"] == ["z"]
+    json.dumps(summary, allow_nan=False)
+
+
+def test_prediction_in_another_orientation_is_the_same_prediction(folders) -> None:
+    pred, ref = folders
+    before = evaluate_folders(pred, ref)
+    stored = nib.load(pred / "y.nii.gz")
+    nib.save(stored.as_reoriented([[2, -1], [0, 1], [1, -1]]), pred / "y.nii.gz")
+    assert nib.load(pred / "y.nii.gz").shape != stored.shape
+    assert evaluate_folders(pred, ref) == before
+
+
+def test_labels_given_found_or_beside_the_references(folders) -> None:
+    pred, ref = folders
+    given = evaluate_folders(pred, ref, {"background": 0, "L": 1, "ignore": 2})
+    assert given["cases"][1]["dice"] == {"L": 0.5}
+    (ref.parent / "dataset.json").rename(ref / "dataset.json")
+    assert list(evaluate_folders(pred, ref)["labels"]) == ["liver", "spleen", "cyst"]
+    (ref / "dataset.json").unlink()
+    assert list(evaluate_folders(pred, ref)["labels"]) == ["label_1", "label_2"]
+
+
+def test_ignored_reference_voxels_are_left_out(folders) -> None:
+    pred, ref = folders
+    array = np.zeros((4, 5, 6))
+    array[1:3], array[3] = 1, 3
+    _save(ref / "y.nii.gz", array)
+    summary = evaluate_folders(pred, ref, {"background": 0, "liver": 1, "spleen": 2, "ignore": 3})
+    assert summary["cases"][1]["dice"] == {"liver": 1.0, "spleen": None}
+
+
+def test_mistakes_are_one_line(folders, tmp_path: Path) -> None:
+    pred, ref = folders
+    for call, message in (
+        (lambda: evaluate_folders(tmp_path / "none", ref), "no such folder"),
+        (lambda: evaluate_folders(pred, ref.parent), "no label maps"),
+        (lambda: evaluate_folders(pred, ref, {"background": 0, "liver": 1}), "value 2 is no label"),
+        (lambda: evaluate_folders(pred, ref, {"background": 0}), "no foreground"),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    _save(pred / "y.nii.gz", np.zeros((4, 5, 6)), np.diag([1, 1, 2, 1.0]))
+    with pytest.raises(DataError, match=r"y\.nii\.gz"):
+        evaluate_folders(pred, ref)
+    (pred / "y.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"no prediction for y\.nii\.gz of the 2 cases"):
+        evaluate_folders(pred, ref)
+    (ref.parent / "dataset.json").write_text('{"labels": {"tumour": [1, 2]}}')
+    _save(pred / "y.nii.gz", np.zeros((4, 5, 6)))
+    with pytest.raises(DataError, match=r"dataset\.json"):
+        evaluate_folders(pred, ref)
