@@ -2,6 +2,6 @@
 
 import sys
 
-from maskmed_zoo.cli import main
+from maskmed_zoo.cli.main import main
 
 sys.exit(main())

@@ -19,6 +19,8 @@ from maskmed_zoo.errors import JointError, NonFiniteError
 from maskmed_zoo.losses.matcher import fixed, hungarian, matching_costs
 from maskmed_zoo.losses.stages import halving_weights, label_masks, pool_max
 
+TINY = torch.finfo(torch.float32).tiny
+
 
 class SetCriterionConfig(ComponentConfig):
     """Settings of `set_criterion`; the weights 2 : 10 : 10 are the paper's best (Table 7)."""
@@ -90,7 +92,9 @@ class SetCriterion(Loss):
     def _stage(self, stage: StageOutput, targets: Tensor, valid: Tensor, assignment: Tensor) -> dict[str, Tensor]:
         masks, class_logits = _query_tensors(stage)
         classes = torch.where(assignment >= 0, assignment, self.num_classes)
-        class_loss = F.cross_entropy(class_logits.float().transpose(1, 2), classes, self.class_weights)
+        class_sum = F.cross_entropy(class_logits.float().transpose(1, 2), classes, self.class_weights, reduction="sum")
+        # The weights sum to 0 where there is "no object" alone and it has weight 0.
+        class_loss = class_sum / self.class_weights[classes].sum().clamp_min(TINY)
         sample, query = (assignment >= 0).nonzero(as_tuple=True)
         matched = masks[sample, query].float().flatten(1)
         target = targets[sample, assignment[sample, query]].flatten(1)
@@ -116,4 +120,4 @@ def _query_tensors(stage: StageOutput) -> tuple[Tensor, Tensor]:
 
 
 def _describe(terms: dict[str, Tensor]) -> str:
-    return ", ".join(f"{name} {float(value):g}" for name, value in terms.items())
+    return ", ".join(f"{name} {value.item():g}" for name, value in terms.items())

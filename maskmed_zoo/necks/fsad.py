@@ -139,7 +139,7 @@ class FSADLayer(nn.Module):
             sampled = sampled.squeeze(2).unflatten(1, (-1, self.heads))
             projection = self.values[e].weight.unflatten(0, (self.heads, -1))
             parts.append(torch.einsum("bqhc,hdc->bqhd", sampled, projection))
-        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+        return sum(parts[1:], start=parts[0])
 
     def _late(self, level: Tensor, queries: int) -> bool:
         """Whether sampling level (b s c) before projecting it takes fewer multiplications."""

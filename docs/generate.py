@@ -1,0 +1,116 @@
+"""Pages made from the code: the recipe's keys from its schema, the components from their cards and configs.
+
+Called by conf.py at every build; writes to reference/generated/, which is not kept in the repository.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import maskmed_zoo as zoo
+from maskmed_zoo import registry
+from maskmed_zoo.recipe import recipe_type
+
+FOLDER = Path(__file__).resolve().parent / "reference" / "generated"
+SECTIONS = {"data": "DataRecipe", "data.augmentation": "Augmentation", "train": "TrainRecipe",
+            "train.optimizer": "Optimizer", "inference": "InferenceRecipe"}  # fmt: skip
+HIDDEN_FACTS = ("name", "kind", "summary")
+
+
+def main() -> None:
+    """Write both pages."""
+    schema = recipe_type().model_json_schema()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    write("recipe.md", recipe_page(schema))
+    write("components.md", components_page())
+
+
+def write(name: str, text: str) -> None:
+    """Only where something changed, so that a rebuild stays quick."""
+    path = FOLDER / name
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def recipe_page(schema: dict[str, Any]) -> str:
+    definitions = schema["$defs"]
+    found = set(definitions) & set(SECTIONS.values())
+    if found != set(SECTIONS.values()):
+        raise SystemExit(f"docs/generate.py: the schema has no {set(SECTIONS.values()) - found}; correct SECTIONS")
+    lines = ["## Top level", "", *table(schema, definitions), ""]
+    for path, name in SECTIONS.items():
+        lines += [f"## `{path}`", "", definitions[name]["description"], "", *table(definitions[name], definitions), ""]
+    return "\n".join(lines)
+
+
+def components_page() -> str:
+    lines: list[str] = []
+    for kind in registry.COMPONENT_KINDS:
+        lines += [f"## {registry.FOLDERS[kind].capitalize()}", ""]
+        for name in zoo.list(kind=kind):
+            facts = zoo.describe(name)
+            config = registry.component(name, kind).Config.model_json_schema()
+            rows = [f"**{key}**: {text(value)}" for key, value in facts.items() if key not in HIDDEN_FACTS]
+            settings = table(config, config.get("$defs", {}), skip=("kind",))
+            shown = ["", *settings] if len(settings) > 2 else ["", "No settings."]
+            lines += [f"### `{name}`", "", f"{capital(facts['summary'])}.", "", *(f"- {row}" for row in rows), *shown, ""]
+    lines += ["## Models", "", "| name | what it is | recipe |", "|---|---|---|"]
+    for name in zoo.list(kind="model"):
+        facts = zoo.describe(name)
+        lines.append(f"| `{name}` | {facts['summary']} | `recipes/{facts['recipe']}` |")
+    return "\n".join([*lines, ""])
+
+
+def table(schema: dict[str, Any], definitions: dict[str, Any], skip: tuple[str, ...] = ()) -> list[str]:
+    rows = ["| key | takes | default | meaning |", "|---|---|---|---|"]
+    required = schema.get("required", [])
+    for key, value in schema["properties"].items():
+        if key in skip:
+            continue
+        default = "required" if key in required else default_of(value, definitions)
+        meaning = value.get("description", "") if "$ref" not in value else ""
+        rows.append(f"| `{key}` | {takes(value, definitions)} | {default} | {text(meaning)} |")
+    return rows
+
+
+def default_of(value: dict[str, Any], definitions: dict[str, Any]) -> str:
+    default = value.get("default")
+    is_section = "$ref" in value and "properties" in definitions.get(value["$ref"].split("/")[-1], {})
+    return "its defaults" if is_section else f"`{json.dumps(default, ensure_ascii=False)}`"
+
+
+def takes(value: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """A JSON Schema type in words."""
+    if "$ref" in value:
+        name = value["$ref"].split("/")[-1]
+        return next((f"section `{path}`" for path, section in SECTIONS.items() if section == name), "a section")
+    if "const" in value or "enum" in value:
+        return ", ".join(f"`{choice}`" for choice in value.get("enum", [value.get("const")]))
+    if "anyOf" in value or "oneOf" in value:
+        return " or ".join(takes(part, definitions) for part in value.get("anyOf", value.get("oneOf")))
+    kind = value.get("type", "anything")
+    if kind == "array":
+        if "prefixItems" in value:
+            return f"[{', '.join(takes(part, definitions) for part in value['prefixItems'])}]"
+        return f"list of {takes(value['items'], definitions)}"
+    if kind == "object":
+        inner = value.get("additionalProperties")
+        return f"mapping of names to {takes(inner, definitions)}" if isinstance(inner, dict) else "a section"
+    bounds = [f"{sign} {value[key]}" for key, sign in (
+        ("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<")
+    ) if key in value]  # fmt: skip
+    return " ".join([str(kind), *([", ".join(bounds)] if bounds else [])])
+
+
+def text(value: Any) -> str:
+    return str(value).strip().replace("|", "\\|")
+
+
+def capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The command `maskmed-zoo`: verbs, each in a module of its own that is imported on use.
+
+Exit code 0: done; 1: a failure; 2: a user's mistake, told in one line per problem on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from maskmed_zoo import __version__
+from maskmed_zoo.errors import UserError, ZooError, nearest
+
+VERBS = {
+    "list": "names of components and models",
+    "describe": "the facts about one of them",
+    "validate": "check a recipe",
+    "schema": "the JSON Schema of recipes, for editors",
+    "copy": "a recipe of your own, from one built in",
+    "build": "what a recipe's network is made of",
+    "train": "train a recipe on a data set",
+    "predict": "segment images with a trained run",
+    "evaluate": "score a run, or a folder of label maps",
+    "demo": "a data set, a training and a picture in minutes",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0].startswith("-"):
+        _top_parser().parse_args(words or ["--help"])
+        return 0
+    verb = words[0]
+    if verb not in VERBS:
+        return _fail(f"no command '{verb}'{nearest(verb, VERBS)} (commands: {', '.join(VERBS)})", 2)
+    module = importlib.import_module(f"maskmed_zoo.cli.{verb}")
+    parser = argparse.ArgumentParser(prog=f"maskmed-zoo {verb}", description=module.__doc__, allow_abbrev=False)
+    module.configure(parser)
+    try:
+        module.run(parser.parse_args(words[1:]))
+    except UserError as error:
+        return _fail(str(error), 2)
+    except ZooError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe is gone; say nothing more
+        return 1
+    return 0
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="maskmed-zoo",
+        description="A component zoo for 3-D medical image segmentation.",
+        epilog=f"commands:\n{verbs}\n\n'maskmed-zoo COMMAND --help' tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="maskmed-zoo [--help] [--version] COMMAND …",
+    )
+    parser.add_argument("--version", action="version", version=f"maskmed-zoo {__version__}")
+    return parser
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"{message}\n")
+    return code

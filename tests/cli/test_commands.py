@@ -1,0 +1,94 @@
+"""The commands that need no data: their output, as text and as JSON, and the frozen set of verbs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import maskmed_zoo as zoo
+from maskmed_zoo.cli.main import VERBS, main
+
+
+def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(words) == 0
+    return capsys.readouterr().out
+
+
+def test_verbs_are_frozen() -> None:
+    assert list(VERBS) == [
+        "list", "describe", "validate", "schema", "copy", "build", "train", "predict", "evaluate", "demo",
+    ]
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ((), ("--help",)):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        assert all(verb in text for verb in VERBS)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert zoo.__version__ in capsys.readouterr().out
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+
+
+def test_list_and_describe(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(output(capsys, "list", "*amos*", "--json"))
+    assert [row["name"] for row in rows] == ["maskmed_amos", "pointwise_amos"]
+    assert all(name in output(capsys, "list") for name in zoo.list())
+    assert "nothing matches" in output(capsys, "list", "zzz")
+    assert json.loads(output(capsys, "describe", "fsad", "--json")) == zoo.describe("fsad")
+    assert "App. B" in output(capsys, "describe", "fsad")
+
+
+def test_build_of_the_papers_model(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads(output(capsys, "build", "maskmed_amos", "--json"))
+    assert facts["num_classes"] == facts["num_queries"] == 16
+    assert [level["channels"] for level in facts["levels"]] == [32, 64, 128, 256, 320, 320]
+    assert [stage["weight"] for stage in facts["stages"]] == pytest.approx([16 / 31, 8 / 31, 4 / 31, 2 / 31, 1 / 31])
+    assert sum(facts["parameter_groups"].values()) == facts["total_parameters"] == sum(facts["parameters"].values())
+    assert all(count > 0 for count in facts["parameter_groups"].values())
+    text = output(capsys, "build", "maskmed_amos")
+    assert "16 queries" in text
+    assert f"{facts['total_parameters']:,}" in text
+
+
+def test_build_takes_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("build", "maskmed_amos", "--json", "--set", "model.neck.kind=skip", "--set", "model.head.num_queries=32")
+    facts = json.loads(output(capsys, *words))
+    assert facts["components"]["neck"] == "skip"
+    assert facts["num_queries"] == 32
+
+
+def test_macs_of_a_convolution_are_exact(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_recipe: Path) -> None:
+    """Against the sum over layers written out: kernel x in x out x voxels."""
+    words = ("--set", "model.neck.kind=skip", "--set", "model.head.kind=pointwise", "--set", "model.loss.kind=ce_dice")
+    facts = json.loads(output(capsys, "build", str(tiny_recipe), "--json", *words))
+    voxels = [8 * 16 * 16, 4 * 8 * 8, 2 * 4 * 4]
+    encoder = 27 * (1 * 4 * voxels[0] + 4 * 8 * voxels[1] + 8 * 8 * voxels[2])
+    decoder = 27 * (16 * 8 * voxels[1] + 8 * 4 * voxels[0]) + 8 * 8 * voxels[1] + 8 * 4 * voxels[0]
+    head = 3 * (4 * voxels[0] + 8 * voxels[1])
+    assert facts["macs"] == encoder + decoder + head
+
+
+def test_copy_keeps_comments_and_validates(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    output(capsys, "copy", "maskmed_hippocampus_cpu", str(tmp_path))
+    copy = tmp_path / "maskmed_hippocampus_cpu.yaml"
+    assert copy.read_text().startswith("# MaskMed on")
+    assert "valid" in output(capsys, "validate", str(copy))
+    assert zoo.load_recipe(copy) == zoo.load_recipe("maskmed_hippocampus_cpu")
+
+
+def test_validate_says_what_it_could_not_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "left to the data set" in output(capsys, "validate", "maskmed_phantom")
+
+
+def test_schema_is_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
+    schema = json.loads(output(capsys, "schema"))
+    assert set(schema["required"]) == {"schema_version", "name", "model", "data", "train", "inference"}

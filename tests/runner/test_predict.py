@@ -1,0 +1,115 @@
+"""Prediction: the input's own geometry, orientations, several channels, skipping, folders, and scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from maskmed_zoo.data.nifti import read_labels
+from maskmed_zoo.errors import DataError
+from maskmed_zoo.recipe import load_recipe
+from maskmed_zoo.runner.predict import Predictor, evaluate, predict
+from maskmed_zoo.runner.run_folder import RunFolder
+from maskmed_zoo.runner.train import train
+
+Factory = Callable[[], RunFolder]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run trained for a few steps: its labels are arbitrary, but a function of the image."""
+    from tests.conftest import TINY, make_dataset
+
+    folder = tmp_path_factory.mktemp("predict")
+    (folder / "tiny.yaml").write_text(TINY)
+    overrides = ["train.epochs=1", "train.iterations_per_epoch=50", "train.optimizer.lr=1e-2"]
+    overrides += ["model.head.kind=pointwise", "model.loss.kind=ce_dice", "data.augmentation.spatial_probability=0"]
+    recipe = load_recipe(folder / "tiny.yaml", overrides)
+    return train(recipe, data=make_dataset(folder / "data"), out=folder / "run", device="cpu")
+
+
+def source(run: RunFolder) -> Path:
+    return run.path.parent / "data" / "imagesTr" / "case_00_0000.nii.gz"
+
+
+def reoriented(path: Path, codes: str, folder: Path) -> Path:
+    image = nib.load(path)
+    transform = ornt_transform(io_orientation(image.affine), axcodes2ornt(tuple(codes)))
+    target = folder / f"{codes}.nii.gz"
+    nib.save(image.as_reoriented(transform), target)
+    return target
+
+
+def test_orientation_does_not_matter(run: RunFolder, tmp_path: Path) -> None:
+    (original,) = predict(run, [source(run)], tmp_path / "out", device="cpu")
+    expected = read_labels(original).array
+    assert len(np.unique(expected)) > 1, "a constant label map would prove nothing"
+    for codes in ("LAS", "PIR", "SRA", "RAS"):
+        path = reoriented(source(run), codes, tmp_path)
+        (written,) = predict(run, [path], tmp_path / "turned", device="cpu")
+        stored, image = nib.load(written), nib.load(path)
+        assert "".join(nib.aff2axcodes(stored.affine)) == codes
+        assert stored.shape == image.shape
+        np.testing.assert_array_equal(stored.affine, image.affine)
+        assert stored.header.get_xyzt_units() == image.header.get_xyzt_units()
+        np.testing.assert_array_equal(read_labels(written).array, expected)
+
+
+def test_other_spacing_comes_back_on_its_own_grid(run: RunFolder, tmp_path: Path) -> None:
+    image = nib.load(source(run))
+    affine = image.affine @ np.diag([0.7, 1.3, 0.8, 1])
+    path = tmp_path / "stretched.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    (written,) = predict(run, [path], tmp_path / "one.nii.gz", device="cpu")
+    assert written == tmp_path / "one.nii.gz"
+    assert nib.load(written).shape == image.shape
+
+
+def test_finished_cases_are_skipped(run: RunFolder, tmp_path: Path) -> None:
+    folder = source(run).parent
+    assert len(predict(run, [folder], tmp_path / "out", device="cpu")) == 4
+    (tmp_path / "out" / "case_02.nii.gz").unlink()
+    assert predict(run, [folder], tmp_path / "out", device="cpu") == [tmp_path / "out" / "case_02.nii.gz"]
+    assert len(predict(run, [folder], tmp_path / "out", device="cpu", overwrite=True)) == 4
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"case_0{i}.nii.gz" for i in range(4)}
+
+
+def test_a_bad_case_leaves_the_finished_ones(run: RunFolder, tmp_path: Path) -> None:
+    broken = tmp_path / "zz_0000.nii.gz"
+    broken.write_bytes(source(run).read_bytes()[:500])
+    with pytest.raises(DataError, match=r"zz_0000\.nii\.gz: not a readable NIfTI"):
+        predict(run, [source(run), broken], tmp_path / "out", device="cpu")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["case_00.nii.gz"]
+
+
+def test_two_inputs_of_one_name_are_refused(run: RunFolder, tmp_path: Path) -> None:
+    twin = tmp_path / source(run).name
+    twin.write_bytes(source(run).read_bytes())
+    with pytest.raises(DataError, match=r"has 2 channel files, the model takes 1"):
+        predict(run, [source(run), twin], tmp_path / "out", device="cpu")
+    with pytest.raises(DataError, match="written to the same file"):
+        predict(run, [source(run).parent, twin], tmp_path / "out", device="cpu")
+
+
+def test_evaluation_states_its_terms(run: RunFolder) -> None:
+    result = evaluate(run, device="cpu")
+    assert json.loads(run.evaluation_file.read_text()) == result
+    assert result["test_time_augmentation"] is False
+    assert result["weights"] == "last"
+    assert result["weights_sha256"] == Predictor(run, device="cpu").weights_sha256
+    assert "definition" in result
+
+
+def test_moved_data_set_is_named(run: RunFolder, tmp_path: Path) -> None:
+    manifest = run.manifest()
+    run.write_json(run.manifest_file, manifest | {"data": str(tmp_path / "gone")})
+    with pytest.raises(DataError, match="gone: no such folder"):
+        evaluate(run, device="cpu")
+    evaluate(run, data=run.path.parent / "data", device="cpu")
+    run.write_json(run.manifest_file, manifest)

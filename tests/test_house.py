@@ -1,0 +1,196 @@
+"""The shape of the house: which way imports point, how long files are, what the package never does, what stays light."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from maskmed_zoo.cli.main import VERBS
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "maskmed_zoo"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What each part of the package may import, besides itself and `errors`. "root" is maskmed_zoo/__init__.py.
+COMPONENT = {"contracts", "layers", "ops"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "contracts": set(),
+    "registry": {"contracts"},
+    "layers": {"contracts"},
+    "ops": {"contracts"},
+    "encoders": COMPONENT,
+    "necks": COMPONENT,
+    "decoders": COMPONENT,
+    "heads": COMPONENT,
+    "losses": {"contracts"},
+    "recipe": {"contracts", "registry"},
+    "model": {"contracts", "registry", "recipe"},
+    "build": {"contracts", "registry", "recipe", "model", "ops"},
+    "data": {"contracts", "recipe"},
+    "inference": {"contracts"},
+    "evaluation": {"data"},
+    "report": {"contracts"},
+    "interop": {"contracts", "registry", "recipe", "model", "build", "layers", "encoders", "decoders", "heads"},
+    "runner": {"root", "contracts", "recipe", "model", "build", "data", "inference", "evaluation", "report"},
+    "cli": {"root", "registry", "recipe", "build", "evaluation", "runner"},
+    "root": {"registry", "recipe", "model", "build"},
+    "__main__": {"cli"},
+}
+SAFE_LOADING = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False", "numpy.load": "allow_pickle=False"}
+EXCEPTIONS = {("decoders/unet.py", "maskmed_zoo.encoders.pyramid")}
+"""The decoder's kernels are written like the encoder's: it shares the type of a triple."""
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def part(module: str) -> str:
+    """The part of the package a dotted name belongs to."""
+    words = module.split(".")
+    return words[1] if len(words) > 1 else "root"
+
+
+def own_imports(path: Path) -> Iterator[str]:
+    """Dotted names of this package's modules that a file imports, wherever in the file it does."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "maskmed_zoo")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import in line {node.lineno}"
+            if node.module is None or node.module.split(".")[0] != "maskmed_zoo":
+                continue
+            for alias in node.names:
+                inner = PACKAGE.parent / Path(*node.module.split(".")) / alias.name
+                is_module = inner.is_dir() or inner.with_suffix(".py").exists()
+                yield f"{node.module}.{alias.name}" if is_module else node.module
+
+
+def name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def test_imports_point_one_way() -> None:
+    wrong: list[str] = []
+    seen: set[tuple[str, str]] = set()
+    for path in MODULES:
+        first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        here = "root" if first == "__init__" else first
+        assert here in ALLOWED, f"{name(path)}: a new part; say in ALLOWED what it may import"
+        for target in own_imports(path):
+            there = part(target)
+            seen.add((here, there))
+            if there not in ALLOWED[here] | {here, "errors"} and (name(path), target) not in EXCEPTIONS:
+                wrong.append(f"{name(path)} imports {target}")
+    assert not wrong
+    assert len(MODULES) >= 60
+    assert {("cli", "runner"), ("runner", "build"), ("model", "recipe"), ("necks", "ops")} <= seen
+
+
+def test_arrows_have_no_circle() -> None:
+    order: list[str] = []
+    left = {here: targets - {here} for here, targets in ALLOWED.items()}
+    while left:
+        free = [here for here, targets in left.items() if targets <= set(order)]
+        assert free, f"a circle among {sorted(left)}"
+        order += free
+        left = {here: targets for here, targets in left.items() if here not in free}
+    assert order.index("heads") < order.index("runner") < order.index("cli")
+
+
+def test_files_are_short() -> None:
+    ours = [p for folder in ("maskmed_zoo", "tests", "examples", "docs") for p in (ROOT / folder).rglob("*.py")]
+    lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in ours}
+    assert len(lengths) > len(MODULES) >= 60
+    assert {str(p): n for p, n in lengths.items() if n > 400} == {}
+    assert statistics.median(n for p, n in lengths.items() if p in MODULES and n) <= 130
+
+
+def called(node: ast.AST) -> str:
+    """`a.b` of a call `a.b(…)`, or an empty string."""
+    return ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+
+
+def test_package_never_does_this() -> None:
+    wrong: list[str] = []
+    for path in MODULES:
+        for node in ast.walk(tree(path)):
+            where = f"{name(path)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Assert):
+                wrong.append(f"{where}: assert")
+            if called(node) in {"print", "eval", "exec", "compile", "os.getenv", "pickle.load", "pickle.loads"}:
+                wrong.append(f"{where}: {called(node)}")
+            if isinstance(node, ast.Attribute | ast.Name) and ast.unparse(node) in {"os.environ", "environ"}:
+                wrong.append(f"{where}: settings come from recipes and options, not from the environment")
+            flag = SAFE_LOADING.get(called(node))
+            if flag and isinstance(node, ast.Call) and flag not in [ast.unparse(k) for k in node.keywords]:
+                wrong.append(f"{where}: {called(node)} without {flag}")
+    assert not wrong
+
+
+def test_the_search_above_finds_what_it_looks_for() -> None:
+    """Calls are recognised at all: the package loads a checkpoint and arrays somewhere."""
+    calls = {called(node) for path in MODULES for node in ast.walk(tree(path))}
+    assert {"torch.load", "np.load", "torch.save"} <= calls
+
+
+def test_heads_and_necks_never_see_labels_or_losses() -> None:
+    for folder in ("heads", "necks", "decoders", "encoders"):
+        files = sorted((PACKAGE / folder).glob("*.py"))
+        assert len(files) >= 2
+        for path in files:
+            assert not [t for t in own_imports(path) if part(t) in {"losses", "data", "runner", "model"}], path
+            for node in ast.walk(tree(path)):
+                if isinstance(node, ast.FunctionDef) and node.name == "forward":
+                    assert not {a.arg for a in node.args.args} & {"labels", "target", "targets", "loss"}, path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("-c", "import maskmed_zoo"), *(("-m", "maskmed_zoo", *w) for w in (
+        ("--help",), ("--version",), ("list",), ("list", "--json"), ("describe", "fsad"), ("describe", "fsad", "--json")
+    ))],
+    ids=" ".join,
+)  # fmt: skip
+def test_stays_light(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    imported = set(re.findall(r"\|\s+([\w.]+)$", done.stderr, re.MULTILINE))
+    assert done.returncode == 0, done.stderr
+    assert "maskmed_zoo" in imported
+    assert not imported & {"torch", "numpy", "scipy", "monai", "timm", "nibabel", "pydantic"}
+
+
+def test_verbs() -> None:
+    expected = ["list", "describe", "validate", "schema", "copy", "build", "train", "predict", "evaluate", "demo"]
+    assert list(VERBS) == expected
+    modules = {p.stem for p in (PACKAGE / "cli").glob("*.py")} - {"__init__", "output"}
+    assert modules == set(expected)
+
+
+def test_ruff() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--output-format", "concise", "."], cwd=ROOT, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_pyright() -> None:
+    """Of the interpreter that runs the tests, by the node that comes with `pyright[nodejs]`, without the network."""
+    environment = os.environ | {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable], cwd=ROOT, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
