@@ -14,7 +14,7 @@ generate.main()
 
 project = "maskmed-zoo"
 author = "The maskmed-zoo authors"
-copyright = author  # noqa: A001  Sphinx's name
+copyright = author
 release = version = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "reference/generated", "images"]

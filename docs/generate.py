@@ -16,6 +16,7 @@ from maskmed_zoo.recipe import recipe_type
 FOLDER = Path(__file__).resolve().parent / "reference" / "generated"
 SECTIONS = {"data": "DataRecipe", "data.augmentation": "Augmentation", "train": "TrainRecipe",
             "train.optimizer": "Optimizer", "inference": "InferenceRecipe"}  # fmt: skip
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 HIDDEN_FACTS = ("name", "kind", "summary")
 
 
@@ -55,7 +56,15 @@ def components_page() -> str:
             rows = [f"**{key}**: {text(value)}" for key, value in facts.items() if key not in HIDDEN_FACTS]
             settings = table(config, config.get("$defs", {}), skip=("kind",))
             shown = ["", *settings] if len(settings) > 2 else ["", "No settings."]
-            lines += [f"### `{name}`", "", f"{capital(facts['summary'])}.", "", *(f"- {row}" for row in rows), *shown, ""]
+            lines += [
+                f"### `{name}`",
+                "",
+                f"{capital(facts['summary'])}.",
+                "",
+                *(f"- {row}" for row in rows),
+                *shown,
+                "",
+            ]
     lines += ["## Models", "", "| name | what it is | recipe |", "|---|---|---|"]
     for name in zoo.list(kind="model"):
         facts = zoo.describe(name)
@@ -90,18 +99,21 @@ def takes(value: dict[str, Any], definitions: dict[str, Any]) -> str:
         return ", ".join(f"`{choice}`" for choice in value.get("enum", [value.get("const")]))
     if "anyOf" in value or "oneOf" in value:
         return " or ".join(takes(part, definitions) for part in value.get("anyOf", value.get("oneOf")))
-    kind = value.get("type", "anything")
+    return plain(value, definitions)
+
+
+def plain(value: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """The words for a list, a mapping, a number or a text."""
+    kind = str(value.get("type", "anything"))
+    if "prefixItems" in value:
+        return f"[{', '.join(takes(part, definitions) for part in value['prefixItems'])}]"
     if kind == "array":
-        if "prefixItems" in value:
-            return f"[{', '.join(takes(part, definitions) for part in value['prefixItems'])}]"
         return f"list of {takes(value['items'], definitions)}"
     if kind == "object":
         inner = value.get("additionalProperties")
         return f"mapping of names to {takes(inner, definitions)}" if isinstance(inner, dict) else "a section"
-    bounds = [f"{sign} {value[key]}" for key, sign in (
-        ("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<")
-    ) if key in value]  # fmt: skip
-    return " ".join([str(kind), *([", ".join(bounds)] if bounds else [])])
+    bounds = ", ".join(f"{sign} {value[key]}" for key, sign in BOUNDS.items() if key in value)
+    return f"{kind} {bounds}" if bounds else kind
 
 
 def text(value: Any) -> str:
@@ -109,7 +121,9 @@ def text(value: Any) -> str:
 
 
 def capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
+    """With a capital, unless the first word has its own ("nnU-Net")."""
+    word = sentence.split(maxsplit=1)[0]
+    return sentence if word != word.lower() else sentence[:1].upper() + sentence[1:]
 
 
 if __name__ == "__main__":

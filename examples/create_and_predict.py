@@ -1,6 +1,6 @@
 """A network from a recipe, the head's output, and a label map: everything but the training.
 
-    python examples/create_and_predict.py
+python examples/create_and_predict.py
 """
 
 import torch
@@ -11,8 +11,11 @@ torch.manual_seed(0)
 
 # A recipe of the zoo with a narrower encoder, two query levels in the neck, and four labels instead of three.
 model = zoo.create(
-    "maskmed_hippocampus_cpu", num_classes=4,
-    model__encoder__channels=[8, 16, 32, 64], model__neck__query_levels=2, model__head__width=96,
+    "maskmed_hippocampus_cpu",
+    num_classes=4,
+    model__encoder__channels=[8, 16, 32, 64],
+    model__neck__query_levels=2,
+    model__head__width=96,
 )
 image = torch.randn(1, 1, 32, 40, 32)  # batch, channel, z, y, x
 

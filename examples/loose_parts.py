@@ -1,6 +1,6 @@
 """The head and its loss alone, on any list of 3-D feature maps, in a plain loop.
 
-    python examples/loose_parts.py
+python examples/loose_parts.py
 """
 
 import torch

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from maskmed_zoo.model import SegmentationModel
@@ -26,7 +26,10 @@ __all__ = ["create", "describe", "list", "load_recipe", "register"]
 
 
 def create(
-    name_or_recipe: str | Path | Recipe, *, in_channels: int | None = None, num_classes: int | None = None,
+    name_or_recipe: str | Path | Recipe,
+    *,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
     **overrides: Any,
 ) -> SegmentationModel:
     """The network of a recipe, with fresh weights.
@@ -44,7 +47,7 @@ def create(
     return build(name_or_recipe, in_channels, num_classes, overrides)
 
 
-def list(pattern: str = "*", *, kind: str | None = None) -> list[str]:  # noqa: A001  zoo.list, as timm has it
+def list(pattern: str = "*", *, kind: str | None = None) -> Sequence[str]:
     """Names of components and models that match a shell wildcard, of one kind or of all, sorted by kind and name."""
     from maskmed_zoo import registry
 
@@ -58,7 +61,7 @@ def describe(name: str) -> dict[str, Any]:
     return registry.card(name).to_json()
 
 
-def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A checked recipe by name or path; `overrides` maps "a.b" to values. Raises `RecipeError` with every problem."""
     from maskmed_zoo.recipe import load_recipe as load
 

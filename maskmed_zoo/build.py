@@ -37,9 +37,7 @@ def model_of(recipe: Recipe, *, in_channels: int | None = None, num_classes: int
         missing = "data.channels" if channels is None else "data.labels"
         raise RecipeError(f"recipe '{recipe.name}' leaves {missing} to the data set; state it, or pass the number")
     names = class_names(data.labels) if data.labels and classes == data.num_classes else None
-    return build_model(
-        recipe.model, in_channels=channels, num_classes=classes, spacing=data.spacing, class_names=names
-    )
+    return build_model(recipe.model, in_channels=channels, num_classes=classes, spacing=data.spacing, class_names=names)
 
 
 def report(recipe: Recipe) -> dict[str, Any]:
@@ -61,11 +59,16 @@ def report(recipe: Recipe) -> dict[str, Any]:
         for stage, weight in zip(output.stages, loss.stage_weights(len(output.stages)), strict=True)
     ]
     return {
-        "name": recipe.name, "components": {k: str(v["kind"]) for k, v in recipe.model.model_dump().items()},
-        "num_classes": model.num_classes, "class_names": list(model.class_names) if model.class_names else None,
-        "in_channels": model.in_channels, "num_queries": model.head.num_queries,
-        "patch_size": list(recipe.data.patch_size), "levels": _rows(model.encoder.out_spec, recipe),
-        "stages": stages, "parameters": {k: count_parameters(p.parameters()) for k, p in model.parts().items()},
+        "name": recipe.name,
+        "components": {k: str(v["kind"]) for k, v in recipe.model.model_dump().items()},
+        "num_classes": model.num_classes,
+        "class_names": list(model.class_names) if model.class_names else None,
+        "in_channels": model.in_channels,
+        "num_queries": model.head.num_queries,
+        "patch_size": list(recipe.data.patch_size),
+        "levels": _rows(model.encoder.out_spec, recipe),
+        "stages": stages,
+        "parameters": {k: count_parameters(p.parameters()) for k, p in model.parts().items()},
         "total_parameters": count_parameters(model.parameters()),
         "parameter_groups": {k: count_parameters(v) for k, v in groups.items()},
         "macs": counter.get_total_flops() // 2,

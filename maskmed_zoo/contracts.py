@@ -104,7 +104,7 @@ class StageOutput:
 
     @property
     def spatial(self) -> Tensor:
-        """The tensor that carries the voxel axes: `logits` or `masks`."""
+        """The tensor that carries the voxel axes, `logits` or `masks`."""
         tensor = self.logits if self.logits is not None else self.masks
         if tensor is None:
             raise JointError("a stage holds neither logits nor masks")

@@ -34,7 +34,14 @@ class SegmentationModel(nn.Module):
     """
 
     def __init__(
-        self, *, encoder: Encoder, neck: Neck, decoder: Decoder, head: Head, in_channels: int, num_classes: int,
+        self,
+        *,
+        encoder: Encoder,
+        neck: Neck,
+        decoder: Decoder,
+        head: Head,
+        in_channels: int,
+        num_classes: int,
         class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
@@ -80,7 +87,11 @@ class SegmentationModel(nn.Module):
 
 
 def build_model(
-    recipe: ModelRecipe, *, in_channels: int, num_classes: int, spacing: Spacing3,
+    recipe: ModelRecipe,
+    *,
+    in_channels: int,
+    num_classes: int,
+    spacing: Spacing3,
     class_names: Sequence[str] | None = None,
 ) -> SegmentationModel:
     """The network of a recipe; raises `JointError` where two components, or head and loss, do not fit."""
@@ -90,7 +101,12 @@ def build_model(
     decoder = _make(recipe.decoder, Decoder, in_spec=neck.out_spec)
     head = _make(recipe.head, Head, in_spec=decoder.out_spec, num_classes=num_classes, spacing=spacing)
     return SegmentationModel(
-        encoder=encoder, neck=neck, decoder=decoder, head=head, in_channels=in_channels, num_classes=num_classes,
+        encoder=encoder,
+        neck=neck,
+        decoder=decoder,
+        head=head,
+        in_channels=in_channels,
+        num_classes=num_classes,
         class_names=class_names,
     )
 

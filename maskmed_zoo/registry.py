@@ -124,7 +124,7 @@ def _plugin_folder(name: str, package: str) -> Path:
 
 def _read_card(path: Path, kind: str) -> Card:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)  # noqa: S506  a safe loader, in C where there
+        content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)  # a safe loader, in C where there is one
     except (OSError, yaml.YAMLError) as error:
         raise RegistryError(f"{path}: card cannot be read: {' '.join(str(error).split())}") from error
     link = "recipe" if kind == "model" else "target"
@@ -144,7 +144,7 @@ def _import_target(card: Card) -> type[Component]:
     return cls
 
 
-def _check_class(name: str, kind: str, cls: type[Component]) -> None:
+def _check_class(name: str, kind: str, cls: Any) -> None:
     from maskmed_zoo import contracts
 
     base = getattr(contracts, kind.capitalize())
@@ -195,13 +195,16 @@ def register(name: str, *, kind: str, summary: str = "") -> Callable[[_Component
     Raises `RegistryError` if the name is taken, the kind unknown or the class does not keep the contract.
     """
     if kind not in COMPONENT_KINDS:
-        raise RegistryError(f"no component kind '{kind}'{nearest(kind, COMPONENT_KINDS)} ({', '.join(COMPONENT_KINDS)})")
+        raise RegistryError(
+            f"no component kind '{kind}'{nearest(kind, COMPONENT_KINDS)} ({', '.join(COMPONENT_KINDS)})"
+        )
 
     def add(cls: _ComponentT) -> _ComponentT:
         _check_class(name, kind, cls)
         target = f"{cls.__module__}:{cls.__qualname__}"
-        _REGISTRY.add_class(Card(name, kind, summary or (cls.__doc__ or name).strip().splitlines()[0], None,
-                                 {"target": target}), cls)
+        _REGISTRY.add_class(
+            Card(name, kind, summary or (cls.__doc__ or name).strip().splitlines()[0], None, {"target": target}), cls
+        )
         return cls
 
     return add

@@ -72,8 +72,11 @@ def make_dataset(root: Path, cases: int = 4, seed: int = 0) -> Path:
         write_nifti(root / "imagesTr" / f"case_{index:02d}_0000.nii.gz", image, affine)
         write_nifti(root / "labelsTr" / f"case_{index:02d}.nii.gz", labels, affine)
     description = {
-        "name": "Boxes", "channel_names": {"0": "CT"}, "labels": {"background": 0, "left": 1, "right": 2},
-        "numTraining": cases, "file_ending": ".nii.gz",
+        "name": "Boxes",
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "left": 1, "right": 2},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
     }
     (root / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
     return root

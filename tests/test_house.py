@@ -1,4 +1,4 @@
-"""The shape of the house: which way imports point, how long files are, what the package never does, what stays light."""
+"""The shape of the house: which way imports point, how long files are, what is never done, what stays light."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ def test_files_are_short() -> None:
     ours = [p for folder in ("maskmed_zoo", "tests", "examples", "docs") for p in (ROOT / folder).rglob("*.py")]
     lengths = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in ours}
     assert len(lengths) > len(MODULES) >= 60
-    assert {str(p): n for p, n in lengths.items() if n > 400} == {}
+    limits = {p: 500 if p.is_relative_to(ROOT / "tests") else 400 for p in lengths}
+    assert {str(p): n for p, n in lengths.items() if n > limits[p]} == {}
     assert statistics.median(n for p, n in lengths.items() if p in MODULES and n) <= 130
 
 
@@ -174,7 +175,7 @@ def test_stays_light(words: tuple[str, ...], tmp_path: Path) -> None:
 def test_verbs() -> None:
     expected = ["list", "describe", "validate", "schema", "copy", "build", "train", "predict", "evaluate", "demo"]
     assert list(VERBS) == expected
-    modules = {p.stem for p in (PACKAGE / "cli").glob("*.py")} - {"__init__", "output"}
+    modules = {p.stem for p in (PACKAGE / "cli").glob("*.py")} - {"__init__", "main", "output"}
     assert modules == set(expected)
 
 

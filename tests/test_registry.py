@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import pytest
@@ -34,12 +33,11 @@ class Twice(Neck):
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry of its own, so that what a test registers is gone afterwards."""
     new = registry._Registry()
     new.version = 1000 + registry.version()
     monkeypatch.setattr(registry, "_REGISTRY", new)
-    yield
 
 
 def test_listing() -> None:
@@ -82,14 +80,14 @@ def test_register_refuses_what_does_not_fit() -> None:
         zoo.register("twice", kind="head")(Twice)
     with pytest.raises(RegistryError, match="must have the field kind"):
         zoo.register("thrice", kind="neck")(Twice)
+
+    class NamedConfig(ComponentConfig):
+        kind: Literal["pointwise"] = "pointwise"
+
+    class Named(Twice):
+        Config = NamedConfig
+
     with pytest.raises(RegistryError, match="names are unique across kinds"):
-
-        class SkipConfig(ComponentConfig):
-            kind: Literal["pointwise"] = "pointwise"
-
-        class Named(Twice):
-            Config = SkipConfig
-
         zoo.register("pointwise", kind="neck")(Named)
 
 

@@ -41,15 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module.configure(parser)
     try:
         module.run(parser.parse_args(words[1:]))
-    except UserError as error:
-        return _fail(str(error), 2)
     except ZooError as error:
-        return _fail(str(error), 1)
+        return _fail(str(error), 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe is gone; say nothing more
-        return 1
     return 0
 
 

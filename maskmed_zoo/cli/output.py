@@ -36,7 +36,11 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """`RECIPE` and `--set`."""
     parser.add_argument("recipe", metavar="RECIPE", help="a model's name, or the path of a recipe (.yaml)")
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="A.B=C",
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="A.B=C",
         help="override a value of the recipe, for example train.epochs=10; repeatable",
     )
 
@@ -49,5 +53,3 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """`--weights`."""
     parser.add_argument("--weights", choices=("last", "best"), default="last", help="which checkpoint (default: last)")
-
-

@@ -28,7 +28,12 @@ def run(args: argparse.Namespace) -> None:
     """Train and evaluate."""
     overrides = [*args.overrides, *([] if args.seed is None else [f"train.seed={args.seed}"])]
     folder = train(
-        load_recipe(args.recipe, overrides), data=args.data, out=args.out, fold=args.fold, device=args.device,
-        workers=args.workers, resume=args.resume,
+        load_recipe(args.recipe, overrides),
+        data=args.data,
+        out=args.out,
+        fold=args.fold,
+        device=args.device,
+        workers=args.workers,
+        resume=args.resume,
     )
     render(score_table(evaluate(folder, data=args.data, device=args.device)))

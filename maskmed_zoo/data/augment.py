@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ AXES: dict[Axis, int] = {"z": 0, "y": 1, "x": 2}
 
 
 def random_matrix(config: Augmentation, spacing: Spacing3, rng: np.random.Generator) -> np.ndarray | None:
-    """(3 3) matrix from output to input voxel offsets about the patch centre (rotation and zoom), or None: no change."""
+    """(3 3) matrix from output to input voxel offsets about the patch centre (rotation, zoom), or None: no change."""
     if rng.random() >= config.spatial_probability:
         return None
     matrix = np.eye(3) / rng.uniform(*config.scale)
@@ -73,7 +74,7 @@ def random_mirror(
 
 
 @cache
-def _intensity_transforms(probability: float) -> list[object]:
+def _intensity_transforms(probability: float) -> list[Any]:
     from monai.transforms.intensity import array as monai
 
     return [
@@ -86,7 +87,7 @@ def _intensity_transforms(probability: float) -> list[object]:
     ]
 
 
-def _low_resolution(probability: float) -> object:
+def _low_resolution(probability: float) -> Any:
     from monai.transforms.spatial.array import RandSimulateLowResolution
 
     return RandSimulateLowResolution(prob=probability, zoom_range=(0.5, 1.0))

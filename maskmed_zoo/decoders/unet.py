@@ -21,8 +21,8 @@ class UNetConfig(ComponentConfig):
     """Settings of `unet`."""
 
     kind: Literal["unet"] = "unet"
-    blocks: PositiveInt = Field(2, description="convolutions per stage")
-    kernels: tuple[Triple, ...] | None = Field(None, description="per stage, finest first, odd; null: 3")
+    blocks: PositiveInt = Field(default=2, description="convolutions per stage")
+    kernels: tuple[Triple, ...] | None = Field(default=None, description="per stage, finest first, odd; null: 3")
 
 
 class UNetDecoder(Decoder):

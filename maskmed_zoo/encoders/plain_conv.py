@@ -33,8 +33,14 @@ class PlainConvEncoder(Encoder):
         inputs = (in_channels, *config.channels[:-1])
         self.levels = nn.ModuleList(
             ConvStack(*level)
-            for level in zip(inputs, config.channels, config.level_kernels, config.level_strides,
-                             per_level(config.blocks, len(inputs)), strict=True)
+            for level in zip(
+                inputs,
+                config.channels,
+                config.level_kernels,
+                config.level_strides,
+                per_level(config.blocks, len(inputs)),
+                strict=True,
+            )
         )
         init_he(self)
 

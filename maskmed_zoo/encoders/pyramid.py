@@ -20,10 +20,14 @@ Triple = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator
 class PyramidConfig(ComponentConfig):
     """Channels, strides and kernels per level; a single number stands for (z, y, x)."""
 
-    channels: tuple[PositiveInt, ...] = Field((32, 64, 128, 256, 320, 320), min_length=2)
-    strides: tuple[Triple, ...] | None = Field(None, description="per level, over the one above; null: 1, then 2")
-    kernels: tuple[Triple, ...] | None = Field(None, description="per level, odd; null: 3")
-    blocks: PositiveInt | tuple[PositiveInt, ...] = Field(2, description="blocks per level, one number or one each")
+    channels: tuple[PositiveInt, ...] = Field(default=(32, 64, 128, 256, 320, 320), min_length=2)
+    strides: tuple[Triple, ...] | None = Field(
+        default=None, description="per level, over the one above; null: 1, then 2"
+    )
+    kernels: tuple[Triple, ...] | None = Field(default=None, description="per level, odd; null: 3")
+    blocks: PositiveInt | tuple[PositiveInt, ...] = Field(
+        default=2, description="blocks per level, one number or one each"
+    )
 
     @model_validator(mode="after")
     def _one_per_level(self) -> PyramidConfig:

@@ -20,7 +20,9 @@ class ResidualConfig(PyramidConfig):
     """Settings of `residual`; the defaults are those of ResEnc-M/L: 1, 3, 4, 6, 6, 6 blocks."""
 
     kind: Literal["residual"] = "residual"
-    blocks: PositiveInt | tuple[PositiveInt, ...] = Field((1, 3, 4, 6, 6, 6), description="residual blocks per level")
+    blocks: PositiveInt | tuple[PositiveInt, ...] = Field(
+        default=(1, 3, 4, 6, 6, 6), description="residual blocks per level"
+    )
 
 
 class ResidualEncoder(Encoder):

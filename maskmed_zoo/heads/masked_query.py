@@ -37,17 +37,23 @@ class MaskedQueryConfig(ComponentConfig):
     """Settings of `masked_query`."""
 
     kind: Literal["masked_query"] = "masked_query"
-    num_queries: PositiveInt | None = Field(None, description="N; null: one per label, background included (§4.3)")
+    num_queries: PositiveInt | None = Field(
+        default=None, description="N; null: one per label, background included (§4.3)"
+    )
     queries: Literal["shared", "per_stage"] = Field(
-        "shared", description="shared: a stage's output queries enter the next stage; per_stage: each has its own"
+        default="shared",
+        description="shared: a stage's output queries enter the next stage; per_stage: each has its own",
     )
     masked_attention: MaskedAttention = Field(
-        "hard", description="where queries look: everywhere, where the previous mask is > 0.5, or weighted by it"
+        default="hard",
+        description="where queries look: everywhere, where the previous mask is > 0.5, or weighted by it",
     )
     width: PositiveInt = 192
     attention_heads: PositiveInt = 8
     ffn_ratio: PositiveInt = 4
-    max_tokens: PositiveInt = Field(4096, description="most key tokens per stage; finer stages are average-pooled")
+    max_tokens: PositiveInt = Field(
+        default=4096, description="most key tokens per stage; finer stages are average-pooled"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> MaskedQueryConfig:
@@ -64,7 +70,11 @@ class MaskedQueryHead(Head):
     gives = "queries"
 
     def __init__(
-        self, *, in_spec: FeatureSpec, num_classes: int, config: MaskedQueryConfig | None = None,
+        self,
+        *,
+        in_spec: FeatureSpec,
+        num_classes: int,
+        config: MaskedQueryConfig | None = None,
         spacing: Spacing3 = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
@@ -81,9 +91,7 @@ class MaskedQueryHead(Head):
         self.queries = nn.ParameterList(nn.Parameter(torch.randn(self.num_queries, width)) for _ in range(sets))
         self.stage_embedding = nn.Parameter(torch.randn(stages, width) * 0.02)
         self.inputs = nn.ModuleList(nn.Linear(c, width) for c in in_spec.channels)
-        self.blocks = nn.ModuleList(
-            QueryBlock(width, config.attention_heads, config.ffn_ratio) for _ in range(stages)
-        )
+        self.blocks = nn.ModuleList(QueryBlock(width, config.attention_heads, config.ffn_ratio) for _ in range(stages))
         self.mask_embeddings = nn.ModuleList(mlp(width, c, 3) for c in in_spec.channels)
         self.classifiers = nn.ModuleList(mlp(width, num_classes + 1, 2) for _ in range(stages))
 

@@ -23,7 +23,11 @@ class PointwiseHead(Head):
     gives = "logits"
 
     def __init__(
-        self, *, in_spec: FeatureSpec, num_classes: int, config: PointwiseConfig | None = None,
+        self,
+        *,
+        in_spec: FeatureSpec,
+        num_classes: int,
+        config: PointwiseConfig | None = None,
         spacing: Spacing3 = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()

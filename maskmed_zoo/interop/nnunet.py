@@ -1,7 +1,7 @@
 """Weights of nnU-Net v2's networks for models of this package.
 
-Idea: encoders `plain_conv` and `residual`, neck `skip`, decoder `unet` and head `pointwise` have the layers of nnU-Net's
-`PlainConvUNet` and `ResidualEncoderUNet` under other names, so a checkpoint needs new keys only:
+Idea: encoders `plain_conv` and `residual`, neck `skip`, decoder `unet` and head `pointwise` have the layers of
+nnU-Net's `PlainConvUNet` and `ResidualEncoderUNet` under other names, so a checkpoint needs new keys only:
 
 ```python
 state = torch.load("checkpoint_final.pth", weights_only=False)["network_weights"]

@@ -17,9 +17,11 @@ from maskmed_zoo.contracts import Size3
 SLOPE = 0.01
 
 
-def conv3d(in_channels: int, out_channels: int, kernel: Size3, stride: Size3 = (1, 1, 1), *, bias: bool = True) -> nn.Conv3d:
+def conv3d(
+    in_channels: int, out_channels: int, kernel: Size3, stride: Size3 = (1, 1, 1), *, bias: bool = True
+) -> nn.Conv3d:
     """Convolution that keeps the size up to its stride: padding is half the (odd) kernel."""
-    padding = tuple(k // 2 for k in kernel)
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     return nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias)
 
 
@@ -27,8 +29,14 @@ class ConvNormAct(nn.Module):
     """(b c d h w) → convolution → instance norm → leaky ReLU (left out with `activation=False`)."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: Size3, stride: Size3 = (1, 1, 1), *,
-        bias: bool = True, activation: bool = True,
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Size3,
+        stride: Size3 = (1, 1, 1),
+        *,
+        bias: bool = True,
+        activation: bool = True,
     ) -> None:
         super().__init__()
         self.conv = conv3d(in_channels, out_channels, kernel, stride, bias=bias)
@@ -45,7 +53,7 @@ class InstanceNorm(nn.InstanceNorm3d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-5, affine=True)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the base class's name
+    def forward(self, input: Tensor) -> Tensor:  # the base class's name
         if input.shape[2:].numel() == 1:
             return torch.zeros_like(input) * self.weight.view(-1, 1, 1, 1) + self.bias.view(-1, 1, 1, 1)
         return super().forward(input)

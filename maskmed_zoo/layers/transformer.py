@@ -30,7 +30,9 @@ class MultiHeadAttention(nn.Module):
                 layer(x.float() if x.dtype != torch.float64 else x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
                 for layer, x in ((self.query, query), (self.key, key), (self.value, value))
             )
-            attended = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.unsqueeze(1))
+            if mask is not None:  # one of another precision than the queries' would be misread
+                mask = (mask.to(q.dtype) if mask.is_floating_point() else mask).unsqueeze(1)
+            attended = F.scaled_dot_product_attention(q, k, v, mask)
             return self.out(attended.transpose(1, 2).flatten(2))
 
 

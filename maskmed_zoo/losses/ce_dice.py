@@ -24,9 +24,9 @@ class CEDiceConfig(ComponentConfig):
     """Settings of `ce_dice`."""
 
     kind: Literal["ce_dice"] = "ce_dice"
-    ce_weight: float = Field(1.0, ge=0)
-    dice_weight: float = Field(1.0, ge=0)
-    supervise_lowest: bool = Field(False, description="give the lowest stage its weight too (nnU-Net: no)")
+    ce_weight: float = Field(default=1.0, ge=0)
+    dice_weight: float = Field(default=1.0, ge=0)
+    supervise_lowest: bool = Field(default=False, description="give the lowest stage its weight too (nnU-Net: no)")
 
 
 class CEDiceLoss(Loss):

@@ -21,7 +21,7 @@ Weights = tuple[float, float, float]
 
 @torch.no_grad()
 def matching_costs(
-    masks: Tensor, class_logits: Tensor, targets: Tensor, target_classes: Tensor, valid: Tensor, weights: Weights
+    masks: Tensor, class_logits: Tensor, targets: Tensor, target_classes: Tensor, *, valid: Tensor, weights: Weights
 ) -> Tensor:
     """Cost (b n t) float32 of giving target t to query n: class, BCE and Dice terms times `weights`.
 
@@ -29,7 +29,7 @@ def matching_costs(
         masks: (b n v) mask logits over voxels.
         class_logits: (b n k+1).
         targets: (b t v) float binary masks.
-        target_classes: (t) label of each target.
+        target_classes: label of each target (t).
         valid: (b 1 v) float, 0 where a voxel is to be ignored.
         weights: class, BCE and Dice.
     """

@@ -26,11 +26,13 @@ class SetCriterionConfig(ComponentConfig):
     """Settings of `set_criterion`; the weights 2 : 10 : 10 are the paper's best (Table 7)."""
 
     kind: Literal["set_criterion"] = "set_criterion"
-    class_weight: float = Field(2.0, ge=0)
-    bce_weight: float = Field(10.0, ge=0)
-    dice_weight: float = Field(10.0, ge=0)
-    no_object_weight: float = Field(1.0, ge=0, description="weight of 'no object' in the class loss")
-    assigner: Literal["hungarian", "fixed"] = Field("hungarian", description="fixed: query i answers for label i")
+    class_weight: float = Field(default=2.0, ge=0)
+    bce_weight: float = Field(default=10.0, ge=0)
+    dice_weight: float = Field(default=10.0, ge=0)
+    no_object_weight: float = Field(default=1.0, ge=0, description="weight of 'no object' in the class loss")
+    assigner: Literal["hungarian", "fixed"] = Field(
+        default="hungarian", description="fixed: query i answers for label i"
+    )
 
 
 class SetCriterion(Loss):
@@ -85,7 +87,7 @@ class SetCriterion(Loss):
         classes = torch.arange(self.num_classes, device=masks.device)
         weights = (self.config.class_weight, self.config.bce_weight, self.config.dice_weight)
         costs = matching_costs(
-            masks.flatten(2), class_logits, targets.flatten(2), classes, valid.flatten(2), weights
+            masks.flatten(2), class_logits, targets.flatten(2), classes, valid=valid.flatten(2), weights=weights
         )
         return hungarian(costs, present)
 

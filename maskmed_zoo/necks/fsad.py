@@ -1,7 +1,7 @@
 """Full-scale-aware deformable (FSAD) transformer neck (MaskMed §3.3, App. B, Fig. 2c and 6).
 
 Queries are the voxels of the lowest levels; each samples a few points, at learned offsets, from **all** encoder levels
-including full resolution. Block: FSAD attention → Add & LN → FFN → Add & LN. Levels that are not queries pass unchanged.
+including full resolution. Block: FSAD attention → Add & LN → FFN → Add & LN. Other levels pass unchanged.
 Where the paper is silent: the result is projected back to a level's width and added to it; one offset unit is one voxel
 of the sampled level; values of query levels are the current tokens. See the config for the other choices.
 """
@@ -26,11 +26,13 @@ class FSADConfig(ComponentConfig):
     """Settings of `fsad`."""
 
     kind: Literal["fsad"] = "fsad"
-    query_levels: PositiveInt = Field(3, description="how many of the lowest levels are queries (§3.3 says 4, App. B 3)")
+    query_levels: PositiveInt = Field(
+        default=3, description="how many of the lowest levels are queries (§3.3 says 4, App. B 3)"
+    )
     layers: PositiveInt = 1
     width: PositiveInt = 192
     attention_heads: PositiveInt = 8
-    points: PositiveInt = Field(4, description="K, sampling points per query, head and level")
+    points: PositiveInt = Field(default=4, description="K, sampling points per query, head and level")
     ffn_ratio: PositiveInt = 4
 
     @model_validator(mode="after")
@@ -111,7 +113,7 @@ class FSADLayer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         with torch.no_grad():
             bias = initial_offsets(self.heads, self.points).unsqueeze(1).expand(-1, self.levels, -1, -1)
-            self.offsets[-1].bias.copy_(bias.flatten())
+            self.offsets[-1].get_parameter("bias").copy_(bias.flatten())
 
     def forward(
         self, tokens: Tensor, position: Tensor, centres: Tensor, levels: list[Tensor], sizes: list[Size3]
@@ -130,14 +132,16 @@ class FSADLayer(nn.Module):
         if early:
             values = torch.cat([self.values[e](levels[e]) for e in early], 1).unflatten(-1, (self.heads, -1))
             parts.append(
-                deformable_attention(values, [sizes[e] for e in early], locations[:, :, :, early], weights[:, :, :, early])
+                deformable_attention(
+                    values, [sizes[e] for e in early], locations[:, :, :, early], weights[:, :, :, early]
+                )
             )
         for e in late:
             # Every (query, head) becomes a query of one head over the level's own channels.
             at, share = (x[:, :, :, e : e + 1].flatten(1, 2).unsqueeze(2) for x in (locations, weights))
             sampled = deformable_attention(levels[e].unsqueeze(2), [sizes[e]], at, share)
             sampled = sampled.squeeze(2).unflatten(1, (-1, self.heads))
-            projection = self.values[e].weight.unflatten(0, (self.heads, -1))
+            projection = self.values[e].get_parameter("weight").unflatten(0, (self.heads, -1))
             parts.append(torch.einsum("bqhc,hdc->bqhd", sampled, projection))
         return sum(parts[1:], start=parts[0])
 
@@ -165,9 +169,7 @@ def initial_offsets(heads: int, points: int) -> Tensor:
 
     The 26 directions to the neighbours of a voxel, opposite faces first, then edges and corners; repeated beyond 26.
     """
-    directions = sorted(
-        (d for d in product((1, 0, -1), repeat=3) if any(d)), key=lambda d: sum(map(abs, d))
-    )
+    directions = sorted((d for d in product((1, 0, -1), repeat=3) if any(d)), key=lambda d: sum(map(abs, d)))
     chosen = torch.tensor([directions[i % len(directions)] for i in range(heads)], dtype=torch.float32)
     return chosen[:, None, :] * torch.arange(1, points + 1)[None, :, None]
 

@@ -30,7 +30,9 @@ def recipe_path(name_or_path: str | Path) -> Path:
     name = str(name_or_path)
     if name not in cards:
         hint = nearest(name, cards)
-        raise RecipeError(f"no recipe named '{name}'{hint}; 'maskmed-zoo list --kind model' names them, or give a .yaml")
+        raise RecipeError(
+            f"no recipe named '{name}'{hint}; 'maskmed-zoo list --kind model' names them, or give a .yaml"
+        )
     return registry.data_folder("recipes") / str(cards[name].facts["recipe"])
 
 
@@ -38,8 +40,8 @@ def load_recipe(source: str | Path | Recipe, overrides: Sequence[str] | Mapping[
     """Read and check a recipe, given by name, path or as one already loaded.
 
     `overrides` are `"a.b=value"` texts (the value is YAML) or a mapping from `a.b` to plain values. Setting a
-    component's `kind` to another one drops the settings of the old one. Raises `RecipeError` holding every problem, each with
-    file:line:col, the key, and the nearest name.
+    component's `kind` to another one drops the settings of the old one. Raises `RecipeError` holding every problem,
+    each with file:line:col, the key, and the nearest name.
     """
     if isinstance(source, Recipe):
         document = Document("", "recipe")
@@ -101,7 +103,9 @@ def _problem(document: Document, error: dict[str, Any]) -> str:
         message = "is missing"
     elif kind in ("union_tag_invalid", "literal_error"):
         got = context["tag"] if kind == "union_tag_invalid" else error["input"]
-        known = [name.strip().strip("'") for name in _choices(str(context.get("expected_tags", context.get("expected"))))]
+        known = [
+            name.strip().strip("'") for name in _choices(str(context.get("expected_tags", context.get("expected"))))
+        ]
         key = f"{key}.kind" if kind == "union_tag_invalid" else key
         message = f"'{got}' is not one of {', '.join(known)}{nearest(str(got), known)}"
     elif kind == "union_tag_not_found":
@@ -124,19 +128,14 @@ def _data_path(data: Any, loc: Sequence[str | int]) -> KeyPath:
     """The error's location in the data: without the tags of unions that pydantic puts in between."""
     path: list[str | int] = []
     for index, step in enumerate(loc):
-        is_last = index == len(loc) - 1
-        if isinstance(data, dict) and step in data:
-            data = data[step]
-        elif isinstance(data, list) and isinstance(step, int) and step < len(data):
-            data = data[step]
-        elif isinstance(data, dict) and data.get("kind") == step and not is_last:
-            continue
-        elif isinstance(data, dict) and is_last and data.get("kind") != step:
-            path.append(step)  # a missing key
-            break
-        else:
+        is_tag = isinstance(data, dict) and step not in data and data.get("kind") == step
+        if is_tag:
             continue
         path.append(step)
+        try:
+            data = data[step]
+        except (LookupError, TypeError):  # a missing key or entry: the end of the location
+            return tuple(path) if index == len(loc) - 1 else tuple(path[:-1])
     return tuple(path)
 
 

@@ -54,7 +54,7 @@ class DataRecipe(_Section):
     )
     foreground_oversampling: Probability = Field(0.33, description="share of patches centred on a foreground voxel")
     mirror_axes: tuple[Axis, ...] = Field((), description="axes flipped at random in training; x is left-right")
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = Field(default_factory=Augmentation)
 
     @field_validator("labels")
     @classmethod
@@ -89,7 +89,7 @@ class TrainRecipe(_Section):
     batch_size: PositiveInt = 2
     validation_iterations: int = Field(50, ge=0, description="validation patches batches per validated epoch")
     validate_every: PositiveInt = Field(1, description="epochs between validations on patches")
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = Field(default_factory=Optimizer)
     amp: Literal["auto", "off", "bf16", "fp16"] = Field("auto", description="auto: where the device has it (CUDA)")
     seed: int = Field(0, ge=0)
 

@@ -47,8 +47,12 @@ def demo(out: Path, *, device: str | None = None, display: Display | None = None
     names = sorted(path.name.removesuffix(".nii.gz") for path in predictions.glob("*.nii.gz"))[:2]
     volumes = [(name, read_image(data / "imagesTs" / f"{name}_0000.nii.gz")) for name in names]
     rows = [
-        (name, volume.array, read_labels(data / "labelsTs" / f"{name}.nii.gz").array,
-         read_labels(predictions / f"{name}.nii.gz").array)
+        (
+            name,
+            volume.array,
+            read_labels(data / "labelsTs" / f"{name}.nii.gz").array,
+            read_labels(predictions / f"{name}.nii.gz").array,
+        )
         for name, volume in volumes
     ]
     picture = out / "demo.png"

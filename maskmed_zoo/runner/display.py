@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ class Display:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def task(self, title: str) -> Iterator[Callable[[int, int], None]]:
+    def task(self, title: str) -> Generator[Callable[[int, int], None]]:
         """Progress of `title`; the function given takes (done, total)."""
         with self._bars() as bars:
             task = bars.add_task(title, total=None)
@@ -35,7 +35,7 @@ class Display:
             yield show
 
     @contextmanager
-    def training(self, total: int, done: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    def training(self, total: int, done: int) -> Generator[Callable[[dict[str, Any]], None]]:
         """Progress of training in epochs; the function given takes an epoch's row of metrics."""
         start, first = time.perf_counter(), done
         with self._bars() as bars:

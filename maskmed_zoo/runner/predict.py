@@ -46,8 +46,13 @@ class Predictor:
         resampled = resample_image(image, geometry.spacing, data.spacing)
         normal = normalize(resampled, schemes(data.normalization, data.channels or ()), self.fingerprint)
         probabilities = sliding_window(
-            self._predict, torch.from_numpy(normal), window=data.patch_size, num_classes=self.model.num_classes,
-            overlap=self.recipe.inference.overlap, batch_size=self.recipe.inference.batch_size, device=self.device,
+            self._predict,
+            torch.from_numpy(normal),
+            window=data.patch_size,
+            num_classes=self.model.num_classes,
+            overlap=self.recipe.inference.overlap,
+            batch_size=self.recipe.inference.batch_size,
+            device=self.device,
         )
         return probabilities_to_labels(probabilities, image.shape[1:])
 
@@ -56,8 +61,8 @@ class Predictor:
         channels = len(self.recipe.data.channels or ())
         if len(case.images) != channels:
             raise DataError(
-                f"{case.images[0].parent}: case '{case.identifier}' has {len(case.images)} channel files, the model takes "
-                f"{channels} ({', '.join(self.recipe.data.channels or ())})"
+                f"{case.images[0].parent}: case '{case.identifier}' has {len(case.images)} channel files, the "
+                f"model takes {channels} ({', '.join(self.recipe.data.channels or ())})"
             )
         image, _, geometry = load_case(case, None)
         return self.labels(image, geometry), geometry
@@ -70,8 +75,14 @@ class Predictor:
 
 
 def predict(
-    run: RunFolder, inputs: Sequence[Path], out: Path, *, device: str | None = None, overwrite: bool = False,
-    which: Which = "last", display: Display | None = None,
+    run: RunFolder,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    device: str | None = None,
+    overwrite: bool = False,
+    which: Which = "last",
+    display: Display | None = None,
 ) -> list[Path]:
     """Segment image files or folders of them; returns the label maps written, `out/NAME.nii.gz` each.
 
@@ -102,7 +113,11 @@ def predict(
 
 
 def evaluate(
-    run: RunFolder, *, data: Path | None = None, device: str | None = None, which: Which = "last",
+    run: RunFolder,
+    *,
+    data: Path | None = None,
+    device: str | None = None,
+    which: Which = "last",
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Predict and score the run's validation cases; writes `predictions/` and `evaluation.json`, returns the latter.
@@ -119,7 +134,9 @@ def evaluate(
     with display.task("evaluating") as progress:
         for index, identifier in enumerate(manifest["validation"]):
             if identifier not in cases:
-                raise DataError(f"{dataset.root}: validation case '{identifier}' of the run is not there; give its data set")
+                raise DataError(
+                    f"{dataset.root}: validation case '{identifier}' of the run is not there; give its data set"
+                )
             image, reference, geometry = load_case(cases[identifier], dataset)
             labels = predictor.labels(image, geometry)
             write_labels(run.predictions / f"{identifier}{ENDING}", labels, geometry)
@@ -129,9 +146,15 @@ def evaluate(
             scores.append(CaseScores(identifier, {names[label]: value for label, value in dice.items()}))
             progress(index + 1, len(manifest["validation"]))
     facts = {
-        "recipe": predictor.recipe.name, "dataset": dataset.name, "fold": manifest["fold"], "seed": manifest["seed"],
-        "weights": which, "weights_sha256": predictor.weights_sha256, "test_time_augmentation": False,
-        "overlap": predictor.recipe.inference.overlap, "date": now(),
+        "recipe": predictor.recipe.name,
+        "dataset": dataset.name,
+        "fold": manifest["fold"],
+        "seed": manifest["seed"],
+        "weights": which,
+        "weights_sha256": predictor.weights_sha256,
+        "test_time_augmentation": False,
+        "overlap": predictor.recipe.inference.overlap,
+        "date": now(),
     }
     result = facts | summarize(scores, names[1:])
     run.write_json(run.evaluation_file, result)

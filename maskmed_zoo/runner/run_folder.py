@@ -89,7 +89,7 @@ class RunFolder:
         write_atomically(self.weights_file(which), lambda p: save_file(tensors, p, header))
 
     def load_weights(self, model: SegmentationModel, which: Which, recipe: Recipe) -> str:
-        """Load strictly into `model`, return the file's sha256; raises `CheckpointError` for another recipe's weights."""
+        """Load strictly into `model` and return the file's sha256; `CheckpointError` for another recipe's weights."""
         path = self.weights_file(which)
         if not path.is_file():
             raise CheckpointError(f"{path}: no weights here; the run has not finished an epoch yet")
@@ -101,8 +101,8 @@ class RunFolder:
             raise CheckpointError(f"{path}: not a whole safetensors file ({error}); train or copy it again") from error
         if header.get("network") != network_hash(recipe):
             raise CheckpointError(
-                f"{path}: weights of another recipe ('{header.get('recipe', 'unknown')}'): model or data sections differ "
-                f"from {self.recipe_file}; use the recipe they were trained with"
+                f"{path}: weights of another recipe ('{header.get('recipe', 'unknown')}'): model or data sections "
+                f"differ from {self.recipe_file}; use the recipe they were trained with"
             )
         check_state(model, tensors, path)
         model.load_state_dict(tensors)
@@ -138,9 +138,15 @@ def environment(device: torch.device) -> dict[str, Any]:
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "maskmed_zoo": __version__, "python": platform.python_version(), "torch": torch.__version__,
-        "monai": monai.__version__, "numpy": np.__version__, "platform": platform.platform(), "device": str(device),
-        "device_name": name, "threads": torch.get_num_threads(),
+        "maskmed_zoo": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
     }
 
 

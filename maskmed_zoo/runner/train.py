@@ -18,7 +18,7 @@ from maskmed_zoo.data.cache import CaseCache
 from maskmed_zoo.data.dataset import Case, RawDataset, open_dataset
 from maskmed_zoo.data.patches import PatchDataset
 from maskmed_zoo.data.preprocess import Fingerprint
-from maskmed_zoo.errors import CheckpointError, DataError
+from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.device import pick_device, pick_workers
 from maskmed_zoo.runner.display import Display
@@ -32,8 +32,15 @@ SMOOTHING = 0.9
 
 
 def train(
-    recipe: Recipe, *, data: Path, out: Path, fold: int = 0, device: str | None = None, workers: int | None = None,
-    resume: bool = False, display: Display | None = None,
+    recipe: Recipe,
+    *,
+    data: Path,
+    out: Path,
+    fold: int = 0,
+    device: str | None = None,
+    workers: int | None = None,
+    resume: bool = False,
+    display: Display | None = None,
 ) -> RunFolder:
     """Train `recipe` on one fold of the nnU-Net folder `data` and write the run to `out`.
 
@@ -55,9 +62,28 @@ def train(
         cache.prepare((*training, *validation), workers=pick_workers(workers, target), progress=progress)
     fingerprint = cache.fingerprint(training)
     if not run.manifest_file.exists():
+        manifest = {
+            "recipe": recipe.name,
+            "dataset": dataset.name,
+            "data": str(dataset.root.resolve()),
+            "fold": fold,
+            "seed": recipe.train.seed,
+            "training": [case.identifier for case in training],
+            "validation": [case.identifier for case in validation],
+            "fingerprint": [stats.to_dict() for stats in fingerprint],
+            "started": now(),
+            "environment": environment(target),
+        }
         run.write_recipe(recipe)
-        run.write_json(run.manifest_file, _manifest(recipe, dataset, fold, training, validation, fingerprint, target))
-    loop = _Loop(trainer, run, cache, (training, validation), fingerprint, pick_workers(workers, target))
+        run.write_json(run.manifest_file, manifest)
+    loop = _Loop(
+        trainer=trainer,
+        run=run,
+        cache=cache,
+        cases=(training, validation),
+        fingerprint=fingerprint,
+        workers=pick_workers(workers, target),
+    )
     if resume:
         loop.load()
     loop.run_to_end(display)
@@ -68,8 +94,14 @@ class _Loop:
     """Epochs: steps, validation, checkpoint, metrics."""
 
     def __init__(
-        self, trainer: Trainer, run: RunFolder, cache: CaseCache, cases: tuple[tuple[Case, ...], tuple[Case, ...]],
-        fingerprint: Fingerprint, workers: int,
+        self,
+        *,
+        trainer: Trainer,
+        run: RunFolder,
+        cache: CaseCache,
+        cases: tuple[tuple[Case, ...], tuple[Case, ...]],
+        fingerprint: Fingerprint,
+        workers: int,
     ) -> None:
         self.trainer, self.run, self.workers = trainer, run, workers
         self.recipe = trainer.recipe
@@ -78,8 +110,13 @@ class _Loop:
         streams: tuple[Literal["train", "validation"], ...] = ("train", "validation")
         for stream, chosen in zip(streams, cases, strict=True):
             self.patches[stream] = PatchDataset(
-                cache, chosen, self.recipe.data, channels=channels, fingerprint=fingerprint,
-                seed=self.recipe.train.seed, stream=stream,
+                cache,
+                chosen,
+                self.recipe.data,
+                channels=channels,
+                fingerprint=fingerprint,
+                seed=self.recipe.train.seed,
+                stream=stream,
             )
         self.epoch, self.best, self.average = 0, -math.inf, math.nan
         self.rows: list[dict[str, Any]] = []
@@ -97,10 +134,17 @@ class _Loop:
     def _epoch(self) -> dict[str, Any]:
         config, start, work = self.recipe.train, time.perf_counter(), time.process_time()
         sums: dict[str, float] = {}
-        for image, labels in self._batches("train", self.epoch * config.iterations_per_epoch, config.iterations_per_epoch):
+        for image, labels in self._batches(
+            "train", self.epoch * config.iterations_per_epoch, config.iterations_per_epoch
+        ):
             for name, value in self.trainer.step(image, labels).items():
                 sums[name] = sums.get(name, 0.0) + value / config.iterations_per_epoch
-        row: dict[str, Any] = {"epoch": self.epoch, "iterations": self.trainer.iteration, **sums, **self.trainer.rates()}
+        row: dict[str, Any] = {
+            "epoch": self.epoch,
+            "iterations": self.trainer.iteration,
+            **sums,
+            **self.trainer.rates(),
+        }
         is_due = (self.epoch + 1) % config.validate_every == 0 or self.epoch + 1 == config.epochs
         if is_due and config.validation_iterations:
             dice = self.trainer.validate(self._batches("validation", 0, config.validation_iterations))
@@ -113,8 +157,11 @@ class _Loop:
         """`count` batches; batch i holds the patches i x batch size onwards, whatever the workers."""
         size = self.recipe.train.batch_size
         loader: DataLoader[Batch] = DataLoader(
-            self.patches[stream], batch_size=size, sampler=range(first * size, (first + count) * size),
-            num_workers=self.workers, pin_memory=self.trainer.device.type == "cuda",
+            self.patches[stream],
+            batch_size=size,
+            sampler=range(first * size, (first + count) * size),
+            num_workers=self.workers,
+            pin_memory=self.trainer.device.type == "cuda",
         )
         yield from loader
 
@@ -165,11 +212,15 @@ def _check_folder(run: RunFolder, recipe: Recipe, dataset: RawDataset, fold: int
         raise CheckpointError(f"{run.path}: already holds a run; add --resume to continue it, or give a new folder")
     difference = _first_difference(run.recipe().model_dump(mode="json"), recipe.model_dump(mode="json"))
     if difference:
-        raise CheckpointError(f"{run.path}: checkpoint of another recipe: {difference}; resume with the run's recipe.yaml")
+        raise CheckpointError(
+            f"{run.path}: checkpoint of another recipe: {difference}; resume with the run's recipe.yaml"
+        )
     manifest = run.manifest() if run.manifest_file.exists() else {}
     for name, value in {"dataset": dataset.name, "fold": fold}.items():
         if manifest and manifest.get(name) != value:
-            raise CheckpointError(f"{run.path}: the run is on {name} {manifest.get(name)}, not {value}; use a new folder")
+            raise CheckpointError(
+                f"{run.path}: the run is on {name} {manifest.get(name)}, not {value}; use a new folder"
+            )
 
 
 def _first_difference(old: Any, new: Any, path: str = "") -> str | None:
@@ -180,17 +231,3 @@ def _first_difference(old: Any, new: Any, path: str = "") -> str | None:
                 return found
         return None
     return None if old == new else f"{path} was {old}, now {new}"
-
-
-def _manifest(
-    recipe: Recipe, dataset: RawDataset, fold: int, training: tuple[Case, ...], validation: tuple[Case, ...],
-    fingerprint: Fingerprint, device: torch.device,
-) -> dict[str, Any]:
-    if not training or not validation:
-        raise DataError(f"{dataset.root}: fold {fold} needs training and validation cases")
-    return {
-        "recipe": recipe.name, "dataset": dataset.name, "data": str(dataset.root.resolve()), "fold": fold,
-        "seed": recipe.train.seed, "training": [c.identifier for c in training],
-        "validation": [c.identifier for c in validation], "fingerprint": [s.to_dict() for s in fingerprint],
-        "started": now(), "environment": environment(device),
-    }

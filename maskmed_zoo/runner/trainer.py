@@ -54,10 +54,10 @@ class Trainer:
             self.scaler.scale(loss).backward()
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.optimizer.gradient_clip)
-            if not self.scaler.is_enabled() and not norm.isfinite():
-                raise NonFiniteError(f"gradient norm is not finite (loss {float(loss.detach()):g})")
         except NonFiniteError as error:
             raise NonFiniteError(f"step {self.iteration}: {error}") from error
+        if not self.scaler.is_enabled() and not norm.isfinite():
+            raise NonFiniteError(f"step {self.iteration}: gradient norm is not finite (loss {float(loss.detach()):g})")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
@@ -76,8 +76,10 @@ class Trainer:
                 output = self.model(image.to(self.device))
             predicted = output.log_probabilities().argmax(1)
             reference = labels.to(self.device)
-            counted = torch.ones_like(reference, dtype=torch.bool) if self.ignore_label is None else (
-                reference != self.ignore_label
+            counted = (
+                torch.ones_like(reference, dtype=torch.bool)
+                if self.ignore_label is None
+                else (reference != self.ignore_label)
             )
             joint += torch.bincount((reference * classes + predicted)[counted], minlength=classes * classes)
         table = joint.view(classes, classes).double()
@@ -92,8 +94,12 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """All that the next step depends on; plain tensors, numbers and containers."""
         return {
-            "iteration": self.iteration, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict(), "rng": torch.get_rng_state(),
+            "iteration": self.iteration,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -43,31 +43,76 @@ def with_label_seven(array: np.ndarray) -> np.ndarray:
 
 
 RECIPES = {
-    "unknown key": (lambda r: edit(r, "epochs: 2", "epoch: 2"), r"tiny\.yaml:\d+:\d+: train\.epoch: unknown key; did you mean 'epochs'"),
-    "wrong type": (lambda r: edit(r, "epochs: 2", "epochs: two"), r"tiny\.yaml:\d+:\d+: train\.epochs: .*integer.*got 'two'"),
-    "duplicate key": (lambda r: edit(r, "name: tiny", "name: tiny\nname: big"), r"tiny\.yaml:\d+:1: duplicate key 'name'"),
-    "unknown component": (lambda r: edit(r, "kind: fsad", "kind: fsda"), r"model\.neck\.kind: 'fsda' is not one of .*did you mean 'fsad'"),
-    "joint": (lambda r: edit(r, "kind: set_criterion", "kind: ce_dice"), r"loss 'ce_dice' takes logits, head 'masked_query' gives queries; write 'kind: set_criterion'"),
-    "patch": (lambda r: edit(r, "[8, 16, 16]", "[8, 18, 16]"), r"\(8, 18, 16\) is not divisible.*nearest valid sizes: \(8, 16, 16\) and \(8, 20, 16\)"),
+    "unknown key": (
+        lambda r: edit(r, "epochs: 2", "epoch: 2"),
+        r"tiny\.yaml:\d+:\d+: train\.epoch: unknown key; did you mean 'epochs'",
+    ),
+    "wrong type": (
+        lambda r: edit(r, "epochs: 2", "epochs: two"),
+        r"tiny\.yaml:\d+:\d+: train\.epochs: .*integer.*got 'two'",
+    ),
+    "duplicate key": (
+        lambda r: edit(r, "name: tiny", "name: tiny\nname: big"),
+        r"tiny\.yaml:\d+:1: duplicate key 'name'",
+    ),
+    "unknown component": (
+        lambda r: edit(r, "kind: fsad", "kind: fsda"),
+        r"model\.neck\.kind: 'fsda' is not one of .*did you mean 'fsad'",
+    ),
+    "joint": (
+        lambda r: edit(r, "kind: set_criterion", "kind: ce_dice"),
+        r"loss 'ce_dice' takes logits, head 'masked_query' gives queries; write 'kind: set_criterion'",
+    ),
+    "patch": (
+        lambda r: edit(r, "[8, 16, 16]", "[8, 18, 16]"),
+        r"\(8, 18, 16\) is not divisible.*nearest valid sizes: \(8, 16, 16\) and \(8, 20, 16\)",
+    ),
 }
 
 DATASETS = {
     "missing folder": (lambda d: d.rename(d.with_name("elsewhere")), r"Dataset001_Boxes: no such folder"),
     "image without label": (lambda d: (d / LABEL).unlink(), r"labelsTr: no case_01\.nii\.gz for the image"),
     "label without image": (lambda d: (d / IMAGE).unlink(), r"case_01\.nii\.gz: no image case_01_0000\.nii\.gz"),
-    "undeclared value": (lambda d: change_image(d, with_label_seven, LABEL), r"case_01\.nii\.gz: label values 7, expected 0 … 2"),
-    "geometry": (lambda d: write_nifti(d / LABEL, np.zeros((18, 18, 9), np.uint8), AFFINE), r"case_01\.nii\.gz: shape \(9, 18, 18\).*expected \(9, 18, 20\)"),
-    "affine": (lambda d: write_nifti(d / LABEL, np.zeros((20, 18, 9), np.uint8), AFFINE * [[1.1], [1], [1], [1]]), r"case_01\.nii\.gz: voxels lie up to"),
-    "not NIfTI": (lambda d: (d / IMAGE).write_bytes(gzip.compress(b"hello")), r"case_01_0000\.nii\.gz: not a readable NIfTI file"),
-    "truncated": (lambda d: (d / IMAGE).write_bytes((d / IMAGE).read_bytes()[:900]), r"case_01_0000\.nii\.gz: not a readable NIfTI file"),
-    "4-D": (lambda d: change_image(d, lambda a: np.stack([a, a], -1)), r"case_01_0000\.nii\.gz: 4-D with shape .* expected 3-D"),
+    "undeclared value": (
+        lambda d: change_image(d, with_label_seven, LABEL),
+        r"case_01\.nii\.gz: label values 7, expected 0 … 2",
+    ),
+    "geometry": (
+        lambda d: write_nifti(d / LABEL, np.zeros((18, 18, 9), np.uint8), AFFINE),
+        r"case_01\.nii\.gz: shape \(9, 18, 18\).*expected \(9, 18, 20\)",
+    ),
+    "affine": (
+        lambda d: write_nifti(d / LABEL, np.zeros((20, 18, 9), np.uint8), AFFINE * [[1.1], [1], [1], [1]]),
+        r"case_01\.nii\.gz: voxels lie up to",
+    ),
+    "not NIfTI": (
+        lambda d: (d / IMAGE).write_bytes(gzip.compress(b"hello")),
+        r"case_01_0000\.nii\.gz: not a readable NIfTI file",
+    ),
+    "truncated": (
+        lambda d: (d / IMAGE).write_bytes((d / IMAGE).read_bytes()[:900]),
+        r"case_01_0000\.nii\.gz: not a readable NIfTI file",
+    ),
+    "4-D": (
+        lambda d: change_image(d, lambda a: np.stack([a, a], -1)),
+        r"case_01_0000\.nii\.gz: 4-D with shape .* expected 3-D",
+    ),
     "NaN": (lambda d: change_image(d, with_nan), r"case_01_0000\.nii\.gz: 1 of \d+ voxels are NaN or infinite"),
     "channel count": (lambda d: (d / IMAGE).rename(d / IMAGE.replace("_0000", "_0001")), r"channel 1, but 1 declared"),
-    "missing channel": (lambda d: edit(d / "dataset.json", '{"0": "CT"}', '{"0": "CT", "1": "PET"}'), r"case 'case_00' lacks case_00_0001\.nii\.gz"),
+    "missing channel": (
+        lambda d: edit(d / "dataset.json", '{"0": "CT"}', '{"0": "CT", "1": "PET"}'),
+        r"case 'case_00' lacks case_00_0001\.nii\.gz",
+    ),
     "region labels": (lambda d: edit(d / "dataset.json", '"right": 2', '"right": [1, 2]'), r"'right' is a region"),
-    "file ending": (lambda d: edit(d / "dataset.json", ".nii.gz", ".mha"), r"file_ending '\.mha', expected '\.nii\.gz'"),
+    "file ending": (
+        lambda d: edit(d / "dataset.json", ".nii.gz", ".mha"),
+        r"file_ending '\.mha', expected '\.nii\.gz'",
+    ),
     "invalid JSON": (lambda d: edit(d / "dataset.json", '"labels":', '"labels"'), r"dataset\.json:1:\d+: invalid JSON"),
-    "labels disagree": (lambda d: edit(d / "dataset.json", '"right": 2', '"rihgt": 2'), r"dataset\.json: labels .* differ from the recipe's"),
+    "labels disagree": (
+        lambda d: edit(d / "dataset.json", '"right": 2', '"rihgt": 2'),
+        r"dataset\.json: labels .* differ from the recipe's",
+    ),
 }
 
 
@@ -92,7 +137,9 @@ def test_recipes(name: str, tiny_recipe: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_data_sets(name: str, tiny_recipe: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_sets(
+    name: str, tiny_recipe: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spoil, message = DATASETS[name]
     spoil(dataset)
     out = tmp_path / "run"
@@ -150,7 +197,9 @@ def test_prediction_inputs_and_runs(
 
 def test_scores_of_folders(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reference = dataset / "labelsTr"
-    assert main(["evaluate", "--pred", str(reference), "--ref", str(reference), "--json", str(tmp_path / "s.json")]) == 0
+    assert (
+        main(["evaluate", "--pred", str(reference), "--ref", str(reference), "--json", str(tmp_path / "s.json")]) == 0
+    )
     capsys.readouterr()
     assert json.loads((tmp_path / "s.json").read_text())["mean_dice"] == 1
     other = make_dataset(tmp_path / "other", cases=2) / "labelsTr"

@@ -18,7 +18,16 @@ def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_verbs_are_frozen() -> None:
     assert list(VERBS) == [
-        "list", "describe", "validate", "schema", "copy", "build", "train", "predict", "evaluate", "demo",
+        "list",
+        "describe",
+        "validate",
+        "schema",
+        "copy",
+        "build",
+        "train",
+        "predict",
+        "evaluate",
+        "demo",
     ]
 
 

@@ -32,8 +32,10 @@ PATCHES = [(8, 12, 8), (6, 12, 20)]  # the second has odd levels: 6 x 6 x 10, 3 
 IN_CHANNELS, NUM_CLASSES, IGNORE = 2, 3, 3
 TINY: dict[str, dict[str, Any]] = {
     "encoder": {
-        "channels": SPEC.channels, "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
-        "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 5)), "blocks": (1, 2, 1),
+        "channels": SPEC.channels,
+        "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+        "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 5)),
+        "blocks": (1, 2, 1),
     },
     "neck": {"query_levels": 2, "layers": 2, "width": 12, "attention_heads": 2, "points": 2, "ffn_ratio": 2},
     "decoder": {"kernels": ((1, 3, 3), (3, 3, 5)), "blocks": 2},
@@ -75,7 +77,10 @@ class Case:
         generator = torch.Generator().manual_seed(seed)
 
         def maps(spec: FeatureSpec) -> list[Tensor]:
-            return [torch.randn(batch, c, *s, generator=generator) for c, s in zip(spec.channels, spec.sizes(patch), strict=True)]
+            return [
+                torch.randn(batch, c, *s, generator=generator)
+                for c, s in zip(spec.channels, spec.sizes(patch), strict=True)
+            ]
 
         if self.kind == "encoder":
             return [torch.randn(batch, IN_CHANNELS, *patch, generator=generator)]
@@ -86,7 +91,12 @@ class Case:
         sizes = stage_spec().sizes(patch)
         labels = torch.randint(0, NUM_CLASSES + 1, (batch, *patch), generator=generator)
         if self.cls.accepts == "logits":
-            return [HeadOutput([StageOutput(logits=torch.randn(batch, NUM_CLASSES, *s, generator=generator)) for s in sizes]), labels]
+            return [
+                HeadOutput(
+                    [StageOutput(logits=torch.randn(batch, NUM_CLASSES, *s, generator=generator)) for s in sizes]
+                ),
+                labels,
+            ]
         stages = [
             StageOutput(
                 masks=torch.randn(batch, 5, *s, generator=generator),
@@ -178,7 +188,9 @@ def test_every_card_has_code_and_every_component_a_card(kind):
         for _, cls in inspect.getmembers(importlib.import_module(info.name), inspect.isclass):
             if issubclass(cls, base) and not inspect.isabstract(cls) and cls.__module__ == info.name:
                 defined.add(cls)
-    shipped = [card for card in registry.find(kind=kind) if str(card.facts["target"]).startswith(package.__name__ + ".")]
+    shipped = [
+        card for card in registry.find(kind=kind) if str(card.facts["target"]).startswith(package.__name__ + ".")
+    ]
     assert len(shipped) >= FLOORS[kind]
     assert {registry.component(card.name, kind) for card in shipped} == defined
     assert len(defined) == len(shipped)
@@ -428,10 +440,16 @@ def test_forward_on_meta_gives_the_same_shapes(case):
     ("recipe", "settings"),
     [
         ("pointwise_hippocampus_cpu", {"model__encoder__kind": "residual", "model__encoder__blocks": [1, 1, 2]}),
-        ("maskmed_hippocampus_cpu", {
-            "model__neck__width": 12, "model__neck__attention_heads": 2, "model__head__width": 12,
-            "model__head__attention_heads": 2, "model__head__max_tokens": 100,
-        }),
+        (
+            "maskmed_hippocampus_cpu",
+            {
+                "model__neck__width": 12,
+                "model__neck__attention_heads": 2,
+                "model__head__width": 12,
+                "model__head__attention_heads": 2,
+                "model__head__max_tokens": 100,
+            },
+        ),
     ],
 )
 def test_whole_models_export_and_keep_their_output(recipe, settings):

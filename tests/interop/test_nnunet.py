@@ -32,12 +32,25 @@ PLANS = {"isotropic": ISOTROPIC, "anisotropic": ANISOTROPIC, "widening": WIDENIN
 
 def theirs(kind: str, plan: dict) -> nn.Module:
     levels = len(plan["channels"])
-    cls, blocks = (PlainConvUNet, "n_conv_per_stage") if kind == "plain_conv" else (ResidualEncoderUNet, "n_blocks_per_stage")
+    cls, blocks = (
+        (PlainConvUNet, "n_conv_per_stage") if kind == "plain_conv" else (ResidualEncoderUNet, "n_blocks_per_stage")
+    )
     network = cls(
-        input_channels=IN_CHANNELS, n_stages=levels, features_per_stage=list(plan["channels"]), conv_op=nn.Conv3d,
-        kernel_sizes=plan["kernels"], strides=plan["strides"], num_classes=NUM_CLASSES, conv_bias=True,
-        n_conv_per_stage_decoder=plan["convs"], norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=True, **{blocks: list(plan["blocks"])},
+        input_channels=IN_CHANNELS,
+        n_stages=levels,
+        features_per_stage=list(plan["channels"]),
+        conv_op=nn.Conv3d,
+        kernel_sizes=plan["kernels"],
+        strides=plan["strides"],
+        num_classes=NUM_CLASSES,
+        conv_bias=True,
+        n_conv_per_stage_decoder=plan["convs"],
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+        **{blocks: list(plan["blocks"])},
     )
     with torch.no_grad():
         for parameter in network.parameters():  # norm scales and biases too, which start at 1 and 0
@@ -49,14 +62,19 @@ def ours(kind: str, plan: dict, num_classes: int = NUM_CLASSES) -> SegmentationM
     cls, config = (PlainConvEncoder, PlainConvConfig) if kind == "plain_conv" else (ResidualEncoder, ResidualConfig)
     encoder = cls(
         in_channels=IN_CHANNELS,
-        config=config(channels=plan["channels"], strides=plan["strides"], kernels=plan["kernels"], blocks=plan["blocks"]),
+        config=config(
+            channels=plan["channels"], strides=plan["strides"], kernels=plan["kernels"], blocks=plan["blocks"]
+        ),
     )
     decoder = UNetDecoder(
         in_spec=encoder.out_spec, config=UNetConfig(blocks=plan["convs"], kernels=plan["kernels"][:-1])
     )
     return SegmentationModel(
-        encoder=encoder, neck=SkipNeck(in_spec=encoder.out_spec), decoder=decoder,
-        head=PointwiseHead(in_spec=decoder.out_spec, num_classes=num_classes), in_channels=IN_CHANNELS,
+        encoder=encoder,
+        neck=SkipNeck(in_spec=encoder.out_spec),
+        decoder=decoder,
+        head=PointwiseHead(in_spec=decoder.out_spec, num_classes=num_classes),
+        in_channels=IN_CHANNELS,
         num_classes=num_classes,
     ).eval()
 
@@ -106,7 +124,8 @@ def test_a_checkpoint_of_another_network_is_refused_by_its_first_key():
     assert "'encoder.stages.0.0.convs.1.conv.weight'" in refusal(state, ours("plain_conv", ISOTROPIC | {"blocks": 1}))
     assert "'encoder.stages.0.0.convs.0.conv.weight' has no counterpart" in refusal(state, ours("residual", ISOTROPIC))
     assert "'encoder.stages.2.0.convs.0.conv.weight' has no" in refusal(
-        state, ours("plain_conv", ISOTROPIC | {"channels": (4, 6), "strides": (1, 2), "kernels": (3, 3), "blocks": (2, 1)})
+        state,
+        ours("plain_conv", ISOTROPIC | {"channels": (4, 6), "strides": (1, 2), "kernels": (3, 3), "blocks": (2, 1)}),
     )
 
 
@@ -121,5 +140,7 @@ def test_missing_and_surplus_keys_are_named():
 
 def test_more_decoder_stages_than_the_model_has():
     small = ISOTROPIC | {"channels": (4, 6), "strides": (1, 2), "kernels": (3, 3), "blocks": (2, 1)}
-    state = {k: v for k, v in theirs("plain_conv", ISOTROPIC).state_dict().items() if k.startswith("decoder.transpconvs.1")}
+    state = {
+        k: v for k, v in theirs("plain_conv", ISOTROPIC).state_dict().items() if k.startswith("decoder.transpconvs.1")
+    }
     assert "'decoder.transpconvs.1.weight' has no counterpart" in refusal(state, ours("plain_conv", small))

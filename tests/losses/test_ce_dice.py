@@ -26,8 +26,14 @@ def loss_of(logits, labels, ignore_label=None, **settings):
 def monai_loss(logits, labels, ce_weight=1.0, dice_weight=1.0):
     """Dice per case and foreground label with nnU-Net's smoothing, CE over all labels; in float64."""
     criterion = DiceCELoss(
-        softmax=True, to_onehot_y=True, include_background=False, smooth_nr=1e-5, smooth_dr=1e-5, batch=False,
-        lambda_ce=ce_weight, lambda_dice=dice_weight,
+        softmax=True,
+        to_onehot_y=True,
+        include_background=False,
+        smooth_nr=1e-5,
+        smooth_dr=1e-5,
+        batch=False,
+        lambda_ce=ce_weight,
+        lambda_dice=dice_weight,
     )
     return criterion(logits.double(), labels[:, None])
 

@@ -1,8 +1,8 @@
 """The matcher: costs against Hugging Face's Mask2Former, assignment against all permutations, and what it refuses.
 
-Hugging Face scores a random sample of points; here its sampler is replaced by "every voxel", and then its class, BCE and
-Dice costs are the same as ours: BCE as a mean over voxels, Dice with 1 added above and below. It differs where a cost
-is not finite: it puts the largest float there, we refuse.
+Hugging Face scores a random sample of points; here its sampler is replaced by "every voxel", and then its class, BCE
+and Dice costs are the same as ours: BCE as a mean over voxels, Dice with 1 added above and below. It differs where a
+cost is not finite: it puts the largest float there, we refuse.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def cheapest(costs: Tensor, targets: list[int]) -> float:
 def test_costs_equal_the_definition_in_float64(weights):
     masks, class_logits, targets, classes, valid = example()
     valid[0, 0, :20] = 0
-    costs = matching_costs(masks, class_logits, targets, classes, valid, weights)
+    costs = matching_costs(masks, class_logits, targets, classes, valid=valid, weights=weights)
     assert costs.shape == (2, QUERIES, CLASSES)
     assert costs.dtype == torch.float32
     for b in range(2):
@@ -70,7 +70,7 @@ def test_mask_costs_equal_those_of_hugging_face():
             ((0, 1, 0), mask2former.pair_wise_sigmoid_cross_entropy_loss(masks[b], targets[b])),
             ((0, 0, 1), mask2former.pair_wise_dice_loss(masks[b], targets[b])),
         ):
-            ours = matching_costs(masks, class_logits, targets, classes, valid, weights)[b]
+            ours = matching_costs(masks, class_logits, targets, classes, valid=valid, weights=weights)[b]
             torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)
 
 
@@ -83,10 +83,12 @@ def test_the_assignment_equals_that_of_hugging_face(seed, monkeypatch):
     present = targets.amax(-1) > 0
     lists = [[t for t in range(CLASSES) if present[b, t]] for b in range(2)]
     theirs = mask2former.Mask2FormerHungarianMatcher(cost_class=2, cost_mask=10, cost_dice=10)(
-        masks.unflatten(-1, (6, 10)), class_logits,
-        [targets[b, lists[b]].unflatten(-1, (6, 10)) for b in range(2)], [torch.tensor(x) for x in lists],
+        masks.unflatten(-1, (6, 10)),
+        class_logits,
+        [targets[b, lists[b]].unflatten(-1, (6, 10)) for b in range(2)],
+        [torch.tensor(x) for x in lists],
     )
-    ours = hungarian(matching_costs(masks, class_logits, targets, classes, valid, (2, 10, 10)), present)
+    ours = hungarian(matching_costs(masks, class_logits, targets, classes, valid=valid, weights=(2, 10, 10)), present)
     for b, (queries, indices) in enumerate(theirs):
         expected = torch.full((QUERIES,), -1)
         expected[queries] = torch.tensor(lists[b])[indices]
@@ -96,16 +98,18 @@ def test_the_assignment_equals_that_of_hugging_face(seed, monkeypatch):
 def test_ignored_voxels_do_not_enter():
     masks, class_logits, targets, classes, valid = example()
     valid[:, :, :20] = 0
-    costs = matching_costs(masks, class_logits, targets, classes, valid, (2, 10, 10))
+    costs = matching_costs(masks, class_logits, targets, classes, valid=valid, weights=(2, 10, 10))
     cut = [x[..., 20:] for x in (masks, targets, valid)]
-    torch.testing.assert_close(costs, matching_costs(cut[0], class_logits, cut[1], classes, cut[2], (2, 10, 10)))
+    torch.testing.assert_close(
+        costs, matching_costs(cut[0], class_logits, cut[1], classes, valid=cut[2], weights=(2, 10, 10))
+    )
     masks[..., :20], targets[..., :20] = 1000, 1 - targets[..., :20]
-    assert torch.equal(costs, matching_costs(masks, class_logits, targets, classes, valid, (2, 10, 10)))
+    assert torch.equal(costs, matching_costs(masks, class_logits, targets, classes, valid=valid, weights=(2, 10, 10)))
 
 
 def test_nothing_valid_gives_finite_costs():
     masks, class_logits, targets, classes, valid = example()
-    assert matching_costs(masks, class_logits, targets, classes, valid * 0, (2, 10, 10)).isfinite().all()
+    assert matching_costs(masks, class_logits, targets, classes, valid=valid * 0, weights=(2, 10, 10)).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -115,9 +119,11 @@ def test_costs_are_float32_under_autocast_and_do_not_overflow(dtype):
     masks, class_logits, targets, classes, valid = example(voxels, batch=1)
     masks = (masks * 17).to(dtype)
     assert masks.sum(-1).abs().amax() < torch.inf
-    expected = matching_costs(masks.double().float(), class_logits, targets, classes, valid, (2, 10, 10))
+    expected = matching_costs(masks.double().float(), class_logits, targets, classes, valid=valid, weights=(2, 10, 10))
     with torch.autocast("cpu", torch.bfloat16):
-        costs = matching_costs(masks, class_logits.to(dtype).float(), targets, classes, valid, (2, 10, 10))
+        costs = matching_costs(
+            masks, class_logits.to(dtype).float(), targets, classes, valid=valid, weights=(2, 10, 10)
+        )
     assert costs.dtype == torch.float32
     torch.testing.assert_close(costs, expected, rtol=1e-3, atol=1e-3)
     assert torch.einsum("bnv,btv->bnt", masks.float().abs(), targets).amax() > torch.finfo(torch.float16).max
@@ -125,7 +131,9 @@ def test_costs_are_float32_under_autocast_and_do_not_overflow(dtype):
 
 def test_no_gradient_flows_through_the_costs():
     masks, class_logits, targets, classes, valid = example()
-    costs = matching_costs(masks.requires_grad_(), class_logits.requires_grad_(), targets, classes, valid, (2, 10, 10))
+    costs = matching_costs(
+        masks.requires_grad_(), class_logits.requires_grad_(), targets, classes, valid=valid, weights=(2, 10, 10)
+    )
     assert not costs.requires_grad
 
 
@@ -134,7 +142,8 @@ def test_no_gradient_flows_through_the_costs():
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    queries=st.integers(1, 5), seed=st.integers(0, 10_000),
+    queries=st.integers(1, 5),
+    seed=st.integers(0, 10_000),
     present=st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=3),
 )
 def test_hungarian_is_the_cheapest_of_all_permutations(queries, seed, present):
@@ -168,7 +177,7 @@ def test_an_empty_batch_of_targets():
 def test_a_cost_that_is_not_finite_is_refused_even_for_an_absent_target(bad):
     costs = torch.zeros(2, 3, 2)
     costs[1, 2, 0] = bad
-    with pytest.raises(NonFiniteError, match="matching cost is not finite.*full-resolution stage"):
+    with pytest.raises(NonFiniteError, match=r"matching cost is not finite.*full-resolution stage"):
         hungarian(costs, torch.tensor([[True, True], [False, True]]))
 
 

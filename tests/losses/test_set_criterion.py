@@ -79,7 +79,8 @@ def reference(output: HeadOutput, labels: Tensor, settings: SetCriterionConfig, 
             pairs.append(list(zip(targets, targets, strict=True)))
         else:
             best = min(
-                permutations(range(QUERIES), len(targets)), key=lambda qs: sum(costs[q, k] for q, k in zip(qs, targets, strict=True))
+                permutations(range(QUERIES), len(targets)),
+                key=lambda qs: sum(costs[q, k] for q, k in zip(qs, targets, strict=True)),
             )
             pairs.append(list(zip(best, targets, strict=True)))
     total = torch.zeros((), dtype=torch.float64)
@@ -107,7 +108,10 @@ def reference(output: HeadOutput, labels: Tensor, settings: SetCriterionConfig, 
 @pytest.mark.parametrize(
     "settings",
     [
-        {}, {"assigner": "fixed"}, {"no_object_weight": 0.1}, {"class_weight": 1.0, "bce_weight": 0.0},
+        {},
+        {"assigner": "fixed"},
+        {"no_object_weight": 0.1},
+        {"class_weight": 1.0, "bce_weight": 0.0},
         {"bce_weight": 3.0, "dice_weight": 0.0},
     ],
     ids=str,
@@ -135,12 +139,19 @@ def test_equals_hugging_face_on_one_stage(no_object_weight, monkeypatch):
     present = [[k for k in range(CLASSES) if (labels[b] == k).any()] for b in range(2)]
     theirs = mask2former.Mask2FormerLoss(
         SimpleNamespace(
-            num_labels=CLASSES, no_object_weight=no_object_weight, train_num_points=60, oversample_ratio=1,
-            importance_sample_ratio=0.5, class_weight=2.0, mask_weight=10.0, dice_weight=10.0,
+            num_labels=CLASSES,
+            no_object_weight=no_object_weight,
+            train_num_points=60,
+            oversample_ratio=1,
+            importance_sample_ratio=0.5,
+            class_weight=2.0,
+            mask_weight=10.0,
+            dice_weight=10.0,
         ),
         {},
     )(
-        stage.masks[:, :, 0], stage.class_logits,
+        stage.masks[:, :, 0],
+        stage.class_logits,
         [torch.stack([(labels[b, 0] == k).float() for k in present[b]]) for b in range(2)],
         [torch.tensor(x) for x in present],
     )
@@ -169,7 +180,9 @@ def test_gradient_reaches_matched_masks_only():
     output, labels = example()
     loss = criterion()
     labels[0][labels[0] == 2] = 1
-    assignment = loss.assign(output.stages[0], F.one_hot(labels, CLASSES).movedim(-1, 1).float(), torch.ones(2, 1, *SIZES[0]))
+    assignment = loss.assign(
+        output.stages[0], F.one_hot(labels, CLASSES).movedim(-1, 1).float(), torch.ones(2, 1, *SIZES[0])
+    )
     assert sorted(assignment[0].tolist()) == [-1, -1, -1, 0, 1]
     assert sorted(assignment[1].tolist()) == [-1, -1, 0, 1, 2]
     for masks, classes in zip(*[iter(gradients(output, loss(output, labels)[0]))] * 2, strict=True):
@@ -295,7 +308,8 @@ def test_patches_that_overflow_float16_do_not_overflow(dtype):
     output, labels = example(sizes=[(96, 48, 48)], batch=1)
     output.stages[0].masks = (output.stages[0].masks.detach() * 17).to(dtype)
     expected, _ = criterion()(
-        HeadOutput([StageOutput(masks=output.stages[0].masks.float(), class_logits=output.stages[0].class_logits)]), labels
+        HeadOutput([StageOutput(masks=output.stages[0].masks.float(), class_logits=output.stages[0].class_logits)]),
+        labels,
     )
     with torch.autocast("cpu", torch.bfloat16):
         value, _ = criterion()(output, labels)

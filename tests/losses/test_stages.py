@@ -29,7 +29,9 @@ def test_the_lowest_stage_can_be_left_out_as_in_nnunet():
 def test_nearest_labels_take_the_voxel_whose_centre_is_nearest(size, dtype):
     """nnU-Net's rule (`nearest-exact`): output voxel i reads input voxel floor((i + 1/2) · n_in / n_out)."""
     labels = torch.arange(2 * 8 * 12 * 5).view(2, 8, 12, 5) % 200
-    index = [[floor((i + Fraction(1, 2)) * Fraction(n, m)) for i in range(m)] for n, m in zip((8, 12, 5), size, strict=True)]
+    index = [
+        [floor((i + Fraction(1, 2)) * Fraction(n, m)) for i in range(m)] for n, m in zip((8, 12, 5), size, strict=True)
+    ]
     expected = labels[:, index[0]][:, :, index[1]][:, :, :, index[2]]
     output = nearest_labels(labels.to(dtype), size)
     assert output.dtype == dtype

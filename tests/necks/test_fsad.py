@@ -1,4 +1,4 @@
-"""The FSAD neck: both orders of sampling and projecting agree, only the lowest levels change, offsets start as stated."""
+"""The FSAD neck: both orders of sampling and projecting agree, only the lowest levels change."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def test_sampling_and_projecting_commute(spec, dtype, bound, monkeypatch):
     for late in (lambda x: False, lambda x: True, lambda x: x.shape[-1] == spec.channels[0]):
         neck = neck_of(spec, dtype=dtype, layers=2)
         calls = []
-        monkeypatch.setattr(FSADLayer, "_late", lambda self, x, q, late=late, calls=calls: calls.append(late(x)) or late(x))
+        monkeypatch.setattr(
+            FSADLayer, "_late", lambda self, x, q, late=late, calls=calls: calls.append(late(x)) or late(x)
+        )
         levels = [x.requires_grad_() for x in levels_of(spec, dtype)]
         outputs = neck(levels)
         loss = sum((x * torch.linspace(-1, 1, x.numel(), dtype=dtype).view_as(x)).sum() for x in outputs)

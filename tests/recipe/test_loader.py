@@ -50,9 +50,25 @@ def problems(folder: Path, text: str, *overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("3e-4", 3e-4), ("1e3", 1000.0), (".5", 0.5), ("-2", -2), ("+7", 7), ("012", 12), ("no", "no"), ("yes", "yes"),
-        ("on", "on"), ("1:30", "1:30"), ("2026-01-01", "2026-01-01"), ("null", None), ("~", None), ("true", True),
-        ("'3e-4'", "3e-4"), ("[1, 2e1]", [1, 20.0]), ("0x1f", "0x1f"), ("1_000", "1_000"), (".inf", ".inf"),
+        ("3e-4", 3e-4),
+        ("1e3", 1000.0),
+        (".5", 0.5),
+        ("-2", -2),
+        ("+7", 7),
+        ("012", 12),
+        ("no", "no"),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("1:30", "1:30"),
+        ("2026-01-01", "2026-01-01"),
+        ("null", None),
+        ("~", None),
+        ("true", True),
+        ("'3e-4'", "3e-4"),
+        ("[1, 2e1]", [1, 20.0]),
+        ("0x1f", "0x1f"),
+        ("1_000", "1_000"),
+        (".inf", ".inf"),
     ],
 )
 def test_scalars_follow_the_core_schema(text: str, value: object) -> None:

@@ -36,12 +36,20 @@ def test_a_run_holds_what_it_promises(tiny_recipe: Path, dataset: Path, tmp_path
     run = train(load_recipe(tiny_recipe), data=dataset, out=tmp_path / "run", device="cpu")
     evaluate(run, device="cpu")
     assert {path.name for path in run.path.iterdir()} == {
-        "recipe.yaml", "manifest.json", "metrics.csv", "weights_best.safetensors", "weights_last.safetensors",
-        "state_last.pt", "evaluation.json", "predictions",
+        "recipe.yaml",
+        "manifest.json",
+        "metrics.csv",
+        "weights_best.safetensors",
+        "weights_last.safetensors",
+        "state_last.pt",
+        "evaluation.json",
+        "predictions",
     }
     rows = metrics(run)
     assert [row["iterations"] for row in rows] == ["3", "6"]
-    assert {"loss", "class", "bce", "dice", "gradient_norm", "lr_cnn", "lr_transformer", "validation_dice"} <= rows[0].keys()
+    assert {"loss", "class", "bce", "dice", "gradient_norm", "lr_cnn", "lr_transformer", "validation_dice"} <= rows[
+        0
+    ].keys()
     assert torch.load(run.state_file, weights_only=True)["iteration"] == 6
     manifest = json.loads(run.manifest_file.read_text())
     assert len(manifest["training"]) == 3
@@ -57,7 +65,9 @@ def test_a_run_holds_what_it_promises(tiny_recipe: Path, dataset: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("steps", "swap"), [(25, []), (50, ["model.head.kind=pointwise", "model.loss.kind=ce_dice"])], ids=["query", "pointwise"]
+    ("steps", "swap"),
+    [(25, []), (50, ["model.head.kind=pointwise", "model.loss.kind=ce_dice"])],
+    ids=["query", "pointwise"],
 )
 def test_both_heads_learn(steps: int, swap: list[str], tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
     overrides = ["train.epochs=3", f"train.iterations_per_epoch={steps}", "train.validate_every=3"]
@@ -67,7 +77,9 @@ def test_both_heads_learn(steps: int, swap: list[str], tiny_recipe: Path, datase
     assert evaluate(run, device="cpu")["mean_dice"] > 0.8
 
 
-def test_resume_gives_the_same_weights_as_one_run(tiny_recipe: Path, dataset: Path, tmp_path: Path, monkeypatch) -> None:
+def test_resume_gives_the_same_weights_as_one_run(
+    tiny_recipe: Path, dataset: Path, tmp_path: Path, monkeypatch
+) -> None:
     recipe = load_recipe(tiny_recipe)
     whole = train(recipe, data=dataset, out=tmp_path / "whole", device="cpu")
     step, count = Trainer.step, iter(range(100))
@@ -119,7 +131,8 @@ def test_groups_and_schedule_scale_each_group_by_its_own_rate(tiny_recipe: Path)
     build_schedule(optimizer, sgd.train)
     assert isinstance(optimizer, torch.optim.SGD)
     assert {g["name"]: (g["lr"], g["momentum"], g["nesterov"], g["weight_decay"]) for g in optimizer.param_groups} == {
-        "cnn": (1e-3, 0.99, True, 3e-5), "transformer": (pytest.approx(1e-4), 0.99, True, 3e-5),
+        "cnn": (1e-3, 0.99, True, 3e-5),
+        "transformer": (pytest.approx(1e-4), 0.99, True, 3e-5),
     }
 
 

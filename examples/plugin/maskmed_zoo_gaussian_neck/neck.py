@@ -20,7 +20,7 @@ class GaussianConfig(ComponentConfig):
     """Settings of `gaussian`."""
 
     kind: Literal["gaussian"] = "gaussian"
-    sigma: float = Field(2.0, gt=0, description="width of the blur, mm")
+    sigma: float = Field(default=2.0, gt=0, description="width of the blur, mm")
 
 
 class GaussianNeck(Neck):

@@ -1,0 +1,83 @@
+"""The main job on real MRI and CT, with networks and schedules too small to be good: that it runs, and where it puts
+its labels. What the recipes reach stands in docs/benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from maskmed_zoo.data.dataset import open_dataset
+from maskmed_zoo.data.nifti import read_labels
+from maskmed_zoo.recipe import load_recipe
+from maskmed_zoo.runner.predict import evaluate, predict
+from maskmed_zoo.runner.train import train
+
+SMALL = {
+    "model.encoder.channels": [4, 8, 16],
+    "model.encoder.blocks": 1,
+    "model.neck.query_levels": 1,
+    "model.neck.width": 24,
+    "model.head.width": 24,
+    "train.epochs": 1,
+    "train.iterations_per_epoch": 2,
+    "train.validation_iterations": 1,
+}
+
+
+def few_cases(source: Path, target: Path, count: int) -> Path:
+    """The first cases of a data set, linked."""
+    cases = open_dataset(source).cases[:count]
+    for folder in ("imagesTr", "labelsTr"):
+        (target / folder).mkdir(parents=True)
+    for case in cases:
+        assert case.label is not None
+        for path in (*case.images, case.label):
+            (target / path.parent.name / path.name).symlink_to(path)
+    (target / "dataset.json").symlink_to(source / "dataset.json")
+    return target
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dataset"),
+    [("maskmed_hippocampus_cpu", "Dataset004_Hippocampus"), ("maskmed_headneck_cpu", "Dataset101_HeadNeckCT")],
+)
+def test_trains_and_scores(recipe: str, dataset: str, real_data: Path, tmp_path: Path) -> None:
+    data = few_cases(real_data / dataset, tmp_path / dataset, 3)
+    run = train(load_recipe(recipe, SMALL), data=data, out=tmp_path / "run", device="cpu")
+    scores = evaluate(run, device="cpu")
+    assert set(scores["labels"]) == set(open_dataset(data).labels) - {"background"}
+    for case in scores["cases"]:
+        written = nib.load(run.predictions / f"{case['case']}.nii.gz")
+        image = nib.load(data / "imagesTr" / f"{case['case']}_0000.nii.gz")
+        assert written.shape == image.shape
+        np.testing.assert_allclose(written.affine, image.affine, atol=1e-5)
+
+
+def test_whole_ct_at_its_own_geometry_and_in_any_orientation(real_data: Path, tmp_path: Path) -> None:
+    data = few_cases(real_data / "Dataset101_HeadNeckCT", tmp_path / "data", 2)
+    overrides = SMALL | {
+        "model.head": {"kind": "pointwise"},
+        "model.loss": {"kind": "ce_dice"},
+        "inference.overlap": 0.0,
+    }
+    overrides |= {"train.iterations_per_epoch": 10, "data.spacing": [5.0, 8.0, 8.0]}
+    del overrides["model.head.width"]
+    run = train(load_recipe("maskmed_headneck_cpu", overrides), data=data, out=tmp_path / "run", device="cpu")
+    source = real_data / "totalsegmentator_examples" / "unlabelled_ct_1p5mm.nii.gz"
+    (path,) = predict(run, [source], tmp_path / "out", device="cpu")
+    image, written = nib.load(source), nib.load(path)
+    assert written.shape == image.shape
+    np.testing.assert_array_equal(written.affine, image.affine)
+    assert written.header.get_xyzt_units() == image.header.get_xyzt_units()
+    expected = read_labels(path).array
+    for codes in ("LAS", "PIR"):
+        turned = tmp_path / f"{codes}.nii.gz"
+        transform = ornt_transform(io_orientation(image.affine), axcodes2ornt(tuple(codes)))
+        nib.save(image.as_reoriented(transform), turned)
+        (again,) = predict(run, [turned], tmp_path / "turned", device="cpu")
+        assert "".join(nib.aff2axcodes(nib.load(again).affine)) == codes
+        np.testing.assert_array_equal(read_labels(again).array, expected)
