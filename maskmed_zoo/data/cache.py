@@ -20,9 +20,11 @@ import shutil
 import tempfile
 import time
 import zipfile
+import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -46,19 +48,51 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class CachedCase:
-    """A preprocessed case: arrays on the cache's spacing, not normalised; `image` and `labels` are read-only maps.
+    """A preprocessed case: arrays on the cache's spacing, not normalised; `means` and `stds` (c) over all voxels.
 
-    `coordinates` holds (z, y, x) voxel indices (n 3) of each foreground label that is present, 'ignore' left out;
-    `samples` (c n) foreground intensities; `means` and `stds` (c) are over all voxels, in the image's units.
+    Arrays are opened when they are asked for and not kept, so that a data set of any size needs neither memory nor
+    open files. Each raises `DataError` if its file is missing or damaged.
     """
 
     identifier: str
-    image: NDArray[np.float32]
-    labels: NDArray[Any]
-    coordinates: dict[int, NDArray[np.int32]]
-    samples: NDArray[np.float32]
+    folder: Path
     means: NDArray[np.float64]
     stds: NDArray[np.float64]
+
+    @property
+    def image(self) -> NDArray[np.float32]:
+        """(c z y x), a read-only map."""
+        return self._array("image")
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """(z y x), a read-only map."""
+        return self._array("labels")
+
+    @property
+    def samples(self) -> NDArray[np.float32]:
+        """(c n) foreground intensities in the image's units, a read-only map."""
+        return self._array("samples")
+
+    @property
+    def coordinates(self) -> dict[int, NDArray[np.int32]]:
+        """(n 3) voxel indices z, y, x of each foreground label that is present, 'ignore' left out."""
+        with _reading(self.folder), np.load(self.folder / "coordinates.npz", allow_pickle=False) as archive:
+            return {int(label): archive[label] for label in archive.files}
+
+    def _array(self, name: str) -> NDArray[Any]:
+        with _reading(self.folder):
+            return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+
+@contextmanager
+def _reading(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: case '{folder.name}' is not in the cache; prepare it first") from error
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(f"{folder}: damaged cache entry ({error}); delete this folder and prepare again") from error
 
 
 class CaseCache:
@@ -97,22 +131,12 @@ class CaseCache:
                 raise
 
     def load(self, case: Case) -> CachedCase:
-        """Map a prepared case; `DataError` if it was not prepared or its files are damaged."""
+        """A prepared case; `DataError` if it was not prepared or its record is damaged."""
         folder = self.folder / case.identifier
-        try:
+        with _reading(folder):
             record = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-            image, labels, samples = (
-                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                for name in ("image", "labels", "samples")
-            )
-            with np.load(folder / "coordinates.npz", allow_pickle=False) as archive:
-                coordinates = {int(label): archive[label] for label in archive.files}
             means, stds = np.array(record["means"]), np.array(record["stds"])
-        except FileNotFoundError as error:
-            raise DataError(f"{folder}: case '{case.identifier}' is not in the cache; prepare it first") from error
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"{folder}: damaged cache entry ({error}); delete this folder and prepare again") from error
-        return CachedCase(case.identifier, image, labels, coordinates, samples, means, stds)
+        return CachedCase(case.identifier, folder, means, stds)
 
     def fingerprint(self, cases: Sequence[Case]) -> Fingerprint:
         """Foreground statistics per channel over the given (training) cases, all of them prepared."""

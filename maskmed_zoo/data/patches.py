@@ -46,18 +46,18 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, _STREAMS[self.stream], index])
         case = self.cases[rng.integers(len(self.cases))]
-        size = self.recipe.patch_size
+        volume, annotation, size = case.image, case.labels, self.recipe.patch_size
         is_training = self.stream == "train"
         config = self.recipe.augmentation
         matrix = augment.random_matrix(config, self.recipe.spacing, rng) if is_training else None
         start = self._start(case, size, rng)
         source = size if matrix is None else augment.source_size(matrix, size)
         offset = [s + (n - m) // 2 for s, n, m in zip(start, size, source, strict=True)]
-        inside, padding = window(case.labels.shape, offset, source)
-        raw = np.asarray(case.image[(slice(None), *inside)])
+        inside, padding = window(annotation.shape, offset, source)
+        raw = np.asarray(volume[(slice(None), *inside)])
         normal = normalize(raw, self.schemes, self.fingerprint, moments=(case.means, case.stds))
         image = torch.from_numpy(np.pad(normal, [(0, 0), *padding]))
-        labels = torch.from_numpy(np.pad(np.asarray(case.labels[inside]), padding).astype(np.int64))
+        labels = torch.from_numpy(np.pad(np.asarray(annotation[inside]), padding).astype(np.int64))
         if matrix is not None:
             image = augment.apply_matrix(image, matrix, size, nearest=False)
             labels = augment.apply_matrix(labels[None].float(), matrix, size, nearest=True)[0].long()
@@ -71,9 +71,10 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         shape = case.labels.shape
         low = [min(0, (n - p) // 2) for n, p in zip(shape, size, strict=True)]
         high = [max(n - p, lo) for n, p, lo in zip(shape, size, low, strict=True)]
-        present = [label for label, places in case.coordinates.items() if len(places)]
-        if present and rng.random() < self.recipe.foreground_oversampling:
-            places = case.coordinates[present[rng.integers(len(present))]]
+        wants_foreground = rng.random() < self.recipe.foreground_oversampling
+        places_of = case.coordinates if wants_foreground else {}
+        if places_of:
+            places = list(places_of.values())[rng.integers(len(places_of))]
             centre = places[rng.integers(len(places))]
             wanted = [int(c) - p // 2 for c, p in zip(centre, size, strict=True)]
             return [min(max(w, lo), hi) for w, lo, hi in zip(wanted, low, high, strict=True)]

@@ -1,0 +1,167 @@
+"""Patches: a function of seed and index, the share of foreground, padding, and augmentation that keeps its promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from maskmed_zoo.data import augment
+from maskmed_zoo.data.cache import CaseCache
+from maskmed_zoo.data.dataset import open_dataset
+from maskmed_zoo.data.patches import PatchDataset, window
+from maskmed_zoo.recipe.schema import Augmentation, DataRecipe
+
+PLAIN = {"spatial_probability": 0, "intensity_probability": 0}
+
+
+def patches(dataset: Path, folder: Path, stream: str = "train", seed: int = 0, **changes: object) -> PatchDataset:
+    opened = open_dataset(dataset)
+    settings = {"spacing": (2, 1, 1), "patch_size": (8, 8, 8), "augmentation": PLAIN} | changes
+    cache = CaseCache(folder, opened, settings["spacing"])
+    cache.prepare(opened.cases)
+    return PatchDataset(
+        cache,
+        opened.cases,
+        DataRecipe(**settings),
+        channels=opened.channels,
+        fingerprint=cache.fingerprint(opened.cases),
+        seed=seed,
+        stream=stream,
+    )
+
+
+def test_a_patch_depends_on_seed_and_index_alone(dataset: Path, tmp_path: Path) -> None:
+    full = {"spatial_probability": 1, "intensity_probability": 1}
+    one = patches(dataset, tmp_path / "c", augmentation=full, mirror_axes=("z",))
+    two = patches(dataset, tmp_path / "c", augmentation=full, mirror_axes=("z",))
+    for index in (5, 0, 17):
+        for a, b in zip(one[index], two[index], strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(one[0][0], one[1][0])
+    assert not torch.equal(one[0][0], patches(dataset, tmp_path / "c", seed=1, augmentation=full)[0][0])
+
+
+def test_shapes_types_and_normalisation(dataset: Path, tmp_path: Path) -> None:
+    image, labels = patches(dataset, tmp_path / "c")[0]
+    assert image.shape == (1, 8, 8, 8)
+    assert labels.shape == (8, 8, 8)
+    assert (image.dtype, labels.dtype) == (torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_foreground_share(share: float, dataset: Path, tmp_path: Path) -> None:
+    drawn = patches(dataset, tmp_path / "c", patch_size=(2, 2, 2), foreground_oversampling=share)
+    hits = np.mean([bool((drawn[index][1] > 0).any()) for index in range(200)])
+    if share:
+        assert hits == 1.0
+        labels = {int(value) for index in range(40) for value in drawn[index][1].unique()}
+        assert labels == {0, 1, 2}
+    else:
+        assert 0.02 < hits < 0.5
+
+
+def test_small_volumes_are_padded_with_zero_all_round(dataset: Path, tmp_path: Path) -> None:
+    drawn = patches(dataset, tmp_path / "c", patch_size=(16, 32, 32), foreground_oversampling=0)
+    image, labels = drawn[0]
+    inside = image[0] != 0
+    z = torch.nonzero(inside.any(2).any(1)).flatten()
+    y = torch.nonzero(inside.any(2).any(0)).flatten()
+    x = torch.nonzero(inside.any(1).any(0)).flatten()
+    for places, size in ((z, 16), (y, 32), (x, 32)):
+        before, after = int(places[0]), size - 1 - int(places[-1])
+        assert abs(before - after) <= 1
+        assert before > 0
+    assert {int(v) for v in labels.unique()} == {0, 1, 2}
+
+
+def test_window_slices_and_padding_complete_each_other() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        shape, size = rng.integers(1, 9, 3), rng.integers(1, 9, 3)
+        start = rng.integers(-10, 12, 3)
+        array = rng.random(shape)
+        inside, padding = window(shape.tolist(), start.tolist(), size.tolist())
+        got = np.pad(array[inside], padding)
+        assert got.shape == tuple(size)
+        expected = np.zeros(size)
+        for index in np.ndindex(*size):
+            place = tuple(int(v) for v in start + index)
+            if all(0 <= p < n for p, n in zip(place, shape, strict=True)):
+                expected[index] = array[place]
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_validation_patches_are_not_changed(dataset: Path, tmp_path: Path) -> None:
+    wild = {"spatial_probability": 1, "intensity_probability": 1}
+    plain = patches(dataset, tmp_path / "c", stream="validation")
+    same = patches(dataset, tmp_path / "c", stream="validation", augmentation=wild, mirror_axes=("z", "y", "x"))
+    for a, b in zip(plain[3], same[3], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_left_and_right_are_never_swapped_without_x(dataset: Path, tmp_path: Path) -> None:
+    """Left (label 1) lies at lower x than right in RAS order, whatever is flipped or rotated by up to 30 degrees."""
+    drawn = patches(
+        dataset,
+        tmp_path / "c",
+        patch_size=(16, 32, 32),
+        mirror_axes=("z", "y"),
+        augmentation={"spatial_probability": 0.5, "intensity_probability": 0.5},
+    )
+    flipped_y = set()
+    for index in range(30):
+        labels = drawn[index][1]
+        left, right = (torch.nonzero(labels == value)[:, 2].double().mean() for value in (1, 2))
+        assert left < right
+        flipped_y.add(int(torch.nonzero(labels == 1)[:, 1].double().mean() > 15.5))
+    swapped = patches(dataset, tmp_path / "c", patch_size=(16, 32, 32), mirror_axes=("x",))
+    orders = {
+        bool(
+            torch.nonzero(swapped[i][1] == 1)[:, 2].double().mean()
+            < torch.nonzero(swapped[i][1] == 2)[:, 2].double().mean()
+        )
+        for i in range(20)
+    }
+    assert orders == {True, False}
+
+
+def test_rotation_is_physical() -> None:
+    """With thick slices, a rotated ball stays a ball in mm: its second moments in mm stay equal along every axis."""
+    spacing = (4.0, 1.0, 1.0)
+    size = (16, 64, 64)
+    grid = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in size], indexing="ij"), -1) * spacing
+    ball = torch.from_numpy(np.exp(-0.5 * ((grid / 8.0) ** 2).sum(-1))).float()[None]
+    config = Augmentation(spatial_probability=1, rotation=30, scale=(1.0, 1.0))
+    for seed in range(3):
+        matrix = augment.random_matrix(config, spacing, np.random.default_rng(seed))
+        assert matrix is not None
+        assert not np.allclose(matrix, np.eye(3))
+        turned = augment.apply_matrix(ball, matrix, size, nearest=False)[0].numpy()
+        moments = [(turned * grid[..., axis] ** 2).sum() / turned.sum() for axis in range(3)]
+        np.testing.assert_allclose(moments, 64, rtol=0.06)
+
+
+def test_zoom_and_source_region() -> None:
+    config = Augmentation(spatial_probability=1, rotation=0, scale=(2.0, 2.0))
+    matrix = augment.random_matrix(config, (1, 1, 1), np.random.default_rng(0))
+    assert matrix is not None
+    np.testing.assert_allclose(matrix, np.eye(3) / 2)
+    image = torch.zeros(1, 8, 8, 8)
+    image[:, 3:5, 3:5, 3:5] = 1
+    assert int((augment.apply_matrix(image, matrix, (8, 8, 8), nearest=True) > 0).sum()) == 4**3
+    assert augment.source_size(matrix, (8, 8, 8)) == (6, 6, 6)
+
+
+def test_intensity_changes_values_not_places() -> None:
+    image = torch.zeros(1, 8, 8, 8)
+    image[:, :, :, 4:] = 1
+    config = Augmentation(intensity_probability=1)
+    changed = augment.random_intensity(image, config, np.random.default_rng(1))
+    assert changed.shape == image.shape
+    assert not torch.equal(changed, image)
+    assert changed[..., 6:].mean() > changed[..., :2].mean()
+    same = augment.random_intensity(image, Augmentation(intensity_probability=0), np.random.default_rng(1))
+    assert torch.equal(same, image)
