@@ -57,6 +57,14 @@ def data_folder(name: str) -> Path:
     raise RegistryError(f"no folder '{name}' with {package} or beside it: the installation is incomplete, reinstall")
 
 
+def recipe_file(card: Card) -> Path:
+    """The recipe of a model card: in the `recipes` folder beside the `registry` folder that holds the card."""
+    if card.source is None or "recipe" not in card.facts:
+        raise RegistryError(f"'{card.name}' is a {card.kind}, it has no recipe")
+    root = card.source.parents[1]
+    return root.with_name(root.name.replace("registry", "recipes")) / str(card.facts["recipe"])
+
+
 class _Registry:
     """Cards by name, read on first use; classes registered at run time beside them."""
 

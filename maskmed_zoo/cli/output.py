@@ -17,7 +17,7 @@ def write(text: str) -> None:
 
 def write_json(content: Any) -> None:
     """One JSON document."""
-    write(json.dumps(content, indent=1, allow_nan=False))
+    write(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False))
 
 
 def render(*parts: RenderableType) -> None:

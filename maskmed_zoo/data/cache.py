@@ -20,7 +20,6 @@ import shutil
 import tempfile
 import time
 import zipfile
-import zipfile
 import zlib
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed

@@ -14,7 +14,7 @@ def _triple(value: object) -> object:
     return (value, value, value) if isinstance(value, int) else value
 
 
-Triple = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(_triple)]
+Triple = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(_triple, json_schema_input_type=PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt])]
 
 
 class PyramidConfig(ComponentConfig):

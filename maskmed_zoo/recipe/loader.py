@@ -33,7 +33,7 @@ def recipe_path(name_or_path: str | Path) -> Path:
         raise RecipeError(
             f"no recipe named '{name}'{hint}; 'maskmed-zoo list --kind model' names them, or give a .yaml"
         )
-    return registry.data_folder("recipes") / str(cards[name].facts["recipe"])
+    return registry.recipe_file(cards[name])
 
 
 def load_recipe(source: str | Path | Recipe, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:

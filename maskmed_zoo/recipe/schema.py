@@ -87,7 +87,7 @@ class TrainRecipe(_Section):
     epochs: PositiveInt = 1000
     iterations_per_epoch: PositiveInt = 250
     batch_size: PositiveInt = 2
-    validation_iterations: int = Field(50, ge=0, description="validation patches batches per validated epoch")
+    validation_iterations: int = Field(50, ge=0, description="batches of validation patches per validated epoch")
     validate_every: PositiveInt = Field(1, description="epochs between validations on patches")
     optimizer: Optimizer = Field(default_factory=Optimizer)
     amp: Literal["auto", "off", "bf16", "fp16"] = Field("auto", description="auto: where the device has it (CUDA)")

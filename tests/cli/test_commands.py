@@ -95,7 +95,7 @@ def test_copy_keeps_comments_and_validates(capsys: pytest.CaptureFixture[str], t
 
 
 def test_validate_says_what_it_could_not_check(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "left to the data set" in output(capsys, "validate", "maskmed_phantom")
+    assert "left to the data set" in output(capsys, "validate", "maskmed_phantom", "--set", "data.labels=null")
 
 
 def test_schema_is_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from maskmed_zoo.data import cache as module
-from maskmed_zoo.data.cache import LIMIT, CaseCache
+from maskmed_zoo.data.cache import LIMIT, CachedCase, CaseCache
 from maskmed_zoo.data.dataset import Case, RawDataset, load_case, open_dataset
 from maskmed_zoo.data.preprocess import fingerprint, resample_image, resample_labels
 from maskmed_zoo.errors import DataError

@@ -245,6 +245,9 @@ def test_a_label_present_under_the_ignore_label_only_is_absent():
     targets = F.one_hot(labels, CLASSES + 1).movedim(-1, 1).float()
     assignment = criterion(IGNORE).assign(output.stages[0], targets[:, :CLASSES], 1 - targets[:, IGNORE:])
     assert sorted(assignment[0].tolist()) == [-1, -1, -1, 0, 1]
+    targets = F.one_hot(labels % CLASSES, CLASSES).movedim(-1, 1).float()
+    nowhere_valid = criterion(IGNORE).assign(output.stages[0], targets, torch.zeros(2, 1, *SIZES[0]))
+    assert (nowhere_valid == -1).all()
 
 
 @pytest.mark.parametrize("no_object_weight", [1.0, 0.0])
