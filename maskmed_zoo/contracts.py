@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,6 +26,17 @@ from maskmed_zoo.errors import JointError
 Size3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
 PositiveInt = Annotated[int, Field(ge=1)]
+
+
+def _triple(value: object) -> object:
+    return (value, value, value) if isinstance(value, int) else value
+
+
+Triple = Annotated[
+    tuple[PositiveInt, PositiveInt, PositiveInt],
+    BeforeValidator(_triple, json_schema_input_type=PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt]),
+]
+"""Three positive integers (z, y, x); a single one stands for all three."""
 ParameterGroup = Literal["cnn", "transformer"]
 FLOOR = 1e-6
 """Smallest probability before the logarithm."""

@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 SAFE_LOADING = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False", "numpy.load": "allow_pickle=False"}
-EXCEPTIONS = {("decoders/unet.py", "maskmed_zoo.encoders.pyramid")}
+EXCEPTIONS: set[tuple[str, str]] = set()
 """The decoder's kernels are written like the encoder's: it shares the type of a triple."""
 
 

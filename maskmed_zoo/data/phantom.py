@@ -1,12 +1,13 @@
-"""A made-up CT data set in nnU-Net's raw layout: a torso with ten organs, different in every case.
+"""A made-up CT data set in nnU-Net's raw layout: a torso with nine organs, different in every case.
 
 Idea: a real data set has a licence, a download and hours of training; a phantom has none of them and still asks what
 real data ask. Organs are ellipsoids and tubes in a torso of fat, muscle and bowel; each case is the same template under
 a random affine map and a smooth random displacement, then given texture, partial volume and scanner noise. Kidneys and
-lungs come as twins of equal density, shape and texture, so only their place tells left from right; liver, spleen and
-muscle differ by few HU; ribs, hips and heart look like labelled organs but are not.
+lungs come as twins of equal density, shape and texture, so only their place tells left from right; liver and spleen
+differ by few HU; ribs, hips, heart and gallbladder look like labelled organs but are not.
 
-Source: our own. The HU values are textbook means of an unenhanced CT. It says nothing about clinical performance.
+Source: our own. The HU values are textbook means of a contrast-enhanced CT, bowel apart. It says nothing about
+clinical performance.
 """
 
 from __future__ import annotations
@@ -37,8 +38,7 @@ LABELS = {
     "lung_left": 6,
     "spine": 7,
     "aorta": 8,
-    "gallbladder": 9,
-    "bladder": 10,
+    "bladder": 9,
 }
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPI", "ASR")
 MIN_VOXELS = 8
@@ -47,23 +47,23 @@ FIELD_MM = (252.0, 238.0, 272.0)
 
 # Tissue: mean HU, standard deviation of its texture in HU.
 _AIR, _FAT, _MUSCLE, _BONE = (-1000, 0), (-100, 12), (55, 10), (400, 90)
-_LUNG, _KIDNEY = (-800, 40), (35, 9)
+_LUNG, _KIDNEY = (-800, 40), (160, 12)
 # Label, tissue, centre (z, y, x) mm and radii mm, painted in this order, later over earlier.
 # x grows to the patient's right, y to the front, z upwards.
 _ORGANS = (
     (5, _LUNG, (104, -4, 50), (50, 52, 36)),  # lung_right
     (6, _LUNG, (104, -4, -50), (50, 52, 36)),  # lung_left
-    (0, (45, 8), (98, 18, -12), (36, 30, 36)),  # heart
-    (0, _FAT, (-16, -31, 41), (36, 21, 23)),  # fat around the right kidney
-    (0, _FAT, (-10, -31, -41), (36, 21, 23)),  # fat around the left kidney
-    (1, (60, 6), (38, 10, 38), (38, 48, 50)),  # liver
-    (2, (50, 10), (34, -24, -64), (26, 26, 17)),  # spleen
-    (3, _KIDNEY, (-16, -31, 41), (28, 15, 17)),  # kidney_right
-    (4, _KIDNEY, (-10, -31, -41), (28, 15, 17)),  # kidney_left
-    (9, (10, 4), (10, 36, 34), (15, 10, 10)),  # gallbladder
+    (0, (150, 10), (98, 18, -12), (36, 30, 36)),  # heart
+    (0, _FAT, (-16, -31, 41), (42, 26, 28)),  # fat around the right kidney
+    (0, _FAT, (-10, -31, -41), (42, 26, 28)),  # fat around the left kidney
+    (1, (105, 8), (38, 10, 38), (38, 48, 50)),  # liver
+    (2, (125, 10), (34, -24, -64), (32, 32, 22)),  # spleen
+    (3, _KIDNEY, (-16, -31, 41), (34, 19, 21)),  # kidney_right
+    (4, _KIDNEY, (-10, -31, -41), (34, 19, 21)),  # kidney_left
+    (0, (10, 4), (10, 36, 34), (20, 15, 15)),  # gallbladder
     (0, _BONE, (-100, -22, 66), (32, 32, 12)),  # hip_right
     (0, _BONE, (-100, -22, -66), (32, 32, 12)),  # hip_left
-    (10, (5, 4), (-88, 22, 0), (17, 20, 25)),  # bladder
+    (9, (10, 4), (-88, 22, 0), (24, 28, 32)),  # bladder
 )
 
 
@@ -168,7 +168,7 @@ def _anatomy(rng: np.random.Generator, at: Array) -> tuple[NDArray[np.uint8], Ar
     ribs = (np.sin((z - 0.4 * y) * (2 * np.pi / 24)) > 0.3) & (z > 5) & (np.abs(depth - fat - 5) < 4)
     paint(ribs, 0, _BONE)
     inside = depth > fat + 9
-    paint(inside, 0, (-20, 28))  # bowel and the fat between its loops
+    paint(inside, 0, (-50, 28))  # bowel and the fat between its loops
     jitter = {tissue: rng.uniform(-3, 3) for _, tissue, _, _ in _ORGANS}  # the same for both twins
     for label, tissue, centre, radii in _ORGANS:
         place = np.asarray(centre) + rng.uniform(-4, 4, 3)
@@ -176,7 +176,7 @@ def _anatomy(rng: np.random.Generator, at: Array) -> tuple[NDArray[np.uint8], Ar
         distance = sum(((a - p) / r) ** 2 for a, p, r in zip(at, place, radius, strict=True))
         paint((distance < 1) & (inside if label else depth > fat), label, tissue, jitter[tissue])
     paint(np.hypot(x, (y + 46) / 0.85) < 16 + 2 * np.cos(z * (2 * np.pi / 32)), 7, _BONE)
-    paint(np.hypot(x + 8 + 4 * np.sin(z / 60), y + 20) < 9.5 + z / 60, 8, (42, 3))
+    paint(np.hypot(x + 8 + 4 * np.sin(z / 60), y + 20) < 10.5 + z / 60, 8, (170, 5))
     return labels, mean, deviation
 
 

@@ -11,8 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec, PositiveInt, Size3
-from maskmed_zoo.encoders.pyramid import Triple
+from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec, PositiveInt, Size3, Triple
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.conv import ConvStack, init_he
 

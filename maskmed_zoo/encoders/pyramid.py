@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, PositiveInt, Size3
-
-
-def _triple(value: object) -> object:
-    return (value, value, value) if isinstance(value, int) else value
-
-
-Triple = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], BeforeValidator(_triple, json_schema_input_type=PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt])]
+from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, PositiveInt, Size3, Triple
 
 
 class PyramidConfig(ComponentConfig):

@@ -51,6 +51,7 @@ class MaskedQueryConfig(ComponentConfig):
     width: PositiveInt = 192
     attention_heads: PositiveInt = 8
     ffn_ratio: PositiveInt = 4
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     max_tokens: PositiveInt = Field(
         default=4096, description="most key tokens per stage; finer stages are average-pooled"
     )
@@ -89,9 +90,10 @@ class MaskedQueryHead(Head):
         stages, width = len(in_spec), config.width
         sets = 1 if config.queries == "shared" else stages
         self.queries = nn.ParameterList(nn.Parameter(torch.randn(self.num_queries, width)) for _ in range(sets))
-        self.stage_embedding = nn.Parameter(torch.randn(stages, width) * 0.02)
         self.inputs = nn.ModuleList(nn.Linear(c, width) for c in in_spec.channels)
-        self.blocks = nn.ModuleList(QueryBlock(width, config.attention_heads, config.ffn_ratio) for _ in range(stages))
+        self.blocks = nn.ModuleList(
+            QueryBlock(width, config.attention_heads, config.ffn_ratio, config.dropout) for _ in range(stages)
+        )
         self.mask_embeddings = nn.ModuleList(mlp(width, c, 3) for c in in_spec.channels)
         self.classifiers = nn.ModuleList(mlp(width, num_classes + 1, 2) for _ in range(stages))
 
@@ -113,14 +115,14 @@ class MaskedQueryHead(Head):
         return self.queries[index].expand(features.shape[0], -1, -1)
 
     def _tokens(self, features: Tensor, index: int) -> tuple[Tensor, Tensor, Size3]:
-        """Pooled features as values (b t c), keys with position and stage embedding, and the token grid."""
+        """Pooled features as values (b t c), keys with position, and the token grid."""
         size: Size3 = (features.shape[2], features.shape[3], features.shape[4])
         extent = extent_mm(size, self.in_spec.strides[index], self.spacing)
         grid = token_grid(size, extent, self.config.max_tokens)
         pooled = features if grid == size else F.adaptive_avg_pool3d(features, grid)
         value = self.inputs[index](pooled.flatten(2).transpose(1, 2))
         position = sine_encoding(grid, extent, self.config.width, features.device).to(value.dtype)
-        return value, value + position + self.stage_embedding[index], grid
+        return value, value + position, grid
 
     def _prior(self, masks: Tensor | None, grid: Size3) -> Tensor | None:
         """Attention mask (b n t) from the previous stage's masks (b n d h w), detached; None where there is none."""

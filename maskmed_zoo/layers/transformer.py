@@ -52,15 +52,16 @@ def mlp(width: int, out: int, layers: int) -> nn.Sequential:
 class QueryBlock(nn.Module):
     """Post-norm: masked cross-attention → self-attention → feed-forward, each with Add & LN (MaskMed §3.2, Fig. 2b)."""
 
-    def __init__(self, width: int, heads: int, ffn_ratio: int) -> None:
+    def __init__(self, width: int, heads: int, ffn_ratio: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.cross = MultiHeadAttention(width, heads)
         self.self_attention = MultiHeadAttention(width, heads)
         self.ffn = feed_forward(width, ffn_ratio)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, queries: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Queries (b n c), key and value (b t c), mask as in `MultiHeadAttention`; returns (b n c)."""
-        queries = self.norms[0](queries + self.cross(queries, key, value, mask))
-        queries = self.norms[1](queries + self.self_attention(queries, queries, queries))
-        return self.norms[2](queries + self.ffn(queries))
+        queries = self.norms[0](queries + self.dropout(self.cross(queries, key, value, mask)))
+        queries = self.norms[1](queries + self.dropout(self.self_attention(queries, queries, queries)))
+        return self.norms[2](queries + self.dropout(self.ffn(queries)))

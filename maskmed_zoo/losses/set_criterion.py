@@ -94,9 +94,12 @@ class SetCriterion(Loss):
     def _stage(self, stage: StageOutput, targets: Tensor, valid: Tensor, assignment: Tensor) -> dict[str, Tensor]:
         masks, class_logits = _query_tensors(stage)
         classes = torch.where(assignment >= 0, assignment, self.num_classes)
-        class_sum = F.cross_entropy(class_logits.float().transpose(1, 2), classes, self.class_weights, reduction="sum")
-        # The weights sum to 0 where there is "no object" alone and it has weight 0.
-        class_loss = class_sum / self.class_weights[classes].sum().clamp_min(TINY)
+        # A sample without any target holds ignored voxels alone, and says nothing about its queries.
+        known = (assignment >= 0).any(1, keepdim=True).float()
+        class_values = F.cross_entropy(
+            class_logits.float().transpose(1, 2), classes, self.class_weights, reduction="none"
+        )
+        class_loss = (class_values * known).sum() / (self.class_weights[classes] * known).sum().clamp_min(TINY)
         sample, query = (assignment >= 0).nonzero(as_tuple=True)
         matched = masks[sample, query].float().flatten(1)
         target = targets[sample, assignment[sample, query]].flatten(1)

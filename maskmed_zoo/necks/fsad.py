@@ -34,6 +34,7 @@ class FSADConfig(ComponentConfig):
     attention_heads: PositiveInt = 8
     points: PositiveInt = Field(default=4, description="K, sampling points per query, head and level")
     ffn_ratio: PositiveInt = 4
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> FSADConfig:
@@ -111,6 +112,7 @@ class FSADLayer(nn.Module):
         self.out = nn.Linear(width, width)
         self.ffn = feed_forward(width, config.ffn_ratio)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.dropout = nn.Dropout(config.dropout)
         with torch.no_grad():
             bias = initial_offsets(self.heads, self.points).unsqueeze(1).expand(-1, self.levels, -1, -1)
             self.offsets[-1].get_parameter("bias").copy_(bias.flatten())
@@ -121,8 +123,8 @@ class FSADLayer(nn.Module):
         """Tokens (b q c), position (q c), centres (q 3) in unit coordinates, one (b s_e c_e) per level; (b q c)."""
         locations, weights = self.sampling(tokens + position, centres, sizes)
         attended = self.out(self._attend(levels, sizes, locations, weights).flatten(2))
-        tokens = self.norms[0](tokens + attended)
-        return self.norms[1](tokens + self.ffn(tokens))
+        tokens = self.norms[0](tokens + self.dropout(attended))
+        return self.norms[1](tokens + self.dropout(self.ffn(tokens)))
 
     def _attend(self, levels: list[Tensor], sizes: list[Size3], locations: Tensor, weights: Tensor) -> Tensor:
         """(b q h c): project and sample, or, where that is cheaper, sample and project; both are linear and commute."""

@@ -20,7 +20,7 @@ from maskmed_zoo.evaluation.dice import dice_per_label
 from maskmed_zoo.inference.resample import probabilities_to_labels
 from maskmed_zoo.inference.sliding_window import sliding_window
 from maskmed_zoo.recipe.schema import class_names
-from maskmed_zoo.runner.device import autocast_dtype, pick_device, place
+from maskmed_zoo.runner.device import autocast_dtype, pick_device
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.run_folder import RunFolder, Which, now
 
@@ -36,7 +36,7 @@ class Predictor:
         self.device = pick_device(device)
         self.model = model_of(self.recipe)
         self.weights_sha256 = run.load_weights(self.model, which, self.recipe)
-        place(self.model, self.device).eval()
+        self.model.to(self.device).eval()
         self.fingerprint = tuple(IntensityStats.from_dict(s) for s in run.manifest()["fingerprint"])
         self.dtype = autocast_dtype(self.recipe.train.amp, self.device)
 

@@ -13,7 +13,7 @@ from maskmed_zoo.build import model_of
 from maskmed_zoo.errors import NonFiniteError
 from maskmed_zoo.model import build_loss
 from maskmed_zoo.recipe import Recipe
-from maskmed_zoo.runner.device import autocast_dtype, place
+from maskmed_zoo.runner.device import autocast_dtype
 from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
 
 Batch = tuple[Tensor, Tensor]
@@ -25,7 +25,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.train.seed)
-        self.model = place(model_of(recipe), device)
+        self.model = model_of(recipe).to(device)
         ignore = None if recipe.data.labels is None else recipe.data.labels.get("ignore")
         self.ignore_label = ignore
         self.loss = build_loss(recipe.model, num_classes=self.model.num_classes, ignore_label=ignore).to(device)

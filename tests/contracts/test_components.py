@@ -310,13 +310,12 @@ def test_samples_of_a_batch_do_not_influence_each_other(case):
 def without_effect(component: nn.Module) -> set[str]:
     """Parameters that add a constant which the next step removes: their exact gradient is zero.
 
-    The bias of a convolution before an instance norm (kept for nnU-Net's checkpoints), and what is added alike to every
-    key of a softmax attention.
+    The bias of a convolution before an instance norm (kept for nnU-Net's checkpoints), and the bias of attention keys.
     """
     names = {f"{name}.conv.bias" for name, m in component.named_modules() if isinstance(m, ConvNormAct)}
     names |= {f"{name}.key.bias" for name, m in component.named_modules() if isinstance(m, MultiHeadAttention)}
     known = dict(component.named_parameters())
-    return {name for name in names | {"stage_embedding"} if name in known}
+    return {name for name in names if name in known}
 
 
 @every_network
