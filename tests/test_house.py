@@ -46,8 +46,6 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 SAFE_LOADING = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False", "numpy.load": "allow_pickle=False"}
-EXCEPTIONS: set[tuple[str, str]] = set()
-"""The decoder's kernels are written like the encoder's: it shares the type of a triple."""
 
 
 def tree(path: Path) -> ast.Module:
@@ -89,7 +87,7 @@ def test_imports_point_one_way() -> None:
         for target in own_imports(path):
             there = part(target)
             seen.add((here, there))
-            if there not in ALLOWED[here] | {here, "errors"} and (name(path), target) not in EXCEPTIONS:
+            if there not in ALLOWED[here] | {here, "errors"}:
                 wrong.append(f"{name(path)} imports {target}")
     assert not wrong
     assert len(MODULES) >= 60
