@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.recipe.schema import Recipe
+from maskmed_zoo.recipe.schema import Recipe, twins
 
 
 def bind(recipe: Recipe, dataset: RawDataset) -> Recipe:
@@ -20,4 +20,10 @@ def bind(recipe: Recipe, dataset: RawDataset) -> Recipe:
                 f"{dataset.root / 'dataset.json'}: {name} {found[name]} differ from the recipe's {value}; "
                 f"set data.{name} to the data set's, or to null to take them from it"
             )
+    pair = twins(dataset.labels)
+    if pair and "x" in recipe.data.mirror_axes:
+        raise DataError(
+            f"{dataset.root / 'dataset.json'}: '{pair[0]}' and '{pair[1]}' are twins, told apart by place alone; "
+            f"take x, left-right, out of data.mirror_axes"
+        )
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=found)})

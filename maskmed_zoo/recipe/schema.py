@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, create_model, field_validator, model_validator
 
 from maskmed_zoo import registry
 from maskmed_zoo.contracts import ComponentConfig, PositiveInt
@@ -61,6 +61,13 @@ class DataRecipe(_Section):
     def _labels_are_consecutive(cls, labels: dict[str, int] | None) -> dict[str, int] | None:
         check_labels(labels)
         return labels
+
+    @model_validator(mode="after")
+    def _twins_are_not_mirrored(self) -> DataRecipe:
+        pair = twins(self.labels)
+        if pair and "x" in self.mirror_axes:
+            raise ValueError(f"'{pair[0]}' and '{pair[1]}' are twins: take x, left-right, out of mirror_axes")
+        return self
 
     @property
     def num_classes(self) -> int | None:
@@ -148,6 +155,15 @@ def recipe_type() -> type[Recipe]:
 def class_names(labels: dict[str, int]) -> list[str]:
     """Label names in the order of their values, 'ignore' left out."""
     return [name for name, _ in sorted(labels.items(), key=lambda item: item[1]) if name != "ignore"]
+
+
+def twins(labels: dict[str, int] | None) -> tuple[str, str] | None:
+    """Two labels whose names differ in left and right alone, if there are any."""
+    for name in labels or {}:
+        other = name.replace("left", "right").replace("Left", "Right")
+        if other != name and other in (labels or {}):
+            return name, other
+    return None
 
 
 def check_labels(labels: dict[str, int] | None) -> None:

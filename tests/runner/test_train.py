@@ -196,3 +196,9 @@ def test_labels_can_come_from_the_data_set(tiny_recipe: Path, dataset: Path, tmp
     run = train(recipe, data=dataset, out=tmp_path / "run", device="cpu")
     assert run.recipe().data.labels == {"background": 0, "left": 1, "right": 2}
     assert run.recipe().data.channels == ("CT",)
+
+
+def test_twins_of_the_data_set_are_not_mirrored(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(tiny_recipe, {"data.labels": None, "data.mirror_axes": ["x"]})
+    with pytest.raises(DataError, match="'left' and 'right' are twins"):
+        train(recipe, data=dataset, out=tmp_path / "run", device="cpu")
