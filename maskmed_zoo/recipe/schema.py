@@ -30,11 +30,11 @@ class _Section(BaseModel):
 class Augmentation(_Section):
     """Random changes to training patches; each probability is per patch."""
 
-    spatial_probability: Probability = Field(0.2, description="rotate and scale a patch with this probability")
-    rotation: float = Field(30.0, ge=0, le=180, description="largest rotation about each axis, degrees")
-    scale: Range = Field((0.7, 1.4), description="smallest and largest zoom")
+    spatial_probability: Probability = Field(default=0.2, description="rotate and scale a patch with this probability")
+    rotation: float = Field(default=30.0, ge=0, le=180, description="largest rotation about each axis, degrees")
+    scale: Range = Field(default=(0.7, 1.4), description="smallest and largest zoom")
     intensity_probability: Probability = Field(
-        0.15, description="probability of each of noise, blur, brightness, contrast, low resolution and gamma"
+        default=0.15, description="probability of each of noise, blur, brightness, contrast, low resolution and gamma"
     )
 
 
@@ -42,19 +42,22 @@ class DataRecipe(_Section):
     """What the network sees: channels, labels, spacing, patches and how they are drawn."""
 
     channels: tuple[str, ...] | None = Field(
-        None, min_length=1, description="input channels in file order (_0000, _0001, …); null: the data set's"
+        default=None, min_length=1, description="input channels in file order (_0000, _0001, …); null: the data set's"
     )
     labels: dict[str, int] | None = Field(
-        None, description="label name to value, background 0, optionally 'ignore'; null: the data set's"
+        default=None, description="label name to value, background 0, optionally 'ignore'; null: the data set's"
     )
     spacing: Spacing = Field(description="voxel size the network works at, mm, (z, y, x)")
     patch_size: PatchSize = Field(description="training and inference window, voxels, (z, y, x)")
     normalization: Literal["auto", "ct", "zscore"] = Field(
-        "auto", description="auto: 'ct' for channels named CT (clip and z-score by the fingerprint), else per case"
+        default="auto",
+        description="auto: 'ct' for channels named CT (clip and z-score by the fingerprint), else per case",
     )
-    foreground_oversampling: Probability = Field(0.33, description="share of patches centred on a foreground voxel")
-    mirror_axes: tuple[Axis, ...] = Field((), description="axes flipped at random in training; x is left-right")
-    augmentation: Augmentation = Field(default_factory=Augmentation)
+    foreground_oversampling: Probability = Field(
+        default=0.33, description="share of patches centred on a foreground voxel"
+    )
+    mirror_axes: tuple[Axis, ...] = Field(default=(), description="axes flipped at random in training; x is left-right")
+    augmentation: Augmentation = Augmentation()
 
     @field_validator("labels")
     @classmethod
@@ -79,13 +82,15 @@ class Optimizer(_Section):
     """Two parameter groups: CNN (encoder, decoder) at `lr`, Transformer (neck, query head) at `lr` times a scale."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat = Field(1e-3, description="base rate of the CNN group")
-    transformer_scale: PositiveFloat = Field(0.1, description="base rate of the Transformer group over `lr`")
-    weight_decay: float = Field(3e-5, ge=0)
-    momentum: float = Field(0.99, ge=0, lt=1, description="SGD only, Nesterov")
-    warmup_iterations: int = Field(0, ge=0, description="linear warm-up from zero")
-    poly_power: PositiveFloat = Field(0.9, description="rate x (1 - progress) ** power, for each group's own base rate")
-    gradient_clip: PositiveFloat = Field(12.0, description="largest gradient norm")
+    lr: PositiveFloat = Field(default=1e-3, description="base rate of the CNN group")
+    transformer_scale: PositiveFloat = Field(default=0.1, description="base rate of the Transformer group over `lr`")
+    weight_decay: float = Field(default=3e-5, ge=0)
+    momentum: float = Field(default=0.99, ge=0, lt=1, description="SGD only, Nesterov")
+    warmup_iterations: int = Field(default=0, ge=0, description="linear warm-up from zero")
+    poly_power: PositiveFloat = Field(
+        default=0.9, description="rate x (1 - progress) ** power, for each group's own base rate"
+    )
+    gradient_clip: PositiveFloat = Field(default=12.0, description="largest gradient norm")
 
 
 class TrainRecipe(_Section):
@@ -94,11 +99,15 @@ class TrainRecipe(_Section):
     epochs: PositiveInt = 1000
     iterations_per_epoch: PositiveInt = 250
     batch_size: PositiveInt = 2
-    validation_iterations: int = Field(50, ge=0, description="batches of validation patches per validated epoch")
-    validate_every: PositiveInt = Field(1, description="epochs between validations on patches")
-    optimizer: Optimizer = Field(default_factory=Optimizer)
-    amp: Literal["auto", "off", "bf16", "fp16"] = Field("auto", description="auto: where the device has it (CUDA)")
-    seed: int = Field(0, ge=0)
+    validation_iterations: int = Field(
+        default=50, ge=0, description="batches of validation patches per validated epoch"
+    )
+    validate_every: PositiveInt = Field(default=1, description="epochs between validations on patches")
+    optimizer: Optimizer = Optimizer()
+    amp: Literal["auto", "off", "bf16", "fp16"] = Field(
+        default="auto", description="auto: where the device has it (CUDA)"
+    )
+    seed: int = Field(default=0, ge=0)
 
     @property
     def iterations(self) -> int:
@@ -109,8 +118,8 @@ class TrainRecipe(_Section):
 class InferenceRecipe(_Section):
     """Sliding-window prediction."""
 
-    overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that its neighbour covers again")
-    batch_size: PositiveInt = Field(1, description="windows per forward pass")
+    overlap: float = Field(default=0.5, ge=0, lt=1, description="share of a window that its neighbour covers again")
+    batch_size: PositiveInt = Field(default=1, description="windows per forward pass")
 
 
 class ModelRecipe(_Section):
