@@ -28,14 +28,18 @@ def create(
 def model_of(recipe: Recipe, *, in_channels: int | None = None, num_classes: int | None = None) -> SegmentationModel:
     """The network of a recipe; numbers given here stand above the recipe's.
 
-    Raises `RecipeError` if neither states the channels or the labels.
+    Raises `RecipeError` if neither states the channels or the labels, or if there are too few.
     """
     data = recipe.data
-    channels = in_channels or (len(data.channels) if data.channels else None)
-    classes = num_classes or data.num_classes
+    channels = in_channels if in_channels is not None else (len(data.channels) if data.channels else None)
+    classes = num_classes if num_classes is not None else data.num_classes
     if channels is None or classes is None:
         missing = "data.channels" if channels is None else "data.labels"
         raise RecipeError(f"recipe '{recipe.name}' leaves {missing} to the data set; state it, or pass the number")
+    if channels < 1 or classes < 2:
+        raise RecipeError(
+            f"expected at least 1 channel and 2 classes, background counted, got {channels} and {classes}"
+        )
     names = class_names(data.labels) if data.labels and classes == data.num_classes else None
     return build_model(recipe.model, in_channels=channels, num_classes=classes, spacing=data.spacing, class_names=names)
 

@@ -14,10 +14,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -137,10 +137,22 @@ for _output in (StageOutput, HeadOutput):
     torch.export.register_dataclass(_output)
 
 
-class ComponentConfig(BaseModel):
-    """Base of every component's settings: typed, frozen, unknown keys refused."""
+class Settings(BaseModel):
+    """Base of everything a recipe holds: typed, frozen, unknown keys refused, no bool or infinity for a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bool_is_no_number(cls, data: Any) -> Any:
+        for name, value in cast(dict[str, Any], data if isinstance(data, dict) else {}).items():
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+                raise ValueError(f"'{name}' takes neither true nor false, got {str(value).lower()}")
+        return data
+
+
+class ComponentConfig(Settings):
+    """Base of every component's settings."""
 
 
 class Component(nn.Module):

@@ -76,28 +76,26 @@ class _Registry:
     @property
     def cards(self) -> dict[str, Card]:
         if self._cards is None:
-            self._cards = {}
-            self._read(data_folder("registry"))
-            for point in entry_points(group=ENTRY_POINT_GROUP):
-                self._read(_plugin_folder(point.name, point.value))
+            plugins = [_plugin_folder(point.name, point.value) for point in entry_points(group=ENTRY_POINT_GROUP)]
+            cards: dict[str, Card] = {}
+            for root in (data_folder("registry"), *plugins):
+                for kind, folder in FOLDERS.items():
+                    for path in sorted((root / folder).glob("*.yaml")):
+                        self._add(_read_card(path, kind), cards)
+            self._cards = cards
         return self._cards
 
-    def _read(self, root: Path) -> None:
-        for kind, folder in FOLDERS.items():
-            for path in sorted((root / folder).glob("*.yaml")):
-                self._add(_read_card(path, kind))
-
-    def _add(self, card: Card) -> None:
-        known = self.cards.get(card.name)
+    def _add(self, card: Card, cards: dict[str, Card]) -> None:
+        known = cards.get(card.name)
         if known is not None:
             raise RegistryError(
                 f"the name '{card.name}' is registered twice: as {known.kind} by {known.source or 'register()'} and "
                 f"as {card.kind} by {card.source or 'register()'}; names are unique across kinds, rename one"
             )
-        self.cards[card.name] = card
+        cards[card.name] = card
 
     def add_class(self, card: Card, cls: type[Component]) -> None:
-        self._add(card)
+        self._add(card, self.cards)
         self._classes[card.name] = cls
         self.version += 1
 
@@ -133,7 +131,7 @@ def _plugin_folder(name: str, package: str) -> Path:
 def _read_card(path: Path, kind: str) -> Card:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)  # a safe loader, in C where there is one
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RegistryError(f"{path}: card cannot be read: {' '.join(str(error).split())}") from error
     link = "recipe" if kind == "model" else "target"
     if not isinstance(content, dict) or not {"summary", link} <= content.keys() <= _FIELDS:

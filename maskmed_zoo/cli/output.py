@@ -22,7 +22,7 @@ def write_json(content: Any) -> None:
 
 def render(*parts: RenderableType) -> None:
     """Tables and styled text; lines are not cut where the output is no terminal."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 140, markup=False)
     for part in parts:
         console.print(part, highlight=False)
 

@@ -143,6 +143,12 @@ def _read_json(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); save it again") from error
 
 
+def declared_labels(source: Path) -> dict[str, int]:
+    """Label names and values of a dataset.json; raises `DataError` where they cannot be used."""
+    content = _read_json(source)
+    return _labels(cast(dict[str, Any], content) if isinstance(content, dict) else {}, source)
+
+
 def _channels(description: dict[str, Any], source: Path) -> tuple[str, ...]:
     given = description.get("channel_names", description.get("modality"))
     if not isinstance(given, dict) or not given:

@@ -1,4 +1,4 @@
-"""From a canonical array to what a network sees: one voxel spacing, normalised intensities, at least the patch's size.
+"""From a canonical array to what a network sees: one voxel spacing, and normalised intensities.
 
 Source: nnU-Net (Isensee et al., Nat Methods 18, 203, 2021): `resample_data_or_seg`, `CTNormalization`,
 `ZScoreNormalization`. Grids are aligned at voxel edges: the corners of the field of view stay where they are, so a
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import EllipsisType
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +26,6 @@ TIE = 1e-5
 """Label scores closer than this are equal, and the higher label wins, as in nnU-Net."""
 
 Scheme = Literal["ct", "zscore"]
-Region = tuple[EllipsisType, slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -175,20 +173,6 @@ def normalize(
             std = float(channel.std(dtype=np.float64) if moments is None else moments[1][index])
         result[index] = (channel - np.float32(mean)) / np.float32(max(std, 1e-8))
     return result
-
-
-def pad_to(array: NDArray[Any], size: Sequence[int], value: float = 0) -> tuple[NDArray[Any], Region]:
-    """Pad the last three axes to at least `size` voxels, evenly on both sides (an odd voxel goes to the end).
-
-    Returns the padded array, or `array` itself if it is large enough, and the index that takes the original out of it.
-    """
-    missing = [max(0, wanted - n) for n, wanted in zip(array.shape[-3:], size, strict=True)]
-    before = [m // 2 for m in missing]
-    z, y, x = (slice(b, b + n) for b, n in zip(before, array.shape[-3:], strict=True))
-    if any(missing):
-        widths = [(0, 0)] * (array.ndim - 3) + [(b, m - b) for b, m in zip(before, missing, strict=True)]
-        array = np.pad(array, widths, constant_values=value)
-    return array, (..., z, y, x)
 
 
 def _thick_axis(spacing_from: Sequence[float], spacing_to: Sequence[float]) -> int | None:

@@ -7,7 +7,6 @@ Deviation from nnU-Net: its `foreground_mean` is our `mean_dice_over_labels`; `m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from maskmed_zoo.data.dataset import ENDING, declared_labels
 from maskmed_zoo.data.nifti import check_same_geometry, read_labels
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.dice import dice_per_label
 
-ENDING = ".nii.gz"
 NOT_SCORED = ("background", "ignore")
 DEFINITION = (
     "mean_dice is the mean over cases of each case's mean Dice over the foreground labels present in its reference or "
@@ -112,15 +111,8 @@ def evaluate_folders(pred: Path, ref: Path, labels: dict[str, int] | None = None
 
 
 def _labels_of_dataset(ref: Path) -> dict[str, int] | None:
-    for path in (ref / "dataset.json", ref.parent / "dataset.json"):
-        if not path.is_file():
-            continue
-        try:
-            labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
-            return {str(name): int(value) for name, value in labels.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: no usable 'labels' (name: integer value): {error!r}; give labels") from error
-    return None
+    paths = (ref / "dataset.json", ref.parent / "dataset.json")
+    return next((declared_labels(path) for path in paths if path.is_file()), None)
 
 
 def _labels_found(paths: Iterable[Path]) -> dict[str, int]:

@@ -55,7 +55,7 @@ def load_recipe(source: str | Path | Recipe, overrides: Sequence[str] | Mapping[
     try:
         return recipe_type().model_validate(document.data)
     except ValidationError as error:
-        raise RecipeError([_problem(document, dict(e)) for e in error.errors()]) from error
+        raise RecipeError(_problems(document, [dict(e) for e in error.errors()])) from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -91,9 +91,18 @@ def _override(document: Document, path: KeyPath, value: Any, text: str) -> None:
     document.places[path] = text
 
 
-def _problem(document: Document, error: dict[str, Any]) -> str:
-    """One line for one pydantic error."""
-    path = _data_path(document.data, error["loc"])
+def _problems(document: Document, errors: Sequence[dict[str, Any]]) -> list[str]:
+    """One line for each place that is wrong; what would have been right there, if there are several ways, joined."""
+    messages: dict[str, list[str]] = {}
+    for error in errors:
+        where, message = _problem(document, error)
+        messages.setdefault(where, []).append(message)
+    return [f"{where}{'; or '.join(dict.fromkeys(found))}" for where, found in messages.items()]
+
+
+def _problem(document: Document, error: dict[str, Any]) -> tuple[str, str]:
+    """Where (place and key) and what, for one pydantic error."""
+    path = _data_path(document.data, error["loc"], error["type"] in ("missing", "extra_forbidden"))
     key = ".".join(map(str, path))
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
@@ -113,7 +122,7 @@ def _problem(document: Document, error: dict[str, Any]) -> str:
     else:
         text = error["msg"].removeprefix("Value error, ")
         message = text[:1].lower() + text[1:] + _got(error)
-    return f"{document.place(path)}: {key}: {message}" if key else f"{document.place(path)}: {message}"
+    return f"{document.place(path)}: {key}: " if key else f"{document.place(path)}: ", message
 
 
 def _got(error: dict[str, Any]) -> str:
@@ -124,8 +133,11 @@ def _choices(text: str) -> list[str]:
     return text.replace(" or ", ", ").split(", ")
 
 
-def _data_path(data: Any, loc: Sequence[str | int]) -> KeyPath:
-    """The error's location in the data: without the tags of unions that pydantic puts in between."""
+def _data_path(data: Any, loc: Sequence[str | int], is_key: bool) -> KeyPath:
+    """The error's location in the data: without what pydantic puts in between, tags and types of unions.
+
+    `is_key`: the location ends with a key that may be missing from the data.
+    """
     path: list[str | int] = []
     for index, step in enumerate(loc):
         is_tag = isinstance(data, dict) and step not in data and data.get("kind") == step
@@ -134,8 +146,8 @@ def _data_path(data: Any, loc: Sequence[str | int]) -> KeyPath:
         path.append(step)
         try:
             data = data[step]
-        except (LookupError, TypeError):  # a missing key or entry: the end of the location
-            return tuple(path) if index == len(loc) - 1 else tuple(path[:-1])
+        except (LookupError, TypeError):
+            return tuple(path) if is_key and index == len(loc) - 1 else tuple(path[:-1])
     return tuple(path)
 
 

@@ -8,12 +8,12 @@ are is known only once the registry has been read.
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, create_model, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
 
 from maskmed_zoo import registry
-from maskmed_zoo.contracts import ComponentConfig, PositiveInt
+from maskmed_zoo.contracts import ComponentConfig, PositiveInt, Settings
 
 Axis = Literal["z", "y", "x"]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -23,11 +23,7 @@ PatchSize = tuple[PositiveInt, PositiveInt, PositiveInt]
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Augmentation(_Section):
+class Augmentation(Settings):
     """Random changes to training patches; each probability is per patch."""
 
     spatial_probability: Probability = Field(default=0.2, description="rotate and scale a patch with this probability")
@@ -37,8 +33,15 @@ class Augmentation(_Section):
         default=0.15, description="probability of each of noise, blur, brightness, contrast, low resolution and gamma"
     )
 
+    @field_validator("scale")
+    @classmethod
+    def _smallest_first(cls, scale: Range) -> Range:
+        if scale[0] > scale[1]:
+            raise ValueError(f"the smallest zoom comes first, got {list(scale)}")
+        return scale
 
-class DataRecipe(_Section):
+
+class DataRecipe(Settings):
     """What the network sees: channels, labels, spacing, patches and how they are drawn."""
 
     channels: tuple[str, ...] | None = Field(
@@ -59,6 +62,13 @@ class DataRecipe(_Section):
     mirror_axes: tuple[Axis, ...] = Field(default=(), description="axes flipped at random in training; x is left-right")
     augmentation: Augmentation = Augmentation()
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _label_values_are_numbers(cls, labels: Any) -> Any:
+        if isinstance(labels, dict) and any(isinstance(value, bool) for value in cast(dict[Any, Any], labels).values()):
+            raise ValueError("label values are numbers, not true or false")
+        return labels
+
     @field_validator("labels")
     @classmethod
     def _labels_are_consecutive(cls, labels: dict[str, int] | None) -> dict[str, int] | None:
@@ -78,7 +88,7 @@ class DataRecipe(_Section):
         return None if self.labels is None else len(class_names(self.labels))
 
 
-class Optimizer(_Section):
+class Optimizer(Settings):
     """Two parameter groups: CNN (encoder, decoder) at `lr`, Transformer (neck, query head) at `lr` times a scale."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
@@ -93,7 +103,7 @@ class Optimizer(_Section):
     gradient_clip: PositiveFloat = Field(default=12.0, description="largest gradient norm")
 
 
-class TrainRecipe(_Section):
+class TrainRecipe(Settings):
     """Length, batch and optimisation of one training run."""
 
     epochs: PositiveInt = 1000
@@ -107,7 +117,7 @@ class TrainRecipe(_Section):
     amp: Literal["auto", "off", "bf16", "fp16"] = Field(
         default="auto", description="auto: where the device has it (CUDA)"
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @property
     def iterations(self) -> int:
@@ -115,14 +125,14 @@ class TrainRecipe(_Section):
         return self.epochs * self.iterations_per_epoch
 
 
-class InferenceRecipe(_Section):
+class InferenceRecipe(Settings):
     """Sliding-window prediction."""
 
     overlap: float = Field(default=0.5, ge=0, lt=1, description="share of a window that its neighbour covers again")
     batch_size: PositiveInt = Field(default=1, description="windows per forward pass")
 
 
-class ModelRecipe(_Section):
+class ModelRecipe(Settings):
     """The five components; each is chosen by its `kind`."""
 
     encoder: SerializeAsAny[ComponentConfig]
@@ -132,7 +142,7 @@ class ModelRecipe(_Section):
     loss: SerializeAsAny[ComponentConfig]
 
 
-class Recipe(_Section):
+class Recipe(Settings):
     """A whole experiment: the model, its data, its training and its inference."""
 
     schema_version: Literal[1] = Field(description="version of this format")

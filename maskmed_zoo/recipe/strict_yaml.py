@@ -27,6 +27,7 @@ class Document:
     def __init__(self, text: str, source: str) -> None:
         self.source = source
         self.problems: list[str] = []
+        self._open: set[int] = set()
         self.places: dict[KeyPath, str] = {(): f"{source}:1:1"}
         try:
             node = yaml.compose(text, yaml.SafeLoader)
@@ -48,6 +49,16 @@ class Document:
 
     def _value(self, node: yaml.Node, path: KeyPath) -> Any:
         self.places.setdefault(path, _place(self.source, node.start_mark))
+        if id(node) in self._open:
+            self.problems.append(f"{_place(self.source, node.start_mark)}: an alias stands inside its own anchor")
+            return None
+        self._open.add(id(node))
+        try:
+            return self._content(node, path)
+        finally:
+            self._open.remove(id(node))
+
+    def _content(self, node: yaml.Node, path: KeyPath) -> Any:
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -77,7 +88,7 @@ def scalar(text: str) -> str | int | float | bool | None:
     """The value of an unquoted scalar."""
     if text in _CONSTANTS:
         return _CONSTANTS[text]
-    if _INT.fullmatch(text):
+    if _INT.fullmatch(text) and len(text) < 1000:  # beyond, int() refuses
         return int(text)
     return float(text) if _FLOAT.fullmatch(text) else text
 

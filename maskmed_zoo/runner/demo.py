@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any
 
 from maskmed_zoo.data.nifti import read_image, read_labels
 from maskmed_zoo.data.phantom import make_phantom_dataset
-from maskmed_zoo.errors import DataError
+from maskmed_zoo.errors import DataError, UserError
 from maskmed_zoo.evaluation.aggregate import evaluate_folders
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.recipe.schema import class_names
 from maskmed_zoo.report.figure import comparison_figure
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.predict import predict
+from maskmed_zoo.runner.run_folder import make_folder
 from maskmed_zoo.runner.train import train
 
 MARK = "made_by_maskmed_zoo_demo"
@@ -29,12 +31,14 @@ def demo(out: Path, *, device: str | None = None, display: Display | None = None
     Raises `DataError` if `out` exists and is not from an earlier demonstration.
     """
     display = display or Display()
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError('the demo draws a picture and needs matplotlib: pip install "maskmed-zoo[report]"')
     mark = out / MARK
     if out.exists() and not mark.exists():
         raise DataError(f"{out}: exists and is not from an earlier demo; give another folder with --out")
     if out.exists():
         shutil.rmtree(out)
-    out.mkdir(parents=True)
+    make_folder(out)
     mark.touch()
     with display.task("making phantoms") as progress:
         data = make_phantom_dataset(

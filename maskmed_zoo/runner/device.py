@@ -15,6 +15,8 @@ def pick_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise NotImplementedError("it holds no data")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -32,7 +34,12 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
 
 
 def pick_workers(workers: int | None, device: torch.device) -> int:
-    """Loader processes: none on the CPU, where they would take the network's cores, else up to eight."""
+    """Loader processes: none on the CPU, where they would take the network's cores, else up to eight.
+
+    Raises `UserError` for a negative number.
+    """
+    if workers is not None and workers < 0:
+        raise UserError(f"workers: expected 0 or more, got {workers}")
     if workers is not None:
         return workers
     return 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 2) - 1))

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from maskmed_zoo.build import model_of
+from maskmed_zoo.data.binding import bind
 from maskmed_zoo.data.dataset import ENDING, Case, find_cases, load_case, open_dataset
 from maskmed_zoo.data.nifti import Geometry, write_labels
-from maskmed_zoo.data.preprocess import IntensityStats, normalize, resample_image, schemes
+from maskmed_zoo.data.preprocess import normalize, resample_image, schemes
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.aggregate import CaseScores, summarize
 from maskmed_zoo.evaluation.dice import dice_per_label
@@ -22,7 +23,7 @@ from maskmed_zoo.inference.sliding_window import sliding_window
 from maskmed_zoo.recipe.schema import class_names
 from maskmed_zoo.runner.device import autocast_dtype, pick_device
 from maskmed_zoo.runner.display import Display
-from maskmed_zoo.runner.run_folder import RunFolder, Which, now
+from maskmed_zoo.runner.run_folder import RunFolder, Which, make_folder, now
 
 
 class Predictor:
@@ -37,7 +38,7 @@ class Predictor:
         self.model = model_of(self.recipe)
         self.weights_sha256 = run.load_weights(self.model, which, self.recipe)
         self.model.to(self.device).eval()
-        self.fingerprint = tuple(IntensityStats.from_dict(s) for s in run.manifest()["fingerprint"])
+        self.fingerprint = run.fingerprint()
         self.dtype = autocast_dtype(self.recipe.train.amp, self.device)
 
     def labels(self, image: NDArray[np.float32], geometry: Geometry) -> NDArray[Any]:
@@ -58,12 +59,6 @@ class Predictor:
 
     def case(self, case: Case) -> tuple[NDArray[Any], Geometry]:
         """Label map (z y x) of a case's images, and the geometry to write it with."""
-        channels = len(self.recipe.data.channels or ())
-        if len(case.images) != channels:
-            raise DataError(
-                f"{case.images[0].parent}: case '{case.identifier}' has {len(case.images)} channel files, the "
-                f"model takes {channels} ({', '.join(self.recipe.data.channels or ())})"
-            )
         image, _, geometry = load_case(case, None)
         return self.labels(image, geometry), geometry
 
@@ -91,11 +86,13 @@ def predict(
     """
     display = display or Display()
     predictor = Predictor(run, which=which, device=device)
-    cases = _inputs(inputs, len(predictor.recipe.data.channels or ()))
+    cases = _inputs(inputs, predictor.recipe.data.channels or ())
     single = out.name.endswith(ENDING)
     if single and len(cases) != 1:
         raise DataError(f"{out}: one output file for {len(cases)} inputs; give a folder")
     targets = [out] if single else [out / f"{case.identifier}{ENDING}" for case in cases]
+    if not single and out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file; give a folder, or a name ending in {ENDING} for one input")
     if len(set(targets)) != len(targets):
         raise DataError(f"{out}: two inputs would be written to the same file; predict them into different folders")
     written: list[Path] = []
@@ -103,7 +100,7 @@ def predict(
         for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
             if overwrite or not target.exists():
                 labels, geometry = predictor.case(case)
-                target.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(target.parent)
                 write_labels(target, labels, geometry)
                 written.append(target)
             progress(index + 1, len(cases))
@@ -127,9 +124,10 @@ def evaluate(
     display = display or Display()
     predictor, manifest = Predictor(run, which=which, device=device), run.manifest()
     dataset = open_dataset(data or Path(manifest["data"]))
+    bind(predictor.recipe, dataset)
     cases = {case.identifier: case for case in dataset.cases}
     names = class_names(dataset.labels)
-    run.predictions.mkdir(exist_ok=True)
+    make_folder(run.predictions)
     scores: list[CaseScores] = []
     with display.task("evaluating") as progress:
         for index, identifier in enumerate(manifest["validation"]):
@@ -138,10 +136,10 @@ def evaluate(
                     f"{dataset.root}: validation case '{identifier}' of the run is not there; give its data set"
                 )
             image, reference, geometry = load_case(cases[identifier], dataset)
-            labels = predictor.labels(image, geometry)
-            write_labels(run.predictions / f"{identifier}{ENDING}", labels, geometry)
             if reference is None:
                 raise DataError(f"{dataset.root}: validation case '{identifier}' has no label map")
+            labels = predictor.labels(image, geometry)
+            write_labels(run.predictions / f"{identifier}{ENDING}", labels, geometry)
             dice = dice_per_label(labels, reference, range(1, len(names)), dataset.ignore_label)
             scores.append(CaseScores(identifier, {names[label]: value for label, value in dice.items()}))
             progress(index + 1, len(manifest["validation"]))
@@ -161,20 +159,43 @@ def evaluate(
     return result
 
 
-def _inputs(inputs: Sequence[Path], channels: int) -> list[Case]:
-    """Cases in folders, and cases made of the files given."""
+def _inputs(inputs: Sequence[Path], channels: Sequence[str]) -> list[Case]:
+    """Cases in folders, and cases made of the files given: `NAME_0000, NAME_0001, …`, or plain names."""
     cases: list[Case] = []
-    files: dict[str, list[Path]] = {}
+    files: list[tuple[Path, str, int]] = []
     for path in inputs:
         if path.is_dir():
-            cases += find_cases(path, channels)
+            cases += find_cases(path, len(channels))
         elif not path.is_file():
             raise DataError(f"{path}: no such file or folder")
         elif not path.name.endswith((".nii", ENDING)):
             raise DataError(f"{path}: expected a .nii or .nii.gz file, or a folder of them; convert it to NIfTI")
         else:
-            name = path.name.removesuffix(".gz").removesuffix(".nii")
-            stem, _, number = name.rpartition("_")
-            files.setdefault(stem if len(number) == 4 and number.isdigit() else name, []).append(path)
-    cases += [Case(name, tuple(sorted(paths)), None) for name, paths in files.items()]
-    return cases
+            files.append((path, *_channel_of(path)))
+    firsts = {name for _, name, channel in files if channel == 0}
+    found: dict[str, dict[int, Path]] = {}
+    for path, stem, number in files:
+        # With one channel, a number without a partner 0000 is part of the name, as in visit_2020.
+        name, channel = (stem, number) if number >= 0 and (len(channels) > 1 or stem in firsts) else (_plain(path), 0)
+        known = found.setdefault(name, {})
+        if channel in known:
+            raise DataError(f"{path}: '{name}' is there twice, also as {known[channel]}; predict them one by one")
+        known[channel] = path
+    for name, known in found.items():
+        if sorted(known) != list(range(len(channels))):
+            raise DataError(
+                f"{next(iter(known.values())).parent}: case '{name}' has {len(known)} channel files "
+                f"({', '.join(f'_{c:04d}' for c in sorted(known))}), the model takes {len(channels)} "
+                f"({', '.join(channels)}), numbered from _0000"
+            )
+    return cases + [Case(name, tuple(known[c] for c in sorted(known)), None) for name, known in found.items()]
+
+
+def _plain(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _channel_of(path: Path) -> tuple[str, int]:
+    """Name and channel of `NAME_0001.nii.gz`; channel -1 where there is no number."""
+    stem, _, number = _plain(path).rpartition("_")
+    return (stem, int(number)) if stem and len(number) == 4 and number.isdecimal() else (_plain(path), -1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from maskmed_zoo.errors import CheckpointError, nearest
+from maskmed_zoo.data.preprocess import Fingerprint, IntensityStats
+from maskmed_zoo.errors import CheckpointError, DataError, nearest
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 
@@ -70,12 +70,19 @@ class RunFolder:
     def manifest(self) -> dict[str, Any]:
         """What the run was made from; raises `CheckpointError` if it is missing or broken."""
         try:
-            return json.loads(self.manifest_file.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+            manifest = json.loads(self.manifest_file.read_text(encoding="utf-8"))
+            if not {"data", "fold", "seed", "validation", "fingerprint"} <= manifest.keys():
+                raise ValueError("keys are missing")
+        except (OSError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{self.manifest_file}: cannot be read ({error}); train the run again") from error
+        return manifest
+
+    def fingerprint(self) -> Fingerprint:
+        """Intensity statistics of the training cases, from the manifest."""
+        return tuple(IntensityStats.from_dict(stats) for stats in self.manifest()["fingerprint"])
 
     def write_recipe(self, recipe: Recipe) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         write_atomically(self.recipe_file, lambda p: p.write_text(dump_recipe(recipe), encoding="utf-8"))
 
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
@@ -157,9 +164,18 @@ def now() -> str:
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.partial")
     try:
         write(temporary)
         temporary.replace(path)
-    finally:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}); free space or rights") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents; raises `DataError` if that cannot be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be made a folder ({error.strerror}); give another one") from error

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 
 from maskmed_zoo.data.binding import bind
 from maskmed_zoo.data.cache import CaseCache
-from maskmed_zoo.data.dataset import Case, RawDataset, open_dataset
+from maskmed_zoo.data.dataset import Case, open_dataset
 from maskmed_zoo.data.patches import PatchDataset
 from maskmed_zoo.data.preprocess import Fingerprint
-from maskmed_zoo.errors import CheckpointError
+from maskmed_zoo.errors import CheckpointError, DataError
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.device import pick_device, pick_workers
 from maskmed_zoo.runner.display import Display
@@ -54,23 +54,25 @@ def train(
     recipe = bind(recipe, dataset)
     training, validation = dataset.splits(fold)
     run = RunFolder(out)
-    _check_folder(run, recipe, dataset, fold, resume)
+    workers = pick_workers(workers, target)
+    facts = {
+        "dataset": dataset.name,
+        "fold": fold,
+        "training": [case.identifier for case in training],
+        "validation": [case.identifier for case in validation],
+    }
+    _check_folder(run, recipe, facts, resume)
     trainer = Trainer(recipe, target)
     trainer.model.encoder.out_spec.check_patch(recipe.data.patch_size)
     cache = CaseCache(out.parent / CACHE, dataset, recipe.data.spacing)
     with display.task("preparing cases") as progress:
-        cache.prepare((*training, *validation), workers=pick_workers(workers, target), progress=progress)
-    fingerprint = cache.fingerprint(training)
+        cache.prepare((*training, *validation), workers=workers, progress=progress)
     if not run.manifest_file.exists():
-        manifest = {
+        manifest = facts | {
             "recipe": recipe.name,
-            "dataset": dataset.name,
             "data": str(dataset.root.resolve()),
-            "fold": fold,
             "seed": recipe.train.seed,
-            "training": [case.identifier for case in training],
-            "validation": [case.identifier for case in validation],
-            "fingerprint": [stats.to_dict() for stats in fingerprint],
+            "fingerprint": [stats.to_dict() for stats in cache.fingerprint(training)],
             "started": now(),
             "environment": environment(target),
         }
@@ -81,8 +83,8 @@ def train(
         run=run,
         cache=cache,
         cases=(training, validation),
-        fingerprint=fingerprint,
-        workers=pick_workers(workers, target),
+        fingerprint=run.fingerprint(),
+        workers=workers,
     )
     if resume:
         loop.load()
@@ -163,18 +165,22 @@ class _Loop:
             num_workers=self.workers,
             pin_memory=self.trainer.device.type == "cuda",
         )
-        yield from loader
+        try:
+            yield from loader
+        except DataError as error:  # a loader process puts its whole traceback before the message
+            raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from error
 
     def _checkpoint(self, row: dict[str, Any]) -> None:
         is_best = row.get("validation_dice_average", -math.inf) > self.best
         if is_best:
             self.best = row["validation_dice_average"]
+        if is_best or self.best == -math.inf:  # before the first validation the newest are the best known
+            self.run.save_weights(self.trainer.model, "best", self.recipe)
+        self.run.save_weights(self.trainer.model, "last", self.recipe)
+        write_atomically(self.run.metrics_file, self._write_metrics)
+        # The state comes last: killed before it, the epoch is done again and writes the same files.
         state = self.trainer.state() | {"epoch": self.epoch, "best": self.best, "average": self.average}
         write_atomically(self.run.state_file, lambda p: torch.save(state, p))
-        write_atomically(self.run.metrics_file, self._write_metrics)
-        self.run.save_weights(self.trainer.model, "last", self.recipe)
-        if is_best or not self.run.weights_file("best").exists():
-            self.run.save_weights(self.trainer.model, "best", self.recipe)
 
     def _write_metrics(self, path: Path) -> None:
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
@@ -190,22 +196,20 @@ class _Loop:
         try:
             state = torch.load(path, map_location=self.trainer.device, weights_only=True)
             check_state(self.trainer.model, state["model"], path)
-            state["rng"] = state["rng"].cpu()
             self.trainer.load_state(state)
+            self.epoch, self.best, self.average = state["epoch"], state["best"], state["average"]
+            with self.run.metrics_file.open(newline="", encoding="utf-8") as file:
+                self.rows = [dict(row) for row in csv.DictReader(file) if int(row["epoch"]) < self.epoch]
         except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"{path}: cannot be continued from ({reason}); train into a new folder") from error
-        self.epoch, self.best, self.average = state["epoch"], state["best"], state["average"]
-        if self.run.metrics_file.exists():
-            with self.run.metrics_file.open(newline="", encoding="utf-8") as file:
-                self.rows = [dict(row) for row in csv.DictReader(file) if int(row["epoch"]) < self.epoch]
 
 
-def _check_folder(run: RunFolder, recipe: Recipe, dataset: RawDataset, fold: int, resume: bool) -> None:
+def _check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: bool) -> None:
     if not run.exists():
         if resume:
             raise CheckpointError(f"{run.path}: nothing to resume, no recipe.yaml here; leave --resume out to start")
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        if run.path.exists() and (not run.path.is_dir() or any(not p.name.startswith(".") for p in run.path.iterdir())):
             raise CheckpointError(f"{run.path}: exists and is no run; give a new folder with --out")
         return
     if not resume:
@@ -216,10 +220,13 @@ def _check_folder(run: RunFolder, recipe: Recipe, dataset: RawDataset, fold: int
             f"{run.path}: checkpoint of another recipe: {difference}; resume with the run's recipe.yaml"
         )
     manifest = run.manifest() if run.manifest_file.exists() else {}
-    for name, value in {"dataset": dataset.name, "fold": fold}.items():
+    for name, value in facts.items():
         if manifest and manifest.get(name) != value:
+            change = (
+                f"{manifest.get(name)}, not {value}" if name in ("dataset", "fold") else "cases that are now others"
+            )
             raise CheckpointError(
-                f"{run.path}: the run is on {name} {manifest.get(name)}, not {value}; use a new folder"
+                f"{run.path}: the run is on {name} {change}; restore the data set or use a new folder"
             )
 
 

@@ -56,8 +56,11 @@ class Trainer:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.optimizer.gradient_clip)
         except NonFiniteError as error:
             raise NonFiniteError(f"step {self.iteration}: {error}") from error
-        if not self.scaler.is_enabled() and not norm.isfinite():
-            raise NonFiniteError(f"step {self.iteration}: gradient norm is not finite (loss {float(loss.detach()):g})")
+        is_norm_due = not self.scaler.is_enabled()  # float16 overflows now and then, and the scaler skips that step
+        if not loss.isfinite() or (is_norm_due and not norm.isfinite()):
+            raise NonFiniteError(
+                f"step {self.iteration}: loss {loss.item():g} or gradient norm {norm.item():g} not finite"
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
@@ -100,6 +103,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -109,4 +113,6 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
+        torch.set_rng_state(state["rng"].cpu())
+        if state["device_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["device_rng"].cpu(), self.device)

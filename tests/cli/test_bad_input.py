@@ -182,7 +182,9 @@ def test_prediction_inputs_and_runs(
     assert "convert it to NIfTI" in refused(capsys, "predict", run, tiny_recipe, out)
     second = tmp_path / "case_00_0001.nii.gz"
     second.write_bytes(image.read_bytes())
-    assert "has 2 channel files, the model takes 1" in refused(capsys, "predict", run, image, second, out)
+    assert "has 2 channel files (_0000, _0001), the model takes 1 (CT)" in refused(
+        capsys, "predict", run, image, second, out
+    )
     recipe = run / "recipe.yaml"
     edit(recipe, "width: 12", "width: 24")
     assert "weights of another recipe" in refused(capsys, "predict", run, image, out)
@@ -204,3 +206,18 @@ def test_scores_of_folders(dataset: Path, tmp_path: Path, capsys: pytest.Capture
     assert json.loads((tmp_path / "s.json").read_text())["mean_dice"] == 1
     other = make_dataset(tmp_path / "other", cases=2) / "labelsTr"
     assert "case_02" in refused(capsys, "evaluate", "--pred", other, "--ref", reference)
+
+
+def test_odd_option_values(
+    tiny_recipe: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["train", tiny_recipe, "--data", dataset, "--out", out]
+    assert "workers: expected 0 or more" in refused(capsys, *words, "--workers", "-1")
+    assert "train.seed" in refused(capsys, *words, "--seed", "9" * 25)
+    assert "device 'meta' cannot be used" in refused(capsys, *words, "--device", "meta")
+    assert "there are 4, choose 0 … 3" in refused(capsys, *words, "--fold", "-1")
+    assert not out.exists()
+    assert main(["list", "[/x]"]) == 0
+    assert "nothing matches '[/x]'" in capsys.readouterr().out
+    assert "already exists" not in refused(capsys, "demo", "--out", dataset)

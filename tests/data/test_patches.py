@@ -49,6 +49,18 @@ def test_shapes_types_and_normalisation(dataset: Path, tmp_path: Path) -> None:
     assert image.shape == (1, 8, 8, 8)
     assert labels.shape == (8, 8, 8)
     assert (image.dtype, labels.dtype) == (torch.float32, torch.int64)
+    whole, _ = patches(dataset, tmp_path / "c", patch_size=(9, 18, 20), foreground_oversampling=0)[1]
+    opened = open_dataset(dataset)
+    cache = CaseCache(tmp_path / "c", opened, (2, 1, 1))
+    stats = cache.fingerprint(opened.cases)[0]
+    expected = [
+        (np.clip(cache.load(case).image, stats.percentile_00_5, stats.percentile_99_5) - stats.mean) / stats.std
+        for case in opened.cases
+    ]
+    wide = [array for array in expected if array.shape[1:] == (9, 18, 20)]
+    narrow = [np.pad(a, [(0, 0), (0, 0), (0, 0), (1, 1)]) for a in expected if a.shape[1:] == (9, 18, 18)]
+    assert len(wide) == len(narrow) == 2
+    assert any(np.allclose(whole.numpy(), array, atol=1e-5) for array in wide + narrow)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

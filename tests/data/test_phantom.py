@@ -35,7 +35,7 @@ def _centre(labels: np.ndarray, name: str) -> np.ndarray:
 
 
 def test_every_case_has_every_organ_at_realistic_density(cases) -> None:
-    expected = {"liver": 60, "spleen": 50, "kidney_right": 35, "kidney_left": 35, "aorta": 42}
+    expected = {"liver": 105, "spleen": 125, "kidney_right": 160, "kidney_left": 160, "aorta": 170}
     for image, labels, spacing in cases:
         assert image.dtype == np.int16
         assert labels.dtype == np.uint8

@@ -15,7 +15,6 @@ from maskmed_zoo.data.preprocess import (
     IntensityStats,
     fingerprint,
     normalize,
-    pad_to,
     resample_image,
     resample_labels,
     schemes,
@@ -247,16 +246,3 @@ def test_normalize_refusals():
 
 
 # --- padding ----------------------------------------------------------------------------------------------------------
-
-
-@few
-@given(shape=sizes, wanted=sizes, lead=st.sampled_from([(), (2,), (1, 3)]))
-def test_padding_is_symmetric_and_can_be_undone(shape, wanted, lead):
-    array = np.random.default_rng(0).normal(size=(*lead, *shape)).astype(np.float32)
-    padded, region = pad_to(array, wanted, value=-3)
-    assert padded.shape == (*lead, *map(max, shape, wanted))
-    assert padded.dtype == array.dtype
-    np.testing.assert_array_equal(padded[region], array)
-    assert np.isclose(padded, -3).sum() == padded.size - array.size
-    for part, n, m in zip(region[1:], shape, padded.shape[-3:], strict=True):
-        assert 0 <= (m - n - part.start) - part.start <= 1

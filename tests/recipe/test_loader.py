@@ -144,6 +144,12 @@ def test_duplicate_keys_are_errors(tmp_path: Path) -> None:
         (("channels: [4, 8]", "channels: [4, 8], strides: [1]"), "1 entries for 2 levels"),
         (("patch_size: [8, 8, 8]", "patch_size: [8, 8, 0]"), "greater than or equal to 1"),
         (("kind: skip", "kin: skip"), "needs a 'kind'"),
+        (("channels: [4, 8]", "channels: [4, 8], blocks: x"), "blocks: input should be a valid integer"),
+        (("inference: {}", "inference: {overlap: true}"), "'overlap' takes neither true nor false, got true"),
+        (("liver: 1}", "liver: true}"), "label values are numbers"),
+        (("inference: {}", "inference: &a [*a]"), "an alias stands inside its own anchor"),
+        (("{lr: 3e-4}", "{lr: 1e999}"), "finite number"),
+        (("  patch_size: [8, 8, 8]", "  patch_size: [8, 8, 8]\n  augmentation: {scale: [1.4, 0.7]}"), "comes first"),
         (("schema_version: 1", "schema_version: 2"), "'2' is not one of 1"),
     ],
 )
@@ -151,7 +157,7 @@ def test_bad_recipes(tmp_path: Path, change: tuple[str, str], message: str) -> N
     text = GOOD.replace(*change)
     assert text != GOOD
     found = problems(tmp_path, text)
-    assert any(message in row for row in found), found
+    assert sum(message in row for row in found) == 1, found
     assert all("\n" not in row for row in found)
 
 

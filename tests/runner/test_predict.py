@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from maskmed_zoo.data.nifti import read_labels
-from maskmed_zoo.errors import DataError
+from maskmed_zoo.errors import CheckpointError, DataError
 from maskmed_zoo.recipe import load_recipe
-from maskmed_zoo.runner.predict import Predictor, evaluate, predict
+from maskmed_zoo.runner.predict import Predictor, _inputs, evaluate, predict
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 
@@ -91,7 +92,7 @@ def test_a_bad_case_leaves_the_finished_ones(run: RunFolder, tmp_path: Path) -> 
 def test_two_inputs_of_one_name_are_refused(run: RunFolder, tmp_path: Path) -> None:
     twin = tmp_path / source(run).name
     twin.write_bytes(source(run).read_bytes())
-    with pytest.raises(DataError, match=r"has 2 channel files, the model takes 1"):
+    with pytest.raises(DataError, match=r"'case_00' is there twice"):
         predict(run, [source(run), twin], tmp_path / "out", device="cpu")
     with pytest.raises(DataError, match="written to the same file"):
         predict(run, [source(run).parent, twin], tmp_path / "out", device="cpu")
@@ -113,3 +114,46 @@ def test_moved_data_set_is_named(run: RunFolder, tmp_path: Path) -> None:
         evaluate(run, device="cpu")
     evaluate(run, data=run.path.parent / "data", device="cpu")
     run.write_json(run.manifest_file, manifest)
+
+
+def test_channels_go_by_their_number_and_years_are_names(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = tmp_path / "b" / "p_0000.nii.gz", tmp_path / "a" / "p_0001.nii.gz"
+    years = [tmp_path / f"scan_{year}.nii.gz" for year in (2019, 2020)]
+    for path in (first, second, *years):
+        path.touch()
+    (case,) = _inputs([second, first], ["T1", "T2"])
+    assert case.images == (first, second)
+    assert [c.identifier for c in _inputs(years, ["CT"])] == ["scan_2019", "scan_2020"]
+    assert _inputs([first], ["CT"])[0].identifier == "p"
+    with pytest.raises(DataError, match=r"has 1 channel files \(_0001\), the model takes 2 \(T1, T2\)"):
+        _inputs([second], ["T1", "T2"])
+
+
+def test_outputs_that_cannot_be_written(run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file: is a file; give a folder"):
+        predict(run, [source(run)], tmp_path / "file", device="cpu")
+    with pytest.raises(DataError, match="cannot be made a folder"):
+        predict(run, [source(run)], tmp_path / "file" / "below", device="cpu")
+
+
+def test_evaluation_refuses_a_data_set_with_other_labels(run: RunFolder, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run.path.parent / "data", other)
+    text = (other / "dataset.json").read_text()
+    (other / "dataset.json").write_text(text.replace('"left": 1, "right": 2', '"right": 1, "left": 2'))
+    with pytest.raises(DataError, match="differ from the recipe's"):
+        evaluate(run, data=other, device="cpu")
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"{", b"\xff\xfe"])
+def test_broken_manifest(run: RunFolder, content: bytes) -> None:
+    whole = run.manifest_file.read_bytes()
+    run.manifest_file.write_bytes(content)
+    try:
+        with pytest.raises(CheckpointError, match=r"manifest\.json: cannot be read"):
+            Predictor(run, device="cpu")
+    finally:
+        run.manifest_file.write_bytes(whole)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from maskmed_zoo.data.nifti import read_labels
 from maskmed_zoo.errors import CheckpointError, DataError, JointError, NonFiniteError
 from maskmed_zoo.recipe import load_recipe
+from maskmed_zoo.runner import run_folder
 from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
 from maskmed_zoo.runner.predict import evaluate, predict
 from maskmed_zoo.runner.run_folder import RunFolder
@@ -64,14 +67,10 @@ def test_a_run_holds_what_it_promises(tiny_recipe: Path, dataset: Path, tmp_path
     np.testing.assert_array_equal(predicted.geometry.affine, reference.geometry.affine)
 
 
-@pytest.mark.parametrize(
-    ("steps", "swap"),
-    [(25, []), (50, ["model.head.kind=pointwise", "model.loss.kind=ce_dice"])],
-    ids=["query", "pointwise"],
-)
-def test_both_heads_learn(steps: int, swap: list[str], tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
-    overrides = ["train.epochs=3", f"train.iterations_per_epoch={steps}", "train.validate_every=3"]
-    overrides += ["data.augmentation.spatial_probability=0"]
+@pytest.mark.parametrize("swap", [[], ["model.head.kind=pointwise", "model.loss.kind=ce_dice"]], ids=["query", "point"])
+def test_both_heads_learn(swap: list[str], tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    overrides = ["train.epochs=1", "train.iterations_per_epoch=80", "model.encoder.channels=[8, 8, 16]"]
+    overrides += ["data.augmentation.spatial_probability=0", "data.augmentation.intensity_probability=0"]
     overrides += ["train.optimizer.lr=1e-2", "train.optimizer.transformer_scale=1", *swap]
     run = train(load_recipe(tiny_recipe, overrides), data=dataset, out=tmp_path / "run", device="cpu")
     assert evaluate(run, device="cpu")["mean_dice"] > 0.8
@@ -202,3 +201,85 @@ def test_twins_of_the_data_set_are_not_mirrored(tiny_recipe: Path, dataset: Path
     recipe = load_recipe(tiny_recipe, {"data.labels": None, "data.mirror_axes": ["x"]})
     with pytest.raises(DataError, match="'left' and 'right' are twins"):
         train(recipe, data=dataset, out=tmp_path / "run", device="cpu")
+
+
+@pytest.mark.parametrize("dies_at", ["weights_last.safetensors", "metrics.csv", "state_last.pt"])
+def test_killed_between_the_files_of_a_checkpoint(
+    dies_at: str, tiny_recipe: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(tiny_recipe)
+    whole = train(recipe, data=dataset, out=tmp_path / "whole", device="cpu")
+    original, epochs = run_folder.write_atomically, iter(range(100))
+
+    def dies(path: Path, write: Callable[[Path], object]) -> None:
+        if path.name == dies_at and next(epochs) == 1:
+            raise KeyboardInterrupt
+        original(path, write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("maskmed_zoo.runner.train.write_atomically", dies)
+        patch.setattr(run_folder, "write_atomically", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, data=dataset, out=tmp_path / "parts", device="cpu")
+    parts = train(recipe, data=dataset, out=tmp_path / "parts", device="cpu", resume=True)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(parts)[name], tensor), name
+    assert [row["loss"] for row in metrics(parts)] == [row["loss"] for row in metrics(whole)]
+    best = [load_file(run.weights_file("best")) for run in (whole, parts)]
+    assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
+
+
+def test_resume_refuses_another_split(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(tiny_recipe, ["train.epochs=1", "train.iterations_per_epoch=1"])
+    train(recipe, data=dataset, out=tmp_path / "run", device="cpu")
+    split = [{"train": ["case_00", "case_01"], "val": ["case_02", "case_03"]}]
+    (dataset / "splits_final.json").write_text(json.dumps(split))
+    with pytest.raises(CheckpointError, match="on training cases that are now others"):
+        train(recipe, data=dataset, out=tmp_path / "run", device="cpu", resume=True)
+
+
+def test_best_is_the_newest_where_nothing_is_validated(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(tiny_recipe, ["train.validation_iterations=0"])
+    run = train(recipe, data=dataset, out=tmp_path / "run", device="cpu")
+    best = load_file(run.weights_file("best"))
+    assert all(torch.equal(best[name], tensor) for name, tensor in weights(run).items())
+
+
+def test_two_channels_and_an_ignore_label_end_to_end(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    for path in sorted((dataset / "imagesTr").glob("*_0000.nii.gz")):
+        path.with_name(path.name.replace("_0000", "_0001")).write_bytes(path.read_bytes())
+    for path in sorted((dataset / "labelsTr").glob("*.nii.gz")):
+        stored = nib.load(path)
+        labels = np.array(stored.dataobj)
+        labels[:, :, :2] = 3
+        nib.save(nib.Nifti1Image(labels, stored.affine), path)
+    description = json.loads((dataset / "dataset.json").read_text())
+    description["labels"]["ignore"] = 3
+    description["channel_names"]["1"] = "MRI"
+    (dataset / "dataset.json").write_text(json.dumps(description))
+    overrides = ["data.labels=null", "data.channels=null", "train.epochs=1"]
+    run = train(load_recipe(tiny_recipe, overrides), data=dataset, out=tmp_path / "run", device="cpu")
+    scores = evaluate(run, device="cpu")
+    assert scores["labels"].keys() == {"left", "right"}
+    assert run.recipe().data.channels == ("CT", "MRI")
+    (case,) = run.manifest()["validation"]
+    assert set(np.unique(read_labels(run.predictions / f"{case}.nii.gz").array)) <= {0, 1, 2}
+
+
+def test_a_bad_case_in_a_loader_process_is_one_line(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(tiny_recipe, ["train.epochs=1", "train.iterations_per_epoch=1"])
+    train(recipe, data=dataset, out=tmp_path / "run", device="cpu")
+    for path in (tmp_path / ".maskmed_cache").glob("*/*/image.npy"):
+        content = path.read_bytes()
+        path.write_bytes(b"x" * len(content))
+    with pytest.raises(DataError, match="damaged cache entry") as caught:
+        train(recipe, data=dataset, out=tmp_path / "new", device="cpu", workers=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_diverged_loss_stops_float16_too(tiny_recipe: Path) -> None:
+    overrides = ["model.head.kind=pointwise", "model.loss.kind=ce_dice"]
+    trainer = Trainer(load_recipe(tiny_recipe, overrides), CPU)
+    trainer.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    with pytest.raises(NonFiniteError, match="step 0: loss nan"):
+        trainer.step(torch.full((2, 1, 8, 16, 16), torch.nan), torch.randint(0, 3, (2, 8, 16, 16)))
