@@ -1,21 +1,23 @@
 """Train and validate nnU-Net v2 on one fold with a short schedule and a known CPU cost.
 
 The figures it writes are the reference for our own short runs: same data, same fold, same batch size,
-cost counted in CPU-seconds (user + system, all threads) so that it does not depend on who else uses the
-machine. Everything else is nnU-Net's default trainer: its network, loss, SGD 1e-2 with the complete poly
-schedule over the given epochs, its augmentation, and its sliding window with mirroring at validation.
+cost counted in CPU-seconds (user + system, all threads). Use an otherwise idle machine, since
+other work inflates even CPU-seconds (1.4 times was seen on two cores). Everything else is nnU-Net's default
+trainer: its network, loss, SGD 1e-2 with the complete poly schedule over the given epochs, its augmentation
+(with mirroring), and its sliding window, with mirroring too unless --no-mirroring is given.
 
 One run makes ``raw``, ``preprocessed`` and ``results`` under --work, plans and preprocesses (3d_fullres),
 copies the dataset's own ``splits_final.json`` beside the plans, copies the plan with the wanted batch size
 (and patch, where --patch is given), writes the external trainer, trains, validates the fold with the final
 weights and appends one row to the CSV. The CPU-seconds cover the training loop with its few validation
-iterations, and neither the preprocessing nor the final prediction. Mean Dice is nnU-Net's foreground_mean.
+iterations, and neither the preprocessing nor the final prediction. Mean Dice is nnU-Net's foreground_mean;
+the column ``iterations`` counts those of one epoch.
 
 nnU-Net wants an environment of its own::
 
     python3 -m venv env && env/bin/pip install nnunetv2
     env/bin/python nnunet_peer.py --data DATA --dataset 4 --epochs 1 --iterations 20 --work W --timing-only
-    env/bin/python nnunet_peer.py --data DATA --dataset 4 --epochs 30 --work W --csv nnunet_peer.csv
+    env/bin/python nnunet_peer.py --data DATA --dataset 4 --epochs 7 --work W --csv nnunet_peer.csv
 
 DATA holds folders in nnU-Net's raw layout (``Dataset004_Hippocampus``, ``Dataset101_HeadNeckCT``). The first
 call trains a few iterations and prints the CPU-seconds per iteration, from which the epochs are chosen.
