@@ -170,11 +170,9 @@ def test_stays_light(words: tuple[str, ...], tmp_path: Path) -> None:
     assert not imported & {"torch", "numpy", "scipy", "monai", "timm", "nibabel", "pydantic"}
 
 
-def test_verbs() -> None:
-    expected = ["list", "describe", "validate", "schema", "copy", "build", "train", "predict", "evaluate", "demo"]
-    assert list(VERBS) == expected
+def test_every_verb_is_a_module() -> None:
     modules = {p.stem for p in (PACKAGE / "cli").glob("*.py")} - {"__init__", "main", "output"}
-    assert modules == set(expected)
+    assert modules == set(VERBS)
 
 
 def test_ruff() -> None:
