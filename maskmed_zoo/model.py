@@ -139,7 +139,10 @@ def _class(config: ComponentConfig, base: type[_T]) -> type[_T]:
 
 
 def _make(config: ComponentConfig, base: type[_T], **context: Any) -> _T:
-    return _class(config, base)(config=config, **context)
+    part = _class(config, base)(config=config, **context)
+    if "out_spec" in base.__annotations__ and not hasattr(part, "out_spec"):
+        raise JointError(f"{base.__name__.lower()} '{_kind(config)}' sets no out_spec; set it in __init__")
+    return part
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> int:

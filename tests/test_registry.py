@@ -10,7 +10,7 @@ from torch import Tensor
 import maskmed_zoo as zoo
 from maskmed_zoo import registry
 from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, Neck, Spacing3
-from maskmed_zoo.errors import RegistryError
+from maskmed_zoo.errors import JointError, RegistryError
 
 
 class TwiceConfig(ComponentConfig):
@@ -70,6 +70,17 @@ def test_register_at_run_time() -> None:
     assert isinstance(model.neck, Twice)
     with pytest.raises(RegistryError, match="registered twice"):
         zoo.register("twice", kind="neck")(Twice)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_neck_without_out_spec_is_named() -> None:
+    class Forgetful(Twice):
+        def __init__(self, **context: object) -> None:
+            super(Neck, self).__init__()
+
+    zoo.register("twice", kind="neck")(Forgetful)
+    with pytest.raises(JointError, match="neck 'twice' sets no out_spec"):
+        zoo.create("maskmed_hippocampus_cpu", model__neck__kind="twice")
 
 
 @pytest.mark.usefixtures("fresh")

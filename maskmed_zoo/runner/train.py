@@ -125,6 +125,8 @@ class _Loop:
 
     def run_to_end(self, display: Display) -> None:
         total = self.recipe.train.epochs
+        if self.epoch >= total:
+            display.say(f"{self.run.path}: all {total} epochs are trained")
         with display.training(total, self.epoch) as show:
             while self.epoch < total:
                 row = self._epoch()
@@ -136,6 +138,7 @@ class _Loop:
     def _epoch(self) -> dict[str, Any]:
         config, start, work = self.recipe.train, time.perf_counter(), time.process_time()
         sums: dict[str, float] = {}
+        rates = self.trainer.rates()  # of the epoch's first step
         for image, labels in self._batches(
             "train", self.epoch * config.iterations_per_epoch, config.iterations_per_epoch
         ):
@@ -145,7 +148,7 @@ class _Loop:
             "epoch": self.epoch,
             "iterations": self.trainer.iteration,
             **sums,
-            **self.trainer.rates(),
+            **rates,
         }
         is_due = (self.epoch + 1) % config.validate_every == 0 or self.epoch + 1 == config.epochs
         if is_due and config.validation_iterations:
