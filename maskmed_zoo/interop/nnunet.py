@@ -4,8 +4,7 @@ Idea: encoders `plain_conv` and `residual`, neck `skip`, decoder `unet` and head
 nnU-Net's `PlainConvUNet` and `ResidualEncoderUNet` under other names, so a checkpoint needs new keys only:
 
 ```python
-state = torch.load("checkpoint_final.pth", weights_only=False)["network_weights"]
-model.load_state_dict(import_state_dict(state, model))
+model.load_state_dict(import_state_dict(checkpoint["network_weights"], model))
 ```
 
 Source: dynamic-network-architectures (Isensee et al.), compared output by output in the tests. nnU-Net stores every
