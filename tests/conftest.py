@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+
+from maskmed_zoo.errors import DataError
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 TINY = """\
@@ -94,3 +97,12 @@ def real_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real data at {SHARED_DATA.name} beside the checkout")
     return SHARED_DATA
+
+
+def refusal(call: Callable[..., object], *arguments: object) -> str:
+    """The one-line message of the `DataError` that a call raises."""
+    with pytest.raises(DataError) as caught:
+        call(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message

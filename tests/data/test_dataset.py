@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from maskmed_zoo.data.dataset import Case, RawDataset, find_cases, load_case, open_dataset
-from maskmed_zoo.errors import DataError
+from tests.conftest import refusal
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 DESCRIPTION = {
@@ -37,14 +37,6 @@ def root(tmp_path: Path) -> Path:
         save(folder / "labelsTr" / f"{name}.nii.gz", np.full(SHAPE, number, np.uint8))
     (folder / "dataset.json").write_text(json.dumps(DESCRIPTION))
     return folder
-
-
-def refusal(call, *arguments) -> str:
-    with pytest.raises(DataError) as caught:
-        call(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def describe(root: Path, **changes: object) -> None:
