@@ -11,12 +11,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskmed_zoo.contracts import (
-    ComponentConfig,
     FeatureSpec,
     Head,
     HeadOutput,
@@ -28,12 +27,12 @@ from maskmed_zoo.contracts import (
 )
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.position import extent_mm, sine_encoding
-from maskmed_zoo.layers.transformer import QueryBlock, mlp
+from maskmed_zoo.layers.transformer import QueryBlock, TransformerConfig, mlp
 
 MaskedAttention = Literal["off", "hard", "soft"]
 
 
-class MaskedQueryConfig(ComponentConfig):
+class MaskedQueryConfig(TransformerConfig):
     """Settings of `masked_query`."""
 
     kind: Literal["masked_query"] = "masked_query"
@@ -48,19 +47,9 @@ class MaskedQueryConfig(ComponentConfig):
         default="hard",
         description="where queries look: everywhere, where the previous mask is > 0.5, or weighted by it",
     )
-    width: PositiveInt = 192
-    attention_heads: PositiveInt = 8
-    ffn_ratio: PositiveInt = 4
-    dropout: float = Field(default=0.0, ge=0, lt=1)
     max_tokens: PositiveInt = Field(
         default=4096, description="most key tokens per stage; finer stages are average-pooled"
     )
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> MaskedQueryConfig:
-        if self.width % self.attention_heads:
-            raise ValueError(f"'attention_heads' ({self.attention_heads}) must divide 'width' ({self.width})")
-        return self
 
 
 class MaskedQueryHead(Head):

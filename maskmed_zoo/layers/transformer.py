@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import full_precision
+from maskmed_zoo.contracts import ComponentConfig, PositiveInt, full_precision
+
+
+class TransformerConfig(ComponentConfig):
+    """Settings common to everything built from these bricks."""
+
+    width: PositiveInt = 192
+    attention_heads: PositiveInt = 8
+    ffn_ratio: PositiveInt = 4
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.attention_heads:
+            raise ValueError(f"'attention_heads' ({self.attention_heads}) must divide 'width' ({self.width})")
+        return self
 
 
 class MultiHeadAttention(nn.Module):

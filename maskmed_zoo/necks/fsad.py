@@ -12,17 +12,17 @@ from itertools import product
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, Neck, PositiveInt, Size3, Spacing3, full_precision
+from maskmed_zoo.contracts import FeatureSpec, Neck, PositiveInt, Size3, Spacing3, full_precision
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.position import extent_mm, sine_encoding, voxel_centres
-from maskmed_zoo.layers.transformer import feed_forward
+from maskmed_zoo.layers.transformer import TransformerConfig, feed_forward
 from maskmed_zoo.ops.deformable import deformable_attention
 
 
-class FSADConfig(ComponentConfig):
+class FSADConfig(TransformerConfig):
     """Settings of `fsad`."""
 
     kind: Literal["fsad"] = "fsad"
@@ -30,17 +30,7 @@ class FSADConfig(ComponentConfig):
         default=3, description="how many of the lowest levels are queries (§3.3 says 4, App. B 3)"
     )
     layers: PositiveInt = 1
-    width: PositiveInt = 192
-    attention_heads: PositiveInt = 8
     points: PositiveInt = Field(default=4, description="K, sampling points per query, head and level")
-    ffn_ratio: PositiveInt = 4
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> FSADConfig:
-        if self.width % self.attention_heads:
-            raise ValueError(f"'attention_heads' ({self.attention_heads}) must divide 'width' ({self.width})")
-        return self
 
 
 class FSADNeck(Neck):

@@ -21,7 +21,7 @@ from maskmed_zoo.evaluation.dice import dice_per_label
 from maskmed_zoo.inference.resample import probabilities_to_labels
 from maskmed_zoo.inference.sliding_window import sliding_window
 from maskmed_zoo.recipe.schema import class_names
-from maskmed_zoo.runner.device import autocast_dtype, pick_device
+from maskmed_zoo.runner.device import autocast, autocast_dtype, pick_device
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.run_folder import RunFolder, Which, make_folder, now
 
@@ -63,9 +63,7 @@ class Predictor:
         return self.labels(image, geometry), geometry
 
     def _predict(self, windows: torch.Tensor) -> torch.Tensor:
-        if self.dtype is None:
-            return self.model.predict(windows)
-        with torch.autocast(self.device.type, self.dtype):
+        with autocast(self.dtype, self.device):
             return self.model.predict(windows)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from maskmed_zoo.build import model_of
 from maskmed_zoo.errors import NonFiniteError
 from maskmed_zoo.model import build_loss
 from maskmed_zoo.recipe import Recipe
-from maskmed_zoo.runner.device import autocast_dtype
+from maskmed_zoo.runner.device import autocast, autocast_dtype
 from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
 
 Batch = tuple[Tensor, Tensor]
@@ -35,10 +34,6 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.iteration = 0
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The recipe's precision."""
-        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
-
     def step(self, image: Tensor, labels: Tensor) -> dict[str, float]:
         """One optimiser step on image (b c d h w) and labels (b d h w); returns the loss, its parts, the gradient norm.
 
@@ -48,7 +43,7 @@ class Trainer:
         image, labels = image.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            with self.autocast():
+            with autocast(self.dtype, self.device):
                 output = self.model(image)
             loss, parts = self.loss(output, labels)
             self.scaler.scale(loss).backward()
@@ -75,7 +70,7 @@ class Trainer:
         classes = self.model.num_classes
         joint = torch.zeros(classes * classes, dtype=torch.int64, device=self.device)
         for image, labels in batches:
-            with self.autocast():
+            with autocast(self.dtype, self.device):
                 output = self.model(image.to(self.device))
             predicted = output.log_probabilities().argmax(1)
             reference = labels.to(self.device)
