@@ -93,12 +93,20 @@ class StageOutput:
 
     Either `logits` (b k d h w), one per label; or, for query heads, `masks` (b n d h w) mask logits with
     `class_logits` (b n k+1, the last one "no object") and `queries` (b n c), the query features they came from.
+    Dense heads made of queries hold their logits and, beside them, the masks and class embeddings (b n k) whose
+    product those are.
     """
 
     logits: Tensor | None = None
     masks: Tensor | None = None
     class_logits: Tensor | None = None
     queries: Tensor | None = None
+
+    @classmethod
+    def of_products(cls, masks: Tensor, classes: Tensor, queries: Tensor | None = None) -> StageOutput:
+        """Dense logits as the product of masks (b n d h w) and class embeddings (b n k) (MaskMed §3.1 Eq. 2-4)."""
+        logits = torch.einsum("bnk,bndhw->bkdhw", classes, masks)
+        return cls(logits=logits, masks=masks, class_logits=classes, queries=queries)
 
     def log_probabilities(self) -> Tensor:
         """(b k d h w) float32 log-probabilities over the labels, floored before the log, summing to 1 over k."""
@@ -124,12 +132,12 @@ class StageOutput:
 
 @dataclass
 class HeadOutput:
-    """A head's answer: one `StageOutput` per supervised decoder stage, full resolution first."""
+    """A head's answer: one `StageOutput` per supervised decoder stage or transformer block, the final one first."""
 
     stages: list[StageOutput]
 
     def log_probabilities(self) -> Tensor:
-        """(b k d h w) float32 log-probabilities of the full-resolution stage (MaskMed §3.2, inference)."""
+        """(b k d h w) float32 log-probabilities of the final output (MaskMed §3.2, inference)."""
         return self.stages[0].log_probabilities()
 
 
@@ -195,24 +203,39 @@ class Decoder(Component, ABC):
 class Head(Component, ABC):
     """Decoder stages to a `HeadOutput`. Constructed with `config=, in_spec=, num_classes=, spacing=`.
 
-    `gives` says what its stages hold, so that a loss can be checked against it before any data flows.
+    `gives` says what its outputs hold, so that a loss can be checked against it before any data flows; `out_strides`
+    the input voxels per voxel (z, y, x) of each output, the final one, at full resolution, first.
     """
 
     gives: ClassVar[Literal["logits", "queries"]]
     num_queries: int | None = None
+    out_strides: tuple[Size3, ...]
 
     @abstractmethod
     def forward(self, stages: list[Tensor]) -> HeadOutput:
-        """One (b c_l d_l h_l w_l) per stage to a `HeadOutput` with as many stages."""
+        """One (b c_l d_l h_l w_l) per stage to a `HeadOutput` with one entry per `out_strides`."""
 
 
 class Loss(Component, ABC):
-    """`HeadOutput` and a label map to a scalar. Constructed with `config=, num_classes=, ignore_label=`."""
+    """`HeadOutput` and a label map to a scalar. Constructed with `config=, num_classes=, ignore_label=`.
+
+    `annotated` (b k) bool says which labels were looked for in each sample; where one was not, a voxel of label 0 may
+    be background or any of those. None: all were. `instances` (b d h w) integer tells several objects of one label
+    apart, 0 for none; a loss that takes it has `takes_instances`.
+    """
 
     accepts: ClassVar[Literal["logits", "queries"]]
+    takes_instances: ClassVar[bool] = False
 
     @abstractmethod
-    def forward(self, output: HeadOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self,
+        output: HeadOutput,
+        labels: Tensor,
+        *,
+        annotated: Tensor | None = None,
+        instances: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Labels (b d h w) integer; returns the loss and its detached parts by name."""
 
     @abstractmethod

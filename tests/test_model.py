@@ -15,8 +15,8 @@ from maskmed_zoo.contracts import FLOOR, FeatureSpec, HeadOutput, StageOutput, f
 from maskmed_zoo.decoders.unet import UNetConfig, UNetDecoder
 from maskmed_zoo.encoders.plain_conv import PlainConvConfig, PlainConvEncoder
 from maskmed_zoo.errors import JointError, RecipeError
-from maskmed_zoo.heads.masked_query import token_grid
 from maskmed_zoo.heads.pointwise import PointwiseHead
+from maskmed_zoo.layers.query_decoder import token_grid
 from maskmed_zoo.model import SegmentationModel, build_loss, check_loss
 from maskmed_zoo.necks.skip import SkipNeck
 
@@ -398,7 +398,7 @@ def test_the_mask_prior_says_where_queries_look(mode):
     masks = torch.full((1, 3, 2, 2, 2), -5.0)
     masks[0, 0, 0] = 5  # the upper half; queries 1 and 2 see nothing
     masks[0, 2] = torch.tensor([-5.0, 1e-3])
-    prior = head._prior(masks.requires_grad_(), (2, 2, 2))
+    prior = head._prior([StageOutput(masks=masks.requires_grad_())], (2, 2, 2))
     if mode == "off":
         assert prior is None
         return
@@ -408,17 +408,17 @@ def test_the_mask_prior_says_where_queries_look(mode):
         assert prior[0].tolist() == [[True] * 4 + [False] * 4, [True] * 8, [False, True] * 4]
     else:
         torch.testing.assert_close(prior[0].exp(), masks[0].detach().flatten(1).sigmoid())
-    assert head._prior(None, (2, 2, 2)) is None
+    assert head._prior([], (2, 2, 2)) is None
 
 
 def test_shared_queries_pass_from_stage_to_stage_and_own_ones_do_not():
     image = torch.randn(1, 1, 8, 12, 8)
     for kind, count in (("shared", 1), ("per_stage", 2)):
         model = tiny(model__head__queries=kind, model__head__masked_attention="off")
-        assert len(model.head.queries) == count
+        assert len(model.head.decoder.queries) == count
         before = model(image).stages
         with torch.no_grad():
-            model.head.blocks[-1].ffn[0].weight.add_(1)  # the lowest stage's block
+            model.head.decoder.blocks[0].ffn[0].weight.add_(1)  # the lowest stage's block
         after = model(image).stages
         assert not torch.equal(before[1].queries, after[1].queries)
         assert torch.equal(before[0].queries, after[0].queries) == (kind == "per_stage")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -20,8 +20,21 @@ from maskmed_zoo.recipe.schema import DataRecipe
 _STREAMS = {"train": 0, "validation": 1}
 
 
-class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Endless patches by index: image (c d h w) float32 normalised, labels (d h w) int64.
+class Patch(TypedDict):
+    """A patch, or a batch of them with b in front: what `Trainer.step` takes.
+
+    image (c d h w) float32 normalised, labels (d h w) int64, annotated (k) bool: which labels were looked for,
+    instances (d h w) int64: objects of a label told apart, 0 for none.
+    """
+
+    image: Tensor
+    labels: Tensor
+    annotated: NotRequired[Tensor]
+    instances: NotRequired[Tensor]
+
+
+class PatchDataset(Dataset[Patch]):
+    """Endless patches by index.
 
     A share of the patches (`foreground_oversampling`) is centred on a voxel of a random foreground label of the
     case, the rest lies anywhere; volumes smaller than the patch are padded with 0, the mean after normalisation.
@@ -43,7 +56,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         self.schemes = schemes(recipe.normalization, channels)
         self.seed, self.stream = seed, stream
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> Patch:
         rng = np.random.default_rng([self.seed, _STREAMS[self.stream], index])
         case = self.cases[rng.integers(len(self.cases))]
         volume, annotation, size = case.image, case.labels, self.recipe.patch_size
@@ -64,7 +77,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         if is_training:
             image = augment.random_intensity(image, config, rng)
             image, labels = augment.random_mirror(image, labels, self.recipe.mirror_axes, rng)
-        return image.float().contiguous(), labels.contiguous()
+        return {"image": image.float().contiguous(), "labels": labels.contiguous()}
 
     def _start(self, case: CachedCase, size: Size3, rng: np.random.Generator) -> list[int]:
         """First voxel of a patch; may be negative where the volume is smaller than the patch."""

@@ -32,6 +32,7 @@ class PointwiseHead(Head):
     ) -> None:
         super().__init__()
         del config, spacing  # nothing to set
+        self.out_strides = in_spec.strides
         self.projections = nn.ModuleList(conv3d(c, num_classes, (1, 1, 1)) for c in in_spec.channels)
         init_he(self)
 

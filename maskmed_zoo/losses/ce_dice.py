@@ -43,7 +43,14 @@ class CEDiceLoss(Loss):
         self.num_classes = num_classes
         self.ignore_label = -100 if ignore_label is None else ignore_label
 
-    def forward(self, output: HeadOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self,
+        output: HeadOutput,
+        labels: Tensor,
+        *,
+        annotated: Tensor | None = None,
+        instances: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Labels (b d h w); returns the weighted sum over stages and the full-resolution parts `ce` and `dice`."""
         weights = self.stage_weights(len(output.stages))
         total, parts = labels.new_zeros((), dtype=torch.float32), dict[str, Tensor]()

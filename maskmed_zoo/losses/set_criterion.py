@@ -52,7 +52,14 @@ class SetCriterion(Loss):
         class_weights[-1] = self.config.no_object_weight
         self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def forward(self, output: HeadOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self,
+        output: HeadOutput,
+        labels: Tensor,
+        *,
+        annotated: Tensor | None = None,
+        instances: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Labels (b d h w); returns the weighted sum over stages and the full-resolution `class`, `bce`, `dice`.
 
         Raises `NonFiniteError` if a matching cost or a stage's loss is not finite.

@@ -117,6 +117,9 @@ class TrainRecipe(Settings):
     amp: Literal["auto", "off", "bf16", "fp16"] = Field(
         default="auto", description="auto: where the device has it (CUDA)"
     )
+    max_skipped_steps: int = Field(
+        default=10, ge=0, description="steps with non-finite costs, loss or gradients skipped in a row before failing"
+    )
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     @property

@@ -8,6 +8,7 @@ import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -16,14 +17,14 @@ from torch.utils.data import DataLoader
 from maskmed_zoo.data.binding import bind
 from maskmed_zoo.data.cache import CaseCache
 from maskmed_zoo.data.dataset import Case, open_dataset
-from maskmed_zoo.data.patches import PatchDataset
+from maskmed_zoo.data.patches import Patch, PatchDataset
 from maskmed_zoo.data.preprocess import Fingerprint
 from maskmed_zoo.errors import CheckpointError, DataError
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.device import pick_device, pick_workers
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.run_folder import RunFolder, check_state, environment, now, write_atomically
-from maskmed_zoo.runner.trainer import Batch, Trainer
+from maskmed_zoo.runner.trainer import Trainer
 
 CACHE = ".maskmed_cache"
 """Preprocessed cases, in the folder that holds the runs, shared by them; safe to delete."""
@@ -62,7 +63,7 @@ def train(
         "validation": [case.identifier for case in validation],
     }
     _check_folder(run, recipe, facts, resume)
-    trainer = Trainer(recipe, target)
+    trainer = Trainer(recipe, target, display.say)
     trainer.model.encoder.out_spec.check_patch(recipe.data.patch_size)
     cache = CaseCache(out.parent / CACHE, dataset, recipe.data.spacing)
     with display.task("preparing cases") as progress:
@@ -137,17 +138,19 @@ class _Loop:
 
     def _epoch(self) -> dict[str, Any]:
         config, start, work = self.recipe.train, time.perf_counter(), time.process_time()
-        sums: dict[str, float] = {}
+        sums: dict[str, list[float]] = {}
         rates = self.trainer.rates()  # of the epoch's first step
-        for image, labels in self._batches(
-            "train", self.epoch * config.iterations_per_epoch, config.iterations_per_epoch
-        ):
-            for name, value in self.trainer.step(image, labels).items():
-                sums[name] = sums.get(name, 0.0) + value / config.iterations_per_epoch
+        first, skipped = self.epoch * config.iterations_per_epoch, 0
+        for batch in self._batches("train", first, config.iterations_per_epoch):
+            values = self.trainer.step(**batch)
+            skipped += not values
+            for name, value in values.items():
+                sums.setdefault(name, []).append(value)
         row: dict[str, Any] = {
             "epoch": self.epoch,
             "iterations": self.trainer.iteration,
-            **sums,
+            **{name: fmean(values) for name, values in sums.items()},
+            "skipped": skipped,
             **rates,
         }
         is_due = (self.epoch + 1) % config.validate_every == 0 or self.epoch + 1 == config.epochs
@@ -158,10 +161,10 @@ class _Loop:
             row |= {"validation_dice": dice, "validation_dice_average": self.average}
         return row | {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - work}
 
-    def _batches(self, stream: str, first: int, count: int) -> Iterator[Batch]:
+    def _batches(self, stream: str, first: int, count: int) -> Iterator[Patch]:
         """`count` batches; batch i holds the patches i x batch size onwards, whatever the workers."""
         size = self.recipe.train.batch_size
-        loader: DataLoader[Batch] = DataLoader(
+        loader: DataLoader[Patch] = DataLoader(
             self.patches[stream],
             batch_size=size,
             sampler=range(first * size, (first + count) * size),

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskmed_zoo.build import model_of
+from maskmed_zoo.data.patches import Patch
 from maskmed_zoo.errors import NonFiniteError
 from maskmed_zoo.model import build_loss
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.device import autocast, autocast_dtype
 from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
 
-Batch = tuple[Tensor, Tensor]
-
 
 class Trainer:
     """Everything that changes while training."""
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, say: Callable[[str], None] | None = None) -> None:
         self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.train.seed)
         self.model = model_of(recipe).to(device)
@@ -32,48 +31,66 @@ class Trainer:
         self.schedule = build_schedule(self.optimizer, recipe.train)
         self.dtype = autocast_dtype(recipe.train.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.iteration = 0
+        self.iteration, self.skipped_in_a_row = 0, 0
+        self.say = say or (lambda _: None)
 
-    def step(self, image: Tensor, labels: Tensor) -> dict[str, float]:
+    def step(
+        self, image: Tensor, labels: Tensor, annotated: Tensor | None = None, instances: Tensor | None = None
+    ) -> dict[str, float]:
         """One optimiser step on image (b c d h w) and labels (b d h w); returns the loss, its parts, the gradient norm.
 
-        Raises `NonFiniteError` naming the step and the tensor.
+        `annotated` and `instances` are those of `Loss`. A step whose costs, loss or gradients are not finite changes
+        nothing but the schedule, is told, and returns nothing; raises `NonFiniteError`, naming the step and the
+        tensor, after `max_skipped_steps` such steps in a row.
         """
         self.model.train()
-        image, labels = image.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
+        tensors = [None if t is None else t.to(self.device, non_blocking=True) for t in (annotated, instances)]
         try:
-            with autocast(self.dtype, self.device):
-                output = self.model(image)
-            loss, parts = self.loss(output, labels)
-            self.scaler.scale(loss).backward()
-            self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.optimizer.gradient_clip)
+            values = self._update(image.to(self.device, non_blocking=True), labels.to(self.device), *tensors)
+            self.skipped_in_a_row = 0
         except NonFiniteError as error:
-            raise NonFiniteError(f"step {self.iteration}: {error}") from error
-        is_norm_due = not self.scaler.is_enabled()  # float16 overflows now and then, and the scaler skips that step
-        if not loss.isfinite() or (is_norm_due and not norm.isfinite()):
-            raise NonFiniteError(
-                f"step {self.iteration}: loss {loss.item():g} or gradient norm {norm.item():g} not finite"
-            )
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            self.skipped_in_a_row += 1
+            told = f"step {self.iteration}: {error}"
+            if self.skipped_in_a_row > self.recipe.train.max_skipped_steps:
+                raise NonFiniteError(f"{told}; {self.skipped_in_a_row} such steps in a row") from error
+            self.say(f"{told}; step skipped")
+            values = {}
         self.schedule.step()
         self.iteration += 1
-        values = {"loss": loss.detach(), **parts, "gradient_norm": norm.detach()}
+        if not values:
+            return {}
         return dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))
 
+    def _update(
+        self, image: Tensor, labels: Tensor, annotated: Tensor | None, instances: Tensor | None
+    ) -> dict[str, Tensor]:
+        with autocast(self.dtype, self.device):
+            output = self.model(image)
+        loss, parts = self.loss(output, labels, annotated=annotated, instances=instances)
+        if not loss.isfinite():
+            raise NonFiniteError(f"loss is {loss.item():g}")
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.optimizer.gradient_clip)
+        is_norm_due = not self.scaler.is_enabled()  # float16 overflows now and then, and the scaler skips that step
+        if is_norm_due and not norm.isfinite():
+            raise NonFiniteError(f"gradient norm is {norm.item():g}")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return {"loss": loss.detach(), **parts, "gradient_norm": norm.detach()}
+
     @torch.inference_mode()
-    def validate(self, batches: Iterable[Batch]) -> float:
+    def validate(self, batches: Iterable[Patch]) -> float:
         """Mean over foreground labels of the Dice over all voxels of the patches; labels in none are left out."""
         self.model.eval()
         classes = self.model.num_classes
         joint = torch.zeros(classes * classes, dtype=torch.int64, device=self.device)
-        for image, labels in batches:
+        for batch in batches:
             with autocast(self.dtype, self.device):
-                output = self.model(image.to(self.device))
+                output = self.model(batch["image"].to(self.device))
             predicted = output.log_probabilities().argmax(1)
-            reference = labels.to(self.device)
+            reference = batch["labels"].to(self.device)
             counted = (
                 torch.ones_like(reference, dtype=torch.bool)
                 if self.ignore_label is None
@@ -93,6 +110,7 @@ class Trainer:
         """All that the next step depends on; plain tensors, numbers and containers."""
         return {
             "iteration": self.iteration,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -103,7 +121,7 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what `state` gave."""
-        self.iteration = state["iteration"]
+        self.iteration, self.skipped_in_a_row = state["iteration"], state["skipped_in_a_row"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

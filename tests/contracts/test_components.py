@@ -10,12 +10,14 @@ import importlib
 import inspect
 import pkgutil
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
+from monai.networks.blocks.mednext_block import MedNeXtBlock
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -25,10 +27,11 @@ from maskmed_zoo.contracts import Component, FeatureSpec, HeadOutput, StageOutpu
 from maskmed_zoo.layers.conv import ConvNormAct
 from maskmed_zoo.layers.transformer import MultiHeadAttention
 
-FLOORS = {"encoder": 2, "neck": 2, "decoder": 1, "head": 2, "loss": 2}
+FLOORS = {"encoder": 6, "neck": 2, "decoder": 4, "head": 2, "loss": 2}
 STRIDES = ((1, 1, 1), (1, 2, 2), (2, 4, 4))
 SPEC = FeatureSpec((4, 6, 8), STRIDES)
 PATCHES = [(8, 12, 8), (6, 12, 20)]  # the second has odd levels: 6 x 6 x 10, 3 x 3 x 5
+MULTIPLES = dict(zip(PATCHES, [(2, 2, 1), (1, 1, 3)], strict=True))  # of the stride of an encoder they do not fit
 IN_CHANNELS, NUM_CLASSES, IGNORE = 2, 3, 3
 TINY: dict[str, dict[str, Any]] = {
     "encoder": {
@@ -36,9 +39,16 @@ TINY: dict[str, dict[str, Any]] = {
         "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
         "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 5)),
         "blocks": (1, 2, 1),
+        "feature_size": 4,
+        "depths": (2, 1, 1, 1),
+        "window_size": 3,
+        "img_size": (32, 32, 16),
+        "width": 12,
+        "attention_heads": 2,
+        "ffn_ratio": 2,
     },
     "neck": {"query_levels": 2, "layers": 2, "width": 12, "attention_heads": 2, "points": 2, "ffn_ratio": 2},
-    "decoder": {"kernels": ((1, 3, 3), (3, 3, 5)), "blocks": 2},
+    "decoder": {"kernels": ((1, 3, 3), (3, 3, 5)), "blocks": 2, "channels": 6},
     "head": {"num_queries": 5, "width": 12, "attention_heads": 2, "ffn_ratio": 2, "max_tokens": 40},
     "loss": {},
 }
@@ -72,8 +82,20 @@ class Case:
         }[self.kind]
         return self.cls(config=self.config(), **context)
 
+    @cached_property
+    def stride(self) -> contracts.Size3:
+        """Of the coarsest map."""
+        return self.build().out_spec.total_stride if self.kind == "encoder" else SPEC.total_stride
+
+    def fitting(self, patch: contracts.Size3) -> contracts.Size3:
+        """One of `PATCHES`, or a few times the stride if that does not divide them."""
+        if all(p % s == 0 for size in PATCHES for p, s in zip(size, self.stride, strict=True)):
+            return patch
+        return tuple(n * s for n, s in zip(MULTIPLES[patch], self.stride, strict=True))
+
     def inputs(self, patch=PATCHES[0], batch: int = 1, seed: int = 1) -> list[Any]:
         """What `forward` takes: float32, on the CPU."""
+        patch = self.fitting(patch)
         generator = torch.Generator().manual_seed(seed)
 
         def maps(spec: FeatureSpec) -> list[Tensor]:
@@ -254,7 +276,7 @@ def test_docstrings_state_shapes(case):
 @pytest.mark.parametrize("batch", [1, 2])
 @every_network
 def test_out_spec_states_the_shapes_really_produced(case, batch, patch):
-    component, inputs = case.build(), case.inputs(patch, batch)
+    component, inputs, patch = case.build(), case.inputs(patch, batch), case.fitting(patch)
     output = component(*inputs)
     if case.kind == "head":
         check_head_output(component, output, batch, patch)
@@ -267,7 +289,8 @@ def test_out_spec_states_the_shapes_really_produced(case, batch, patch):
     for fine, coarse in pairwise(spec.strides):
         assert all(b % a == 0 for a, b in zip(fine, coarse, strict=True))
     if case.kind == "encoder":
-        assert spec == SPEC
+        assert spec == SPEC or "strides" not in case.cls.Config.model_fields
+        assert spec.strides[0] == (1, 1, 1)
         assert not any(p % s for p, s in zip(patch, spec.total_stride, strict=True))
     elif case.kind == "neck":
         assert spec == SPEC
@@ -276,13 +299,16 @@ def test_out_spec_states_the_shapes_really_produced(case, batch, patch):
 
 
 def check_head_output(head: contracts.Head, output: HeadOutput, batch: int, patch) -> None:
-    sizes = stage_spec().sizes(patch)
+    sizes = [tuple(p // s for p, s in zip(patch, stride, strict=True)) for stride in head.out_strides]
     assert len(output.stages) == len(sizes)
     for stage, size in zip(output.stages, sizes, strict=True):
         if head.gives == "logits":
             assert stage.logits.shape == (batch, NUM_CLASSES, *size)
-            assert stage.masks is stage.class_logits is stage.queries is None
-            assert head.num_queries is None
+            if head.num_queries is None:
+                assert stage.masks is stage.class_logits is stage.queries is None
+            else:
+                assert stage.masks.shape == (batch, head.num_queries, *size)
+                assert stage.class_logits.shape == (batch, head.num_queries, NUM_CLASSES)
         else:
             assert stage.logits is None
             assert stage.masks.shape == (batch, head.num_queries, *size)
@@ -310,9 +336,11 @@ def test_samples_of_a_batch_do_not_influence_each_other(case):
 def without_effect(component: nn.Module) -> set[str]:
     """Parameters that add a constant which the next step removes: their exact gradient is zero.
 
-    The bias of a convolution before an instance norm (kept for nnU-Net's checkpoints), and the bias of attention keys.
+    The bias of a convolution before a norm per channel (kept for nnU-Net's checkpoints, and MONAI's), and the bias of
+    attention keys.
     """
     names = {f"{name}.conv.bias" for name, m in component.named_modules() if isinstance(m, ConvNormAct)}
+    names |= {f"{name}.conv1.bias" for name, m in component.named_modules() if isinstance(m, MedNeXtBlock)}
     names |= {f"{name}.key.bias" for name, m in component.named_modules() if isinstance(m, MultiHeadAttention)}
     known = dict(component.named_parameters())
     return {name for name in names if name in known}

@@ -38,18 +38,18 @@ def test_a_patch_depends_on_seed_and_index_alone(dataset: Path, tmp_path: Path) 
     one = patches(dataset, tmp_path / "c", augmentation=full, mirror_axes=("z",))
     two = patches(dataset, tmp_path / "c", augmentation=full, mirror_axes=("z",))
     for index in (5, 0, 17):
-        for a, b in zip(one[index], two[index], strict=True):
-            assert torch.equal(a, b)
-    assert not torch.equal(one[0][0], one[1][0])
-    assert not torch.equal(one[0][0], patches(dataset, tmp_path / "c", seed=1, augmentation=full)[0][0])
+        assert all(torch.equal(one[index][key], two[index][key]) for key in ("image", "labels"))
+    assert not torch.equal(one[0]["image"], one[1]["image"])
+    other = patches(dataset, tmp_path / "c", seed=1, augmentation=full)
+    assert not torch.equal(one[0]["image"], other[0]["image"])
 
 
 def test_shapes_types_and_normalisation(dataset: Path, tmp_path: Path) -> None:
-    image, labels = patches(dataset, tmp_path / "c")[0]
+    image, labels = patches(dataset, tmp_path / "c")[0].values()
     assert image.shape == (1, 8, 8, 8)
     assert labels.shape == (8, 8, 8)
     assert (image.dtype, labels.dtype) == (torch.float32, torch.int64)
-    whole, _ = patches(dataset, tmp_path / "c", patch_size=(9, 18, 20), foreground_oversampling=0)[1]
+    whole = patches(dataset, tmp_path / "c", patch_size=(9, 18, 20), foreground_oversampling=0)[1]["image"]
     opened = open_dataset(dataset)
     cache = CaseCache(tmp_path / "c", opened, (2, 1, 1))
     stats = cache.fingerprint(opened.cases)[0]
@@ -66,10 +66,10 @@ def test_shapes_types_and_normalisation(dataset: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_foreground_share(share: float, dataset: Path, tmp_path: Path) -> None:
     drawn = patches(dataset, tmp_path / "c", patch_size=(2, 2, 2), foreground_oversampling=share)
-    hits = np.mean([bool((drawn[index][1] > 0).any()) for index in range(200)])
+    hits = np.mean([bool((drawn[index]["labels"] > 0).any()) for index in range(200)])
     if share:
         assert hits == 1.0
-        labels = {int(value) for index in range(40) for value in drawn[index][1].unique()}
+        labels = {int(value) for index in range(40) for value in drawn[index]["labels"].unique()}
         assert labels == {0, 1, 2}
     else:
         assert 0.02 < hits < 0.5
@@ -77,7 +77,7 @@ def test_foreground_share(share: float, dataset: Path, tmp_path: Path) -> None:
 
 def test_small_volumes_are_padded_with_zero_all_round(dataset: Path, tmp_path: Path) -> None:
     drawn = patches(dataset, tmp_path / "c", patch_size=(16, 32, 32), foreground_oversampling=0)
-    image, labels = drawn[0]
+    image, labels = drawn[0].values()
     inside = image[0] != 0
     z = torch.nonzero(inside.any(2).any(1)).flatten()
     y = torch.nonzero(inside.any(2).any(0)).flatten()
@@ -110,8 +110,7 @@ def test_validation_patches_are_not_changed(dataset: Path, tmp_path: Path) -> No
     wild = {"spatial_probability": 1, "intensity_probability": 1}
     plain = patches(dataset, tmp_path / "c", stream="validation")
     same = patches(dataset, tmp_path / "c", stream="validation", augmentation=wild, mirror_axes=("z", "y", "x"))
-    for a, b in zip(plain[3], same[3], strict=True):
-        assert torch.equal(a, b)
+    assert all(torch.equal(plain[3][key], same[3][key]) for key in ("image", "labels"))
 
 
 def test_left_and_right_are_never_swapped_without_x(dataset: Path, tmp_path: Path) -> None:
@@ -125,15 +124,15 @@ def test_left_and_right_are_never_swapped_without_x(dataset: Path, tmp_path: Pat
     )
     flipped_y = set()
     for index in range(30):
-        labels = drawn[index][1]
+        labels = drawn[index]["labels"]
         left, right = (torch.nonzero(labels == value)[:, 2].double().mean() for value in (1, 2))
         assert left < right
         flipped_y.add(int(torch.nonzero(labels == 1)[:, 1].double().mean() > 15.5))
     swapped = patches(dataset, tmp_path / "c", patch_size=(16, 32, 32), mirror_axes=("x",))
     orders = {
         bool(
-            torch.nonzero(swapped[i][1] == 1)[:, 2].double().mean()
-            < torch.nonzero(swapped[i][1] == 2)[:, 2].double().mean()
+            torch.nonzero(swapped[i]["labels"] == 1)[:, 2].double().mean()
+            < torch.nonzero(swapped[i]["labels"] == 2)[:, 2].double().mean()
         )
         for i in range(20)
     }

@@ -7,7 +7,8 @@ import torch
 
 from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.errors import JointError
-from maskmed_zoo.necks.fsad import FSADConfig, FSADLayer, FSADNeck, initial_offsets
+from maskmed_zoo.layers.deformable import DeformableBlock, initial_offsets
+from maskmed_zoo.necks.fsad import FSADConfig, FSADNeck
 
 ISOTROPIC = FeatureSpec((4, 6, 8), ((1, 1, 1), (2, 2, 2), (4, 4, 4)))
 ANISOTROPIC = FeatureSpec((4, 6, 8), ((1, 1, 1), (1, 2, 2), (2, 4, 2)))
@@ -41,7 +42,7 @@ def test_sampling_and_projecting_commute(spec, dtype, bound, monkeypatch):
         neck = neck_of(spec, dtype=dtype, layers=2)
         calls = []
         monkeypatch.setattr(
-            FSADLayer, "_late", lambda self, x, q, late=late, calls=calls: calls.append(late(x)) or late(x)
+            DeformableBlock, "_late", lambda self, x, q, late=late, calls=calls: calls.append(late(x)) or late(x)
         )
         levels = [x.requires_grad_() for x in levels_of(spec, dtype)]
         outputs = neck(levels)

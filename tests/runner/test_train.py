@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,12 +143,22 @@ def test_gradient_is_clipped(tiny_recipe: Path) -> None:
     assert float(norm) == pytest.approx(0.01, rel=1e-2)
 
 
-def test_divergence_names_step_and_tensor(tiny_recipe: Path) -> None:
-    trainer = Trainer(load_recipe(tiny_recipe), CPU)
-    labels = torch.randint(0, 3, (2, 8, 16, 16))
-    trainer.step(torch.randn(2, 1, 8, 16, 16), labels)
-    with pytest.raises(NonFiniteError, match=r"step 1: matching cost is not finite"):
-        trainer.step(torch.full((2, 1, 8, 16, 16), torch.nan), labels)
+def test_divergence_is_told_skipped_and_fails_after_so_many_steps_in_a_row(tiny_recipe: Path) -> None:
+    told: list[str] = []
+    trainer = Trainer(load_recipe(tiny_recipe, ["train.max_skipped_steps=2"]), CPU, told.append)
+    labels, image = torch.randint(0, 3, (2, 8, 16, 16)), torch.randn(2, 1, 8, 16, 16)
+    broken = torch.full_like(image, torch.nan)
+    assert trainer.step(image, labels)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    assert trainer.step(broken, labels) == trainer.step(broken, labels) == {}
+    assert len(told) == 2
+    assert re.search(r"^step 1: .*matching cost.* not finite.*; step skipped$", told[0])
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.model.state_dict().items())
+    assert trainer.step(image, labels)  # and the count starts anew
+    for _ in range(2):
+        trainer.step(broken, labels)
+    with pytest.raises(NonFiniteError, match=r"step 6: .*matching cost.*; 3 such steps in a row"):
+        trainer.step(broken, labels)
 
 
 def test_refusals(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
@@ -278,8 +289,8 @@ def test_a_bad_case_in_a_loader_process_is_one_line(tiny_recipe: Path, dataset: 
 
 
 def test_a_diverged_loss_stops_float16_too(tiny_recipe: Path) -> None:
-    overrides = ["model.head.kind=pointwise", "model.loss.kind=ce_dice"]
+    overrides = ["model.head.kind=pointwise", "model.loss.kind=ce_dice", "train.max_skipped_steps=0"]
     trainer = Trainer(load_recipe(tiny_recipe, overrides), CPU)
     trainer.scaler = torch.amp.GradScaler("cpu", enabled=True)
-    with pytest.raises(NonFiniteError, match="step 0: loss nan"):
+    with pytest.raises(NonFiniteError, match="step 0: loss is nan"):
         trainer.step(torch.full((2, 1, 8, 16, 16), torch.nan), torch.randint(0, 3, (2, 8, 16, 16)))
