@@ -1,0 +1,160 @@
+"""The head family: dense heads against their equations written out, the masked-query head's schedules and switches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import Mask2FormerConfig
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerMaskedAttentionDecoderLayer
+
+from maskmed_zoo import registry
+from maskmed_zoo.contracts import FeatureSpec, Head
+from maskmed_zoo.errors import JointError
+from maskmed_zoo.heads.masked_query import MaskedQueryConfig, MaskedQueryHead
+from maskmed_zoo.layers.transformer import QueryBlock
+
+SPEC = FeatureSpec((4, 6, 8), ((1, 1, 1), (1, 2, 2), (2, 4, 4)))
+SIZES = SPEC.sizes((4, 8, 12))
+SMALL = {"width": 12, "attention_heads": 2, "ffn_ratio": 2}
+
+
+def stages(batch: int = 2, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, c, *s, generator=generator) for c, s in zip(SPEC.channels, SIZES, strict=True)]
+
+
+def build(name: str, labels: int = 3, **settings: object) -> Head:
+    torch.manual_seed(0)
+    cls = registry.component(name, "head")
+    known = {k: v for k, v in SMALL.items() if k in cls.Config.model_fields}
+    head = cls(in_spec=SPEC, num_classes=labels, config=cls.Config(**known | settings))  # pyright: ignore
+    assert isinstance(head, Head)
+    return head
+
+
+@pytest.mark.parametrize("name", ["learned_class", "attention_class", "attention_mask_class"])
+@pytest.mark.parametrize("queries", [None, 2, 5])
+def test_logits_are_masks_times_class_embeddings_at_every_voxel(name: str, queries: int | None) -> None:
+    head = build(name, num_queries=queries)
+    output = head(stages())
+    assert len(output.stages) == 3
+    for stage in output.stages:
+        assert stage.masks.shape[1] == head.num_queries == (queries or 3)
+        expected = torch.zeros_like(stage.logits, dtype=torch.float64)
+        for label in range(3):
+            for query in range(stage.masks.shape[1]):
+                weight = stage.class_logits[:, query, label, None, None, None].double()
+                expected[:, label] += weight * stage.masks[:, query].double()
+        torch.testing.assert_close(stage.logits.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_heads_differ_in_what_decides_on_masks_and_classes() -> None:
+    """Masks of the convolution heads follow from a voxel alone; class embeddings are fixed, or depend on the image."""
+    one, other = stages(seed=0), stages(seed=1)
+    for stage, changed in zip(one, other, strict=True):
+        changed[:, :, 0, 0, 0] = stage[:, :, 0, 0, 0]
+    same_mask, same_classes = {}, {}
+    for name in ("learned_class", "attention_class", "attention_mask_class"):
+        a, b = (build(name)(x).stages[0] for x in (one, other))
+        same_mask[name] = torch.allclose(a.masks[..., 0, 0, 0], b.masks[..., 0, 0, 0], atol=1e-6)
+        same_classes[name] = torch.allclose(a.class_logits, b.class_logits, atol=1e-6)
+    assert same_mask == {"learned_class": True, "attention_class": True, "attention_mask_class": False}
+    assert same_classes == {"learned_class": True, "attention_class": False, "attention_mask_class": False}
+
+
+@pytest.mark.parametrize("name", ["attention_class", "attention_mask_class", "masked_query"])
+def test_queries_per_class_multiply_the_labels(name: str) -> None:
+    for factor in (1, 2, 3, 4):
+        assert build(name, queries_per_class=factor).num_queries == 3 * factor
+    assert build(name, num_queries=7, queries_per_class=4).num_queries == 7
+
+
+def test_one_block_is_hugging_faces_masked_attention_layer() -> None:
+    torch.manual_seed(0)
+    config = Mask2FormerConfig(hidden_dim=12, num_attention_heads=2, dim_feedforward=24, dropout=0.0)
+    config.activation_function = "gelu"
+    theirs = Mask2FormerMaskedAttentionDecoderLayer(config).eval().double()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    ours = QueryBlock(12, 2, 2).eval().double()
+    pack = theirs.cross_attn
+    with torch.no_grad():
+        for index, layer in enumerate((ours.cross.query, ours.cross.key, ours.cross.value)):
+            layer.weight.copy_(pack.in_proj_weight[12 * index : 12 * index + 12])
+            layer.bias.copy_(pack.in_proj_bias[12 * index : 12 * index + 12])
+        pairs = [
+            (ours.cross.out, pack.out_proj),
+            (ours.self_attention.query, theirs.self_attn.q_proj),
+            (ours.self_attention.key, theirs.self_attn.k_proj),
+            (ours.self_attention.value, theirs.self_attn.v_proj),
+            (ours.self_attention.out, theirs.self_attn.out_proj),
+            (ours.ffn[0], theirs.fc1),
+            (ours.ffn[2], theirs.fc2),
+            (ours.norms[0], theirs.cross_attn_layer_norm),
+            (ours.norms[1], theirs.self_attn_layer_norm),
+            (ours.norms[2], theirs.final_layer_norm),
+        ]
+        for mine, other in pairs:
+            mine.load_state_dict(other.state_dict())
+    queries, values = torch.randn(1, 5, 12).double(), torch.randn(1, 9, 12).double()
+    position, allowed = torch.randn(1, 9, 12).double(), torch.rand(1, 5, 9) > 0.4
+    allowed[..., 0] = True
+    expected = theirs(
+        queries.transpose(0, 1),
+        level_index=0,
+        position_embeddings=[position.transpose(0, 1)],
+        query_position_embeddings=torch.zeros(5, 1, 12).double(),
+        encoder_hidden_states=[values.transpose(0, 1)],
+        encoder_attention_mask=~allowed.expand(2, -1, -1),
+    )[0].transpose(0, 1)
+    found = ours(queries, values + position, values, allowed)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def schedule(**settings: object) -> tuple[int, ...]:
+    return MaskedQueryConfig(**settings).schedule(5)  # pyright: ignore
+
+
+def test_schedules_of_maskmed_maskformer_and_mask2former() -> None:
+    assert schedule() == (4, 3, 2, 1, 0)
+    assert schedule(mask_features="finest", attend_stages=1, layers=4) == (4, 4, 4, 4)
+    assert schedule(mask_features="finest", attend_stages=3, layers=7) == (4, 3, 2, 4, 3, 2, 4)
+    for name in ("attend_stages", "layers"):
+        with pytest.raises(ValueError, match=f"'{name}' needs 'mask_features: finest'"):
+            MaskedQueryConfig(**{name: 2})  # pyright: ignore
+    with pytest.raises(JointError, match="reads 4 stages, the decoder gives 3; set attend_stages to at most 3"):
+        build("masked_query", mask_features="finest", attend_stages=4)
+
+
+def test_masks_on_the_finest_map_for_every_block() -> None:
+    head = build("masked_query", mask_features="finest", attend_stages=2, layers=5, predict_first=True)
+    assert isinstance(head, MaskedQueryHead)
+    assert len(head.mask_embeddings) == len(head.classifiers) == 1
+    assert len(head.decoder.inputs) == 2
+    x = stages()
+    output = head(x)
+    assert [s.masks.shape[2:] for s in output.stages] == [SIZES[0]] * 6
+    for stage in output.stages:  # the last output is that of the queries before any block
+        expected = torch.einsum("bnc,bcdhw->bndhw", head.mask_embeddings[0](stage.queries), x[0])
+        torch.testing.assert_close(stage.masks, expected)
+    assert torch.equal(output.stages[-1].queries[0], head.decoder.queries[0])
+
+
+def test_queries_read_the_lowest_stages_alone() -> None:
+    head = build("masked_query", mask_features="finest", attend_stages=1, layers=2, masked_attention="off")
+    one, other = stages(), stages()
+    other[0] = other[0] * 2
+    other[1] = other[1] + 1
+    assert torch.equal(head(one).stages[0].queries, head(other).stages[0].queries)
+    other[2] = other[2] + 1
+    assert not torch.equal(head(one).stages[0].queries, head(other).stages[0].queries)
+
+
+def test_the_first_prediction_restricts_the_first_block() -> None:
+    plain, first = (build("masked_query", predict_first=value) for value in (False, True))
+    first.load_state_dict(plain.state_dict())
+    a, b = plain(stages()), first(stages())
+    assert len(b.stages) == len(a.stages) + 1
+    assert b.stages[-1].masks.shape == b.stages[-2].masks.shape
+    assert not torch.equal(a.stages[-1].queries, b.stages[-2].queries)
