@@ -1,27 +1,50 @@
 """The U-Net decoder of nnU-Net v2 (`UNetDecoder`): transposed convolution, concatenation, plain convolutions.
 
-E levels give E-1 stages, stage l at the resolution and width of level l. The projection to labels is the head's.
+E levels give E-1 stages, stage l at the resolution and, by default, of the width of level l. The projection to labels
+is the head's. Beyond nnU-Net's default: residual blocks (its `UNetResDecoder`), and another width for the whole
+decoder, given as a factor or by the number of parameters, as for "nnU-Net with larger decoder" of MaskMed Table 3.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec, PositiveInt, Size3, Triple
+from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec, PositiveInt, Triple
+from maskmed_zoo.decoders.pyramid import stage_strides
 from maskmed_zoo.errors import JointError
-from maskmed_zoo.layers.conv import ConvStack, init_he
+from maskmed_zoo.layers.conv import ConvNormAct, ResidualBlock, init_he, per_level
+
+HALVINGS = 50  # more than there are digits that change a channel count
 
 
 class UNetConfig(ComponentConfig):
     """Settings of `unet`."""
 
     kind: Literal["unet"] = "unet"
-    blocks: PositiveInt = Field(default=2, description="convolutions per stage")
+    blocks: PositiveInt | tuple[PositiveInt, ...] = Field(
+        default=2, description="convolutions (or residual blocks) per stage, one number or one each, finest first"
+    )
     kernels: tuple[Triple, ...] | None = Field(default=None, description="per stage, finest first, odd; null: 3")
+    residual: bool = Field(default=False, description="residual blocks of two convolutions instead of convolutions")
+    width: float = Field(default=1.0, gt=0, description="channels of a stage over those of its level")
+    parameters: PositiveInt | None = Field(
+        default=None,
+        le=10**12,
+        description="in place of `width`: grow or shrink until the decoder by itself has about so many parameters",
+    )
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> UNetConfig:
+        if any(k % 2 == 0 for kernel in self.kernels or () for k in kernel):
+            raise ValueError("'kernels' must be odd")
+        if self.parameters is not None and self.width != 1:
+            raise ValueError("'width' follows from 'parameters'; give only one of them")
+        return self
 
 
 class UNetDecoder(Decoder):
@@ -32,20 +55,11 @@ class UNetDecoder(Decoder):
     def __init__(self, *, in_spec: FeatureSpec, config: UNetConfig | None = None) -> None:
         super().__init__()
         config = config or UNetConfig()
-        if len(in_spec) < 2:
-            raise JointError(f"decoder 'unet' needs at least 2 levels, the encoder gives {len(in_spec)}")
-        stages = len(in_spec) - 1
-        self.out_spec = FeatureSpec(in_spec.channels[:-1], in_spec.strides[:-1])
-        kernels = config.kernels or ((3, 3, 3),) * stages
-        if len(kernels) != stages:
-            raise JointError(f"decoder 'unet' has {len(kernels)} 'kernels' for {stages} stages; give one per stage")
-        self.upsamplers = nn.ModuleList()
-        self.stages = nn.ModuleList()
-        for stage in range(stages):
-            stride = _ratio(in_spec, stage)
-            width = in_spec.channels[stage]
-            self.upsamplers.append(nn.ConvTranspose3d(in_spec.channels[stage + 1], width, stride, stride))
-            self.stages.append(ConvStack(2 * width, width, kernels[stage], (1, 1, 1), config.blocks))
+        _check(in_spec, config)
+        width = config.width if config.parameters is None else _fit_width(in_spec, config, config.parameters)
+        channels = _channels(in_spec, width)
+        self.out_spec = FeatureSpec(channels, in_spec.strides[:-1])
+        self.upsamplers, self.stages = _layers(in_spec, channels, config)
         init_he(self)
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
@@ -59,11 +73,52 @@ class UNetDecoder(Decoder):
         return outputs[::-1]
 
 
-def _ratio(spec: FeatureSpec, level: int) -> Size3:
-    fine, coarse = spec.strides[level], spec.strides[level + 1]
-    if any(c % f for f, c in zip(fine, coarse, strict=True)):
+def _layers(in_spec: FeatureSpec, channels: tuple[int, ...], config: UNetConfig) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Upsamplers and convolutions of stages with so many channels."""
+    block = ResidualBlock if config.residual else ConvNormAct
+    kernels = config.kernels or ((3, 3, 3),) * len(channels)
+    below = (*channels[1:], in_spec.channels[-1])
+    strides = stage_strides(in_spec, "unet")
+    upsamplers, stages = nn.ModuleList(), nn.ModuleList()
+    for stage, (width, count) in enumerate(zip(channels, per_level(config.blocks, len(channels)), strict=True)):
+        upsamplers.append(nn.ConvTranspose3d(below[stage], width, strides[stage], strides[stage]))
+        inputs = (width + in_spec.channels[stage],) + (width,) * (count - 1)
+        stages.append(nn.Sequential(*(block(c, width, kernels[stage]) for c in inputs)))
+    return upsamplers, stages
+
+
+def _channels(in_spec: FeatureSpec, width: float) -> tuple[int, ...]:
+    return tuple(max(1, round(width * c)) for c in in_spec.channels[:-1])
+
+
+def _fit_width(in_spec: FeatureSpec, config: UNetConfig, parameters: int) -> float:
+    """The width that brings a decoder nearest to so many parameters, by bisection: they grow with it."""
+
+    @cache
+    def size(channels: tuple[int, ...]) -> int:
+        with torch.device("meta"):
+            layers = _layers(in_spec, channels, config)
+        return sum(p.numel() for part in layers for p in part.parameters())
+
+    def count(width: float) -> int:
+        return size(_channels(in_spec, width))
+
+    low, high = 0.0, 1.0
+    if count(low) > parameters:
         raise JointError(
-            f"decoder 'unet' needs every stride to be a multiple of the one above, "
-            f"got {coarse} below {fine} at level {level + 1}"
+            f"decoder 'unet' cannot have as few as {parameters} parameters: with one channel per stage it has "
+            f"{count(low)}; set 'parameters' to at least that, or fewer 'blocks' or smaller 'kernels'"
         )
-    return (coarse[0] // fine[0], coarse[1] // fine[1], coarse[2] // fine[2])
+    while count(high) < parameters:
+        low, high = high, 2 * high
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if count(middle) < parameters else (low, middle)
+    return min(low, high, key=lambda width: abs(count(width) - parameters))
+
+
+def _check(in_spec: FeatureSpec, config: UNetConfig) -> None:
+    stages = len(stage_strides(in_spec, "unet"))
+    for name, value in (("kernels", config.kernels), ("blocks", config.blocks)):
+        if isinstance(value, tuple) and len(value) != stages:
+            raise JointError(f"decoder 'unet' has {len(value)} '{name}' for {stages} stages; give one per stage")

@@ -5,7 +5,10 @@ MONAI is imported where a block is built: that takes seconds, and settings are c
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Sequence
+from math import prod
+
+from torch import nn
 
 from maskmed_zoo.contracts import Size3
 from maskmed_zoo.errors import JointError
@@ -25,8 +28,7 @@ def up_block(in_channels: int, out_channels: int, stride: Size3) -> nn.Module:
     return UnetrUpBlock(3, in_channels, out_channels, 3, stride, "instance", res_block=True)
 
 
-def check_voxels(x: Tensor, part: str) -> Tensor:
-    """`x` (b c d h w), unless a single voxel is left, which a norm over voxels would make zero: `JointError`."""
-    if x.shape[2:].numel() == 1:
+def check_voxels(coarsest: Sequence[int], part: str) -> None:
+    """Raise `JointError` if the coarsest map (d h w) is a single voxel, which a norm over voxels would make zero."""
+    if prod(coarsest) <= 1:
         raise JointError(f"{part} normalises over voxels and has one left at its coarsest level; use a larger patch")
-    return x
