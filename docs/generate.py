@@ -1,4 +1,5 @@
-"""Pages made from the code: the recipe's keys from its schema, the components from their cards and configs.
+"""Pages made from the code: the recipe's keys from its schema, the components from their cards and configs, and what
+every recipe and every row of an ablation is made of.
 
 Called by conf.py at every build; writes to reference/generated/, which is not kept in the repository.
 """
@@ -11,21 +12,29 @@ from typing import Any
 
 import maskmed_zoo as zoo
 from maskmed_zoo import registry
-from maskmed_zoo.recipe import recipe_type
+from maskmed_zoo.build import report
+from maskmed_zoo.recipe import Recipe, load_recipe, recipe_type
+from maskmed_zoo.recipe.grid import built_in
+from maskmed_zoo.runner.ablation import rows_of
 
 FOLDER = Path(__file__).resolve().parent / "reference" / "generated"
 SECTIONS = {"data": "DataRecipe", "data.augmentation": "Augmentation", "train": "TrainRecipe",
             "train.optimizer": "Optimizer", "inference": "InferenceRecipe"}  # fmt: skip
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+HEADING = (
+    "| model | encoder, M | neck, M | decoder, M | head, M | total, M parameters | patch, z y x | GMACs per patch |",
+    "|---|---|---|---|---|---|---|---|",
+)
 HIDDEN_FACTS = ("name", "kind", "summary")
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write the pages."""
     schema = recipe_type().model_json_schema()
     FOLDER.mkdir(parents=True, exist_ok=True)
     write("recipe.md", recipe_page(schema))
     write("components.md", components_page())
+    write("models.md", models_page())
 
 
 def write(name: str, text: str) -> None:
@@ -70,6 +79,25 @@ def components_page() -> str:
         facts = zoo.describe(name)
         lines.append(f"| `{name}` | {facts['summary']} | `recipes/{facts['recipe']}` |")
     return "\n".join([*lines, ""])
+
+
+def models_page() -> str:
+    """Parameters of every part and multiplications of a patch, for every recipe and every row of a grid."""
+    lines = ["## Recipes", "", *HEADING]
+    lines += [row(f"`{name}`", load_recipe(name)) for name in zoo.list(kind="model")]
+    for name in built_in():
+        lines += ["", f"## Ablation `{name}`", "", *HEADING]
+        lines += [row(label, recipe) for label, recipe in rows_of(name).items()]
+    return "\n".join([*lines, ""])
+
+
+def row(label: str, recipe: Recipe) -> str:
+    facts = report(recipe)
+    parts, kinds = facts["parameters"], facts["components"]
+    cells = [f"{kinds[part]} {parts[part] / 1e6:.2f}" for part in ("encoder", "neck", "decoder", "head")]
+    patch = " x ".join(map(str, facts["patch_size"]))
+    total = f"{facts['total_parameters'] / 1e6:.2f}"
+    return f"| {label} | {' | '.join(cells)} | {total} | {patch} | {facts['macs'] / 1e9:.1f} |"
 
 
 def table(schema: dict[str, Any], definitions: dict[str, Any], skip: tuple[str, ...] = ()) -> list[str]:

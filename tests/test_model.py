@@ -229,9 +229,8 @@ def test_every_recipe_builds_and_takes_its_own_patch(name):
     patch = recipe.data.patch_size
     output = model(torch.empty(1, model.in_channels, *patch, device="meta"))
     assert output.log_probabilities().shape == (1, model.num_classes, *patch)
-    assert len(output.stages) == len(model.encoder.out_spec) - 1
-    for stage, size in zip(output.stages, model.decoder.out_spec.sizes(patch), strict=True):
-        assert stage.spatial.shape[2:] == size
+    for stage, stride in zip(output.stages, model.head.out_strides, strict=True):
+        assert stage.spatial.shape[2:] == tuple(p // s for p, s in zip(patch, stride, strict=True))
     loss = build_loss(recipe.model, num_classes=model.num_classes, ignore_label=None)
     assert loss.accepts == model.head.gives
     assert sum(loss.stage_weights(len(output.stages))) == pytest.approx(1)

@@ -23,6 +23,8 @@ VERBS = {
     "train": "train a recipe on a data set",
     "predict": "segment images with a trained run",
     "evaluate": "score a run, or a folder of label maps",
+    "explain": "what a run's queries are and where they look",
+    "ablate": "train and compare the rows of a grid",
     "demo": "a data set, a training and a picture in minutes",
 }
 

@@ -35,6 +35,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """`RECIPE` and `--set`."""
     parser.add_argument("recipe", metavar="RECIPE", help="a model's name, or the path of a recipe (.yaml)")
+    add_set(parser)
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """`--set`."""
     parser.add_argument(
         "--set",
         dest="overrides",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,6 +15,16 @@ from maskmed_zoo.errors import RecipeError, nearest
 from maskmed_zoo.recipe import strict_yaml
 from maskmed_zoo.recipe.schema import Recipe, recipe_type
 from maskmed_zoo.recipe.strict_yaml import Document, KeyPath
+
+_ModelT = TypeVar("_ModelT", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Override:
+    """`a.b=value` that stands elsewhere than on the command line; `place` is where, for messages."""
+
+    text: str
+    place: str
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
@@ -36,12 +47,13 @@ def recipe_path(name_or_path: str | Path) -> Path:
     return registry.recipe_file(cards[name])
 
 
-def load_recipe(source: str | Path | Recipe, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+def load_recipe(source: str | Path | Recipe, overrides: Sequence[str | Override] | Mapping[str, Any] = ()) -> Recipe:
     """Read and check a recipe, given by name, path or as one already loaded.
 
     `overrides` are `"a.b=value"` texts (the value is YAML) or a mapping from `a.b` to plain values. Setting a
-    component's `kind` to another one drops the settings of the old one. Raises `RecipeError` holding every problem,
-    each with file:line:col, the key, and the nearest name.
+    component's `kind` to another one keeps the settings that both have from the config they are derived from, as the
+    width of everything made of transformer blocks, and drops the others: equal names alone promise no equal meaning.
+    Raises `RecipeError` holding every problem, each with file:line:col, the key, and the nearest name.
     """
     if isinstance(source, Recipe):
         document = Document("", "recipe")
@@ -52,10 +64,15 @@ def load_recipe(source: str | Path | Recipe, overrides: Sequence[str] | Mapping[
         raise RecipeError(f"{document.source}:1:1: a recipe is a mapping with schema_version, name, model, …")
     for key, value, text in _parse_overrides(overrides):
         _override(document, key, value, text)
+    return validated(document, recipe_type())
+
+
+def validated(document: Document, model: type[_ModelT]) -> _ModelT:
+    """The document as a `model`; raises `RecipeError` holding every problem, with place, key and nearest name."""
     try:
-        return recipe_type().model_validate(document.data)
+        return model.model_validate(document.data)
     except ValidationError as error:
-        raise RecipeError(_problems(document, [dict(e) for e in error.errors()])) from error
+        raise RecipeError(_problems(document, model, [dict(e) for e in error.errors()])) from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -63,15 +80,17 @@ def dump_recipe(recipe: Recipe) -> str:
     return strict_yaml.dump(recipe.model_dump(mode="json"))
 
 
-def _parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[KeyPath, Any, str]]:
+def _parse_overrides(overrides: Sequence[str | Override] | Mapping[str, Any]) -> list[tuple[KeyPath, Any, str]]:
     if isinstance(overrides, Mapping):
         return [(tuple(key.split(".")), value, f"override {key}") for key, value in overrides.items()]
     parsed: list[tuple[KeyPath, Any, str]] = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
+    for given in overrides:
+        override = given if isinstance(given, Override) else Override(given, f"--set {given}")
+        key, equals, value = override.text.partition("=")
         if not equals or not all(key.split(".")):
-            raise RecipeError(f"--set {text}: expected key.key=value, for example --set train.epochs=10")
-        parsed.append((tuple(key.split(".")), Document(value, f"--set {key}").data, f"--set {text}"))
+            raise RecipeError(f"{override.place}: expected key.key=value, for example train.epochs=10")
+        source = override.place if isinstance(given, Override) else f"--set {key}"
+        parsed.append((tuple(key.split(".")), Document(value, source).data, override.place))
     return parsed
 
 
@@ -85,28 +104,39 @@ def _override(document: Document, path: KeyPath, value: Any, text: str) -> None:
         if not isinstance(target, dict):
             raise RecipeError(f"{text}: '{'.'.join(map(str, path[: depth + 1]))}' is a value, it has no keys inside")
     if path[-1] == "kind" and len(path) == 3 and path[0] == "model" and target.get("kind") != value:
-        target.clear()
+        kept = _kept_settings(str(path[1]), target.get("kind"), value)
+        target = document.data["model"][path[1]] = {key: held for key, held in target.items() if key in kept}
     target[path[-1]] = value
     document.places = {known: place for known, place in document.places.items() if known[: len(path)] != path}
     document.places[path] = text
 
 
-def _problems(document: Document, errors: Sequence[dict[str, Any]]) -> list[str]:
+def _kept_settings(part: str, old: Any, new: Any) -> set[str]:
+    """Names of the settings that stay when a component gives way to another of its kind."""
+    known = registry.names(part) if part in registry.COMPONENT_KINDS else []
+    if old not in known or new not in known:
+        return set()
+    before, after = registry.component(old, part).Config, registry.component(new, part).Config
+    return set(next(base for base in before.__mro__ if issubclass(after, base)).model_fields)
+
+
+def _problems(document: Document, model: type[BaseModel], errors: Sequence[dict[str, Any]]) -> list[str]:
     """One line for each place that is wrong; what would have been right there, if there are several ways, joined."""
     messages: dict[str, list[str]] = {}
     for error in errors:
-        where, message = _problem(document, error)
+        where, message = _problem(document, model, error)
         messages.setdefault(where, []).append(message)
     return [f"{where}{'; or '.join(dict.fromkeys(found))}" for where, found in messages.items()]
 
 
-def _problem(document: Document, error: dict[str, Any]) -> tuple[str, str]:
+def _problem(document: Document, model: type[BaseModel], error: dict[str, Any]) -> tuple[str, str]:
     """Where (place and key) and what, for one pydantic error."""
-    path = _data_path(document.data, error["loc"], error["type"] in ("missing", "extra_forbidden"))
-    key = ".".join(map(str, path))
     kind, context = error["type"], error.get("ctx", {})
+    path = _data_path(document.data, error["loc"], kind in ("missing", "extra_forbidden"))
+    path = (*path, "kind") if kind == "union_tag_invalid" else path
+    key = ".".join(map(str, path))
     if kind == "extra_forbidden":
-        known = _known_keys(document.data, path[:-1])
+        known = _known_keys(model, document.data, path[:-1])
         message = "unknown key" + (nearest(str(path[-1]), known) or f" (known: {', '.join(known)})")
     elif kind == "missing":
         message = "is missing"
@@ -115,7 +145,6 @@ def _problem(document: Document, error: dict[str, Any]) -> tuple[str, str]:
         known = [
             name.strip().strip("'") for name in _choices(str(context.get("expected_tags", context.get("expected"))))
         ]
-        key = f"{key}.kind" if kind == "union_tag_invalid" else key
         message = f"'{got}' is not one of {', '.join(known)}{nearest(str(got), known)}"
     elif kind == "union_tag_not_found":
         message = "needs a 'kind'"
@@ -151,15 +180,19 @@ def _data_path(data: Any, loc: Sequence[str | int], is_key: bool) -> KeyPath:
     return tuple(path)
 
 
-def _known_keys(data: Any, path: KeyPath) -> list[str]:
-    """Keys that the section or component at `path` may have."""
-    model: Any = recipe_type()
+def _known_keys(model: type[BaseModel], data: Any, path: KeyPath) -> list[str]:
+    """Keys that the section, component or entry at `path` may have."""
+    inside: Any = model
     for step in path:
         data = data[step]
-        candidates = _models(model.model_fields[step].annotation)
+        if get_origin(inside) is dict:
+            inside = get_args(inside)[1]
+            continue
+        annotation = inside.model_fields[step].annotation
+        candidates = _models(annotation)
         fitting = [m for m in candidates if len(candidates) == 1 or m.model_fields["kind"].default == data.get("kind")]
-        model = fitting[0]
-    return sorted(model.model_fields)
+        inside = fitting[0] if fitting else annotation
+    return sorted(inside.model_fields)
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -27,6 +27,8 @@ def test_verbs_are_frozen() -> None:
         "train",
         "predict",
         "evaluate",
+        "explain",
+        "ablate",
         "demo",
     ]
 
@@ -48,8 +50,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_list_and_describe(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = json.loads(output(capsys, "list", "*amos*", "--json"))
-    assert [row["name"] for row in rows] == ["maskmed_amos", "pointwise_amos"]
+    rows = json.loads(output(capsys, "list", "*_btcv", "--json"))
+    assert [row["name"] for row in rows] == ["maskmed_btcv", "pointwise_btcv"]
     assert all(name in output(capsys, "list") for name in zoo.list())
     assert "nothing matches" in output(capsys, "list", "zzz")
     assert json.loads(output(capsys, "describe", "fsad", "--json")) == zoo.describe("fsad")

@@ -104,7 +104,7 @@ def test_all_problems_at_once_each_with_place_and_remedy(tmp_path: Path) -> None
     path = tmp_path / "recipe.yaml"
     found = problems(tmp_path, text)
     expected = [
-        (4, "model.encoder.kind: 'plain_konv' is not one of plain_conv, residual", "did you mean 'plain_conv'?"),
+        (4, "model.encoder.kind: 'plain_konv' is not one of ", "plain_conv, residual", "did you mean 'plain_conv'?"),
         (7, "model.head.widht: unknown key", "did you mean 'width'?"),
         (12, "data.spacing", "3"),
         (15, "train.optimizer.lr: input should be a valid number", "got 'fast'"),
@@ -173,6 +173,28 @@ def test_overrides(tmp_path: Path) -> None:
     assert swapped.model.head.model_dump() == {"kind": "pointwise"}, "settings of the old head are dropped"
     same = load_recipe(path, ["model.head.kind=masked_query"])
     assert same.model.head.model_dump()["width"] == 16
+
+
+def test_another_kind_keeps_what_both_inherit(tmp_path: Path) -> None:
+    text = GOOD.replace("{kind: skip}", "{kind: fsad, width: 16, attention_heads: 2, query_levels: 1, points: 3}")
+    text = text.replace("{kind: set_criterion}", "{kind: set_criterion, dice_weight: 7}")
+    text = text.replace("channels: [4, 8]}", "channels: [4, 8], blocks: 1}")
+    path = write(tmp_path, text)
+    swaps = ["encoder.kind=residual", "neck.kind=transformer", "head.kind=attention_mask_class", "loss.kind=ce_dice"]
+    parts = load_recipe(path, [f"model.{swap}" for swap in swaps]).model.model_dump()
+    assert (parts["encoder"]["channels"], parts["encoder"]["blocks"]) == ((4, 8), 1)
+    assert [parts["neck"][name] for name in ("width", "attention_heads", "query_levels")] == [16, 2, 1]
+    assert [parts["head"][name] for name in ("width", "attention_heads")] == [16, 2]
+    assert parts["loss"]["dice_weight"] == 1, "the same name in two losses that share no base means two things"
+    deformable = load_recipe(path, ["model.neck.kind=deformable"]).model.neck.model_dump()
+    assert (deformable["query_levels"], deformable["points"]) == (1, 4), "points is each neck's own"
+    later = load_recipe(path, ["model.neck.kind=transformer", "model.neck.width=8"]).model.neck.model_dump()
+    assert later["width"] == 8
+    there_and_back = ["model.neck.kind=skip", "model.neck.kind=fsad", "model.neck.attention_heads=2"]
+    assert load_recipe(path, there_and_back).model.neck.model_dump()["width"] == 192
+    for nonsense in ("nowhere", "[1]", "{a: 1}", "null"):
+        with pytest.raises(RecipeError):
+            load_recipe(path, [f"model.neck.kind={nonsense}"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from maskmed_zoo import registry
 from maskmed_zoo.recipe import recipe_type
 from maskmed_zoo.recipe.strict_yaml import read
 
-RECIPES = sorted(registry.data_folder("recipes").glob("*/*.yaml"))
+RECIPES = sorted(p for p in registry.data_folder("recipes").glob("*/*.yaml") if p.parent.name != "ablations")
 SCHEMA = recipe_type().model_json_schema()
 
 

@@ -1,0 +1,110 @@
+"""What an ablation is to do: every row checked and built without data, and the cells that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maskmed_zoo.build import report
+from maskmed_zoo.data.binding import bind
+from maskmed_zoo.data.dataset import RawDataset
+from maskmed_zoo.data.sources import open_sources
+from maskmed_zoo.errors import RecipeError, UserError
+from maskmed_zoo.recipe import Recipe, load_recipe
+from maskmed_zoo.recipe.grid import Grid, GridFile, load_grid
+from maskmed_zoo.runner.cell import Cell, Task, cell_of
+from maskmed_zoo.runner.device import pick_device
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A grid on one or several data sets.
+
+    `networks` holds `build.report` of each row, `cells` row after row and, in a row, seed after seed.
+    """
+
+    grid: Grid
+    recipe: str
+    overrides: tuple[str, ...]
+    datasets: tuple[str, ...]
+    seeds: int
+    task: Task
+    out: Path
+    networks: dict[str, dict[str, Any]]
+    cells: tuple[Cell, ...]
+
+
+def plan(
+    grid: str | Path,
+    *,
+    data: Sequence[str | Path],
+    out: Path,
+    seeds: int = 1,
+    fold: int = 0,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+) -> Ablation:
+    """Read a grid, check and build all of its rows; makes nothing on disk.
+
+    `recipe` stands in for the grid's base recipe, `overrides` come last in every row. Raises `RecipeError` holding the
+    problems of all rows, `DataError` for data sets or a fold that cannot be used.
+    """
+    if seeds < 1:
+        raise UserError(f"seeds: expected 1 or more, got {seeds}")
+    pick_device(device)
+    file = load_grid(grid)
+    sources = open_sources(data)
+    for source in sources:
+        source.splits(fold)
+    networks, recipes = _build(file, file.recipes(recipe, overrides), [source.dataset for source in sources])
+    names = tuple(source.title for source in sources)
+    return Ablation(
+        grid=file.grid,
+        recipe=recipe or file.grid.recipe,
+        overrides=tuple(overrides),
+        datasets=names,
+        seeds=seeds,
+        task=Task(tuple(str(path) for path in data), fold, device),
+        out=out,
+        networks=networks,
+        cells=tuple(
+            cell_of(name, load_recipe(row, {"train.seed": seed}), out, names, fold)
+            for name, row in recipes.items()
+            for seed in range(seeds)
+        ),
+    )
+
+
+def _build(
+    file: GridFile, recipes: dict[str, Recipe], datasets: Sequence[RawDataset]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Recipe]]:
+    """Reports and recipes of all rows, decoders grown; raises `RecipeError` with each problem and its rows."""
+    networks: dict[str, dict[str, Any]] = {}
+    problems: dict[str, list[str]] = {}
+    rows = file.grid.rows
+    for name in sorted(recipes, key=lambda name: rows[name].parameters_of is not None):  # the others' size comes first
+        model = rows[name].parameters_of
+        try:
+            if model in networks:
+                recipes[name] = _grown(recipes[name], datasets, networks[model]["total_parameters"])
+            networks[name] = report(bind(recipes[name], *datasets))
+        except UserError as error:
+            problems.setdefault(str(error), []).append(name)
+    if problems:
+        raise RecipeError(
+            f"{file.place('rows', names[0])}: row {', '.join(repr(name) for name in names)}: {problem}"
+            for problem, names in problems.items()
+        )
+    return networks, recipes
+
+
+def _grown(recipe: Recipe, datasets: Sequence[RawDataset], total: int) -> Recipe:
+    """The recipe with a decoder that brings the network to about `total` parameters."""
+    for _ in range(2):  # the head grows a little with the stages it reads
+        network = report(bind(recipe, *datasets))
+        rest = network["total_parameters"] - network["parameters"]["decoder"]
+        recipe = load_recipe(recipe, {"model.decoder.parameters": total - rest})
+    return recipe

@@ -1,0 +1,188 @@
+"""The results of an ablation: one summary, and the same as JSON, CSV and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from maskmed_zoo.evaluation.aggregate import DEFINITION
+from maskmed_zoo.evaluation.statistics import paired_difference
+from maskmed_zoo.runner.ablation import Ablation
+from maskmed_zoo.runner.cell import Cell
+from maskmed_zoo.runner.run_folder import now, write_atomically
+
+Scored = tuple[Cell, dict[str, Any]]
+DEFINITIONS = {
+    "seeds": "seeds whose run is trained to the end and scored",
+    "mean_dice": f"mean over seeds of each run's mean_dice, of its last weights. In a run, {DEFINITION}",
+    "sd_over_seeds": "sample standard deviation of mean_dice over seeds; null for one seed",
+    "difference.mean": "row minus baseline, mean over the cases that both have scores for, each case averaged over the "
+    "seeds that both have finished",
+    "difference.p": "two-sided Wilcoxon signed-rank test over those cases; it speaks about other cases, not other "
+    "seeds, and is not corrected for the number of rows",
+    "difference.sd_over_seeds": "sample standard deviation over seeds of the mean difference; null for one seed",
+    "paper": "mean Dice that the paper states; single runs on a data set that its ablations do not name",
+    "parameters": "numbers in the network",
+    "macs": "multiply-accumulate operations of one forward pass of one patch, as 'maskmed-zoo build' counts them",
+    "seconds_per_step": "wall-clock seconds of an epoch over its optimiser steps, loading of patches included; median "
+    "over all seeds' epochs but each first, of those without validation where there are any",
+    "cpu_seconds_per_step": "the same for processor seconds of the training process; loader processes not counted",
+    "peak_memory_bytes": "of the process that trained the last epoch, before it predicted, largest over seeds; memory "
+    "'cuda': allocated for tensors on the card; 'resident': main memory, mapped files counted, loader processes not",
+}
+
+
+def summarize_ablation(ablation: Ablation) -> dict[str, Any]:
+    """All results there are by now, what they mean and what they were made with; JSON-able."""
+    done: dict[str, list[Scored]] = {name: [] for name in ablation.grid.rows}
+    missing: list[Cell] = []
+    for cell in ablation.cells:
+        scores = cell.scores()
+        if scores is None:
+            missing.append(cell)
+        else:
+            done[cell.row].append((cell, scores))
+    baseline = ablation.grid.baseline
+    environments = [cell.run.manifest()["environment"] for cells in done.values() for cell, _ in cells]
+    return {
+        "grid": ablation.grid.name,
+        "recipe": ablation.recipe,
+        "overrides": list(ablation.overrides),
+        "datasets": list(ablation.datasets),
+        "fold": ablation.task.fold,
+        "seeds": list(range(ablation.seeds)),
+        "steps": sorted({cell.recipe.train.iterations for cell in ablation.cells}),
+        "baseline": baseline,
+        "finished_cells": len(ablation.cells) - len(missing),
+        "cells": len(ablation.cells),
+        "incomplete": [
+            {"row": cell.row, "seed": cell.seed, "run": cell.run.path.name, "state": cell.progress()}
+            for cell in missing
+        ],
+        "environments": [e for index, e in enumerate(environments) if e not in environments[:index]],
+        "date": now(),
+        "definitions": DEFINITIONS,
+        "rows": [
+            _row(ablation, name, cells, done[baseline] if name != baseline else []) for name, cells in done.items()
+        ],
+    }
+
+
+def _row(ablation: Ablation, name: str, cells: list[Scored], baseline: list[Scored]) -> dict[str, Any]:
+    row, network = ablation.grid.rows[name], ablation.networks[name]
+    dice = [scores["mean_dice"] for _, scores in cells if scores["mean_dice"] is not None]
+    memory = [m for cell, _ in cells if (m := cell.resources()).get("peak_memory_bytes") is not None]
+    return {
+        "row": name,
+        "set": [*ablation.grid.set, *row.set],
+        "note": row.note,
+        "paper": row.paper,
+        "seeds": [cell.seed for cell, _ in cells],
+        "runs": [cell.run.path.name for cell, _ in cells],
+        "mean_dice": fmean(dice) if dice else None,
+        "sd_over_seeds": stdev(dice) if len(dice) > 1 else None,
+        "difference": _difference(cells, baseline),
+        "parameters": network["total_parameters"],
+        "macs": network["macs"],
+        "seconds_per_step": _per_step(cells, "seconds"),
+        "cpu_seconds_per_step": _per_step(cells, "cpu_seconds"),
+        "peak_memory_bytes": max((m["peak_memory_bytes"] for m in memory), default=None),
+        "memory": ", ".join(sorted({m["memory"] for m in memory})) or None,
+    }
+
+
+def _difference(cells: list[Scored], baseline: list[Scored]) -> dict[str, Any] | None:
+    own, other = ({cell.seed: _by_case(scores) for cell, scores in side} for side in (cells, baseline))
+    seeds = [seed for seed in own if seed in other]
+    found = paired_difference([own[seed] for seed in seeds], [other[seed] for seed in seeds])
+    if found is None:
+        return None
+    return {"mean": found.mean, "sd_over_seeds": found.std, "p": found.p, "cases": found.cases, "seeds": seeds}
+
+
+def _by_case(scores: dict[str, Any]) -> dict[str, float | None]:
+    return {case["case"]: case["mean"] for case in scores["cases"]}
+
+
+def _per_step(cells: list[Scored], column: str) -> float | None:
+    values: list[float] = []
+    for cell, _ in cells:
+        epochs = cell.epochs()
+        epochs = epochs[1:] or epochs
+        plain = [epoch for epoch in epochs if not epoch.get("validation_dice")] or epochs
+        values += [float(epoch[column]) / cell.recipe.train.iterations_per_epoch for epoch in plain]
+    return median(values) if values else None
+
+
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "row": lambda r: r["row"],
+    "Dice (seeds)": lambda r: f"{_number(r['mean_dice'])}{_spread(r)} ({len(r['seeds'])})",
+    "difference": lambda r: (
+        f"{_number(r['difference']['mean'], '+.4f')}{_spread(r['difference'])}" if r["difference"] else ""
+    ),
+    "p (cases)": lambda r: f"{r['difference']['p']:.3g} ({r['difference']['cases']})" if r["difference"] else "",
+    "paper": lambda r: "" if r["paper"] is None else f"{r['paper']:.3f}",
+    "parameters": lambda r: f"{r['parameters']:,}",
+    "GMACs": lambda r: f"{r['macs'] / 1e9:.1f}",
+    "s/step": lambda r: _number(r["seconds_per_step"], ".3g"),
+    "CPU s/step": lambda r: _number(r["cpu_seconds_per_step"], ".3g"),
+    "peak MiB": lambda r: _number(r["peak_memory_bytes"] and r["peak_memory_bytes"] / 2**20, ".0f"),
+}
+"""Heading to the text of a row, of the table for people."""
+
+
+def caption(summary: dict[str, Any]) -> str:
+    """One line above the table: what, on what, and how much of it is done."""
+    state = "" if summary["finished_cells"] == summary["cells"] else "INCOMPLETE, "
+    recipe = " ".join([summary["recipe"], *summary["overrides"]])
+    return (
+        f"{summary['grid']}: {recipe} on {', '.join(summary['datasets'])}, "
+        f"fold {summary['fold']}; {state}{summary['finished_cells']} of {summary['cells']} cells; differences to "
+        f"'{summary['baseline']}'"
+    )
+
+
+def write_tables(summary: dict[str, Any], out: Path) -> None:
+    """`GRID.json`, `GRID.csv` and `GRID.md` in `out`."""
+    for ending, write in (("json", _write_json), ("csv", _write_csv), ("md", _write_markdown)):
+        write_atomically(out / f"{summary['grid']}.{ending}", lambda path, write=write: write(summary, path))
+
+
+def _write_json(summary: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _write_csv(summary: dict[str, Any], path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    for row in summary["rows"]:
+        flat = {key: value for key, value in row.items() if key != "difference"}
+        difference = row["difference"] or {}
+        flat |= {f"difference_{key}": difference.get(key) for key in ("mean", "sd_over_seeds", "p", "cases", "seeds")}
+        flat |= {key: " ".join(map(str, value)) for key, value in flat.items() if isinstance(value, list)}
+        rows.append(flat | {"finished_cells": summary["finished_cells"], "cells": summary["cells"]})
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_markdown(summary: dict[str, Any], path: Path) -> None:
+    lines = [caption(summary), "", f"| {' | '.join(COLUMNS)} |", f"|---|{'---:|' * (len(COLUMNS) - 1)}"]
+    for row in summary["rows"]:
+        lines.append(f"| {' | '.join(text(row).replace('|', '/') for text in COLUMNS.values())} |")
+    notes = [f"{row['row']}: {row['note']}" for row in summary["rows"] if row["note"]]
+    lines += ["", *(f"- {note}" for note in notes)]
+    lines += ["", *(f"- {key}: {meaning}" for key, meaning in summary["definitions"].items())]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _number(value: float | None, style: str = ".4f") -> str:
+    return "–" if value is None else f"{value:{style}}"
+
+
+def _spread(values: dict[str, Any]) -> str:
+    return "" if values["sd_over_seeds"] is None else f" ± {values['sd_over_seeds']:.4f}"

@@ -1,0 +1,147 @@
+"""A cell of an ablation: one recipe with one seed, trained and scored in a process of its own.
+
+Idea: a process per cell, so that a crash stays in its cell and the peak memory is that of one network. A cell is named
+after all that decides its result, so grids that share a folder share equal cells. Beside the run folder `KEY/` lie
+`KEY.lock`, held for as long as somebody works on the cell, `KEY.log`, what the process said, and `KEY.failed`, in one
+line why it ended early.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from maskmed_zoo.recipe import Recipe
+from maskmed_zoo.runner.lock import holder
+from maskmed_zoo.runner.run_folder import RunFolder
+
+RESOURCES = "resources.json"
+"""In the run folder: peak memory."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a grid with one seed, which the recipe holds."""
+
+    row: str
+    recipe: Recipe
+    run: RunFolder
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.recipe.train.seed
+
+    @property
+    def lock(self) -> Path:
+        """Held by whoever works on the cell."""
+        return self._beside("lock")
+
+    @property
+    def log(self) -> Path:
+        """What the cell's process said."""
+        return self._beside("log")
+
+    @property
+    def failed(self) -> Path:
+        """Why the cell ended early; there while nobody has begun it anew."""
+        return self._beside("failed")
+
+    def scores(self) -> dict[str, Any] | None:
+        """`evaluation.json` of the whole training; None where it is missing, cut off or of an earlier epoch."""
+        scores = _read_json(self.run.evaluation_file)
+        is_whole = scores is not None and {"mean_dice", "cases", "weights"} <= scores.keys()
+        is_final = len(self.epochs()) == self.recipe.train.epochs
+        return scores if scores is not None and is_whole and is_final and scores["weights"] == "last" else None
+
+    def epochs(self) -> list[dict[str, str]]:
+        """The rows of `metrics.csv`."""
+        try:
+            with self.run.metrics_file.open(newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        except OSError:
+            return []
+
+    def resources(self) -> dict[str, Any]:
+        """Peak memory of the training, empty where it is not known."""
+        return _read_json(self.run.path / RESOURCES) or {}
+
+    def state(self) -> str:
+        """Finished, running, failed, unfinished or new, in words."""
+        worker = holder(self.lock)
+        return f"running, {worker}" if worker is not None and self.scores() is None else self.progress()
+
+    def progress(self) -> str:
+        """The same as far as the files tell it; a cell at work is unfinished or new."""
+        if self.scores() is not None:
+            return "finished"
+        if self.failed.exists():
+            return f"failed: {self.failed.read_text(encoding='utf-8').strip()}"
+        return f"unfinished, {len(self.epochs())} of {self.recipe.train.epochs} epochs" if self.run.exists() else "new"
+
+    def _beside(self, suffix: str) -> Path:
+        return self.run.path.with_name(f"{self.run.path.name}.{suffix}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every cell of an ablation is made with."""
+
+    data: tuple[str, ...]
+    fold: int
+    device: str | None
+
+
+def cell_of(row: str, recipe: Recipe, out: Path, names: Sequence[str], fold: int) -> Cell:
+    """The cell of a recipe on the data sets `names`, in the folder that its content names."""
+    content = [recipe.model_dump(mode="json"), list(names), fold]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return Cell(row, recipe, RunFolder(out / "cells" / key))
+
+
+def order(cell: Cell, task: Task) -> dict[str, Any]:
+    """What a cell's process is told; JSON-able."""
+    return {
+        "recipe": cell.recipe.model_dump(mode="json"),
+        "out": str(cell.run.path),
+        "data": task.data,
+        "fold": task.fold,
+        "device": task.device,
+    }
+
+
+def run_in_process(cell: Cell, task: Task, lock: IO[str]) -> str | None:
+    """Train and score a cell in a child that holds `lock` too; returns None, or in one line why that failed."""
+    command = [sys.executable, "-m", "maskmed_zoo.runner.cell_process"]
+    with cell.log.open("w", encoding="utf-8") as log:
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, pass_fds=(lock.fileno(),)
+        )
+        try:
+            child.communicate(json.dumps(order(cell, task)))
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+    if child.returncode < 0:
+        return f"ended by signal {-child.returncode} ({signal.Signals(-child.returncode).name}); see {cell.log}"
+    if child.returncode:
+        lines = cell.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {child.returncode}")
+    return None if cell.scores() is not None else f"ended without a whole {cell.run.evaluation_file}; see {cell.log}"
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,0 +1,79 @@
+"""The process of one cell: `python -m maskmed_zoo.runner.cell_process`, with the order as JSON on standard input.
+
+Peak memory is read after the training and before the prediction, and only if this process trained: one that merely
+scores a run that was trained before says nothing about training.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskmed_zoo.errors import ZooError
+from maskmed_zoo.recipe import recipe_type
+from maskmed_zoo.runner.cell import RESOURCES, Cell
+from maskmed_zoo.runner.device import pick_device
+from maskmed_zoo.runner.predict import evaluate
+from maskmed_zoo.runner.run_folder import RunFolder
+from maskmed_zoo.runner.train import train
+
+
+def work(order: dict[str, Any]) -> None:
+    """Train, or go on training, and score."""
+    recipe = recipe_type().model_validate(order["recipe"])
+    run = RunFolder(Path(order["out"]))
+    cell = Cell("", recipe, run)
+    before = len(cell.epochs())
+    train(
+        recipe,
+        data=order["data"],
+        out=run.path,
+        fold=order["fold"],
+        device=order["device"],
+        resume=run.exists(),
+    )
+    if len(cell.epochs()) > before:
+        run.write_json(run.path / RESOURCES, peak_memory(pick_device(order["device"])))
+    evaluate(run, data=order["data"], device=order["device"])
+
+
+def peak_memory(device: torch.device) -> dict[str, Any]:
+    """Most memory this process has needed: on the graphics card, or resident in main memory; bytes."""
+    if device.type == "cuda":
+        return {"peak_memory_bytes": torch.cuda.max_memory_allocated(device), "memory": "cuda"}
+    return {"peak_memory_bytes": _peak_resident(), "memory": "resident"}
+
+
+def _peak_resident() -> int | None:
+    """Bytes; None where the system does not tell.
+
+    Linux counts `ru_maxrss` on from the process that started this one, /proc does not.
+    """
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
+    if found:
+        return int(found[1]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> int:
+    """Do what standard input says; the last line on standard error says what went wrong."""
+    try:
+        work(json.load(sys.stdin))
+    except ZooError as error:
+        sys.stderr.write(" ".join(str(error).split("\n")) + "\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
