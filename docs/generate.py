@@ -13,9 +13,9 @@ from typing import Any
 import maskmed_zoo as zoo
 from maskmed_zoo import registry
 from maskmed_zoo.build import report
-from maskmed_zoo.recipe import Recipe, load_recipe, recipe_type
-from maskmed_zoo.recipe.grid import built_in
-from maskmed_zoo.runner.ablation import rows_of
+from maskmed_zoo.recipe import load_recipe, recipe_type
+from maskmed_zoo.recipe.grid import built_in, load_grid
+from maskmed_zoo.runner.ablation import build_rows
 
 FOLDER = Path(__file__).resolve().parent / "reference" / "generated"
 SECTIONS = {"data": "DataRecipe", "data.augmentation": "Augmentation", "train": "TrainRecipe",
@@ -84,17 +84,18 @@ def components_page() -> str:
 def models_page() -> str:
     """Parameters of every part and multiplications of a patch, for every recipe and every row of a grid."""
     lines = ["## Recipes", "", *HEADING]
-    lines += [row(f"`{name}`", load_recipe(name)) for name in zoo.list(kind="model")]
+    lines += [row(f"`{name}`", report(load_recipe(name))) for name in zoo.list(kind="model")]
     for name in built_in():
+        grid = load_grid(name)
+        networks, _ = build_rows(grid, grid.recipes())
         lines += ["", f"## Ablation `{name}`", "", *HEADING]
-        lines += [row(label, recipe) for label, recipe in rows_of(name).items()]
+        lines += [row(label, networks[label]) for label in grid.grid.rows]
     return "\n".join([*lines, ""])
 
 
-def row(label: str, recipe: Recipe) -> str:
-    facts = report(recipe)
+def row(label: str, facts: dict[str, Any]) -> str:
     parts, kinds = facts["parameters"], facts["components"]
-    cells = [f"{kinds[part]} {parts[part] / 1e6:.2f}" for part in ("encoder", "neck", "decoder", "head")]
+    cells = [f"`{kinds[part]}` {parts[part] / 1e6:.2f}" for part in ("encoder", "neck", "decoder", "head")]
     patch = " x ".join(map(str, facts["patch_size"]))
     total = f"{facts['total_parameters'] / 1e6:.2f}"
     return f"| {label} | {' | '.join(cells)} | {total} | {patch} | {facts['macs'] / 1e9:.1f} |"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskmed_zoo.contracts import FeatureSpec, Head, HeadOutput, Spacing3, StageOutput
 from maskmed_zoo.layers.query_decoder import QueryConfig, QueryDecoder
-from maskmed_zoo.layers.transformer import mlp
+from maskmed_zoo.layers.transformer import init_outputs, mlp
 
 
 class AttentionMaskClassConfig(QueryConfig):
@@ -52,6 +52,10 @@ class AttentionMaskClassHead(Head):
         )
         self.mask_embeddings = nn.ModuleList(mlp(config.width, c, 3) for c in in_spec.channels)
         self.classifiers = nn.ModuleList(mlp(config.width, num_classes, 2) for _ in in_spec.channels)
+        # A product of two factors learns slowly where both start near 0: masks start at about 1, as by a convolution.
+        for embed, classify, channels in zip(self.mask_embeddings, self.classifiers, in_spec.channels, strict=True):
+            init_outputs(embed, (2 / channels) ** 0.5)
+            init_outputs(classify, self.num_queries**-0.5)
 
     def forward(self, stages: list[Tensor]) -> HeadOutput:
         """One (b c_l d_l h_l w_l) per stage, finest first."""

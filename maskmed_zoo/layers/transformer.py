@@ -67,6 +67,15 @@ def mlp(width: int, out: int, layers: int) -> nn.Sequential:
     return nn.Sequential(*parts, nn.Linear(width, out))
 
 
+def init_outputs(network: nn.Module, std: float) -> None:
+    """Start an `mlp` so that inputs of unit variance give outputs of standard deviation `std` (He et al. 2015)."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        gain = 2**0.5 if layer is not layers[-1] else std
+        nn.init.normal_(layer.weight, std=gain / layer.in_features**0.5)
+        nn.init.zeros_(layer.bias)
+
+
 class QueryBlock(nn.Module):
     """Post-norm: masked cross-attention → self-attention → feed-forward, each with Add & LN (MaskMed §3.2, Fig. 2b)."""
 

@@ -59,7 +59,7 @@ def plan(
     sources = open_sources(data)
     for source in sources:
         source.splits(fold)
-    networks, recipes = _build(file, file.recipes(recipe, overrides), [source.dataset for source in sources])
+    networks, recipes = build_rows(file, file.recipes(recipe, overrides), [source.dataset for source in sources])
     names = tuple(source.title for source in sources)
     return Ablation(
         grid=file.grid,
@@ -78,10 +78,13 @@ def plan(
     )
 
 
-def _build(
-    file: GridFile, recipes: dict[str, Recipe], datasets: Sequence[RawDataset]
+def build_rows(
+    file: GridFile, recipes: dict[str, Recipe], datasets: Sequence[RawDataset] = ()
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Recipe]]:
-    """Reports and recipes of all rows, decoders grown; raises `RecipeError` with each problem and its rows."""
+    """Reports and recipes of all rows, decoders grown, on the data sets or on what the recipes state themselves.
+
+    Raises `RecipeError` with each problem and its rows.
+    """
     networks: dict[str, dict[str, Any]] = {}
     problems: dict[str, list[str]] = {}
     rows = file.grid.rows
@@ -90,7 +93,7 @@ def _build(
         try:
             if model in networks:
                 recipes[name] = _grown(recipes[name], datasets, networks[model]["total_parameters"])
-            networks[name] = report(bind(recipes[name], *datasets))
+            networks[name] = _report(recipes[name], datasets)
         except UserError as error:
             problems.setdefault(str(error), []).append(name)
     if problems:
@@ -104,7 +107,11 @@ def _build(
 def _grown(recipe: Recipe, datasets: Sequence[RawDataset], total: int) -> Recipe:
     """The recipe with a decoder that brings the network to about `total` parameters."""
     for _ in range(2):  # the head grows a little with the stages it reads
-        network = report(bind(recipe, *datasets))
+        network = _report(recipe, datasets)
         rest = network["total_parameters"] - network["parameters"]["decoder"]
         recipe = load_recipe(recipe, {"model.decoder.parameters": total - rest})
     return recipe
+
+
+def _report(recipe: Recipe, datasets: Sequence[RawDataset]) -> dict[str, Any]:
+    return report(bind(recipe, *datasets) if datasets else recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerMaskedAttentionDecoderLayer
 
@@ -68,6 +68,18 @@ def test_queries_per_class_multiply_the_labels(name: str) -> None:
     for factor in (1, 2, 3, 4):
         assert build(name, queries_per_class=factor).num_queries == 3 * factor
     assert build(name, num_queries=7, queries_per_class=4).num_queries == 7
+
+
+def test_products_of_two_learned_factors_start_as_large_as_a_convolution() -> None:
+    """Masks that start near 0 hardly let the class embeddings learn, and the other way round."""
+    spec = FeatureSpec((12, 24, 48), SPEC.strides)
+    cls = registry.component("attention_mask_class", "head")
+    torch.manual_seed(0)
+    head = cls(in_spec=spec, num_classes=6, config=cls.Config(width=48))  # pyright: ignore
+    features = [nn.functional.leaky_relu(torch.randn(2, c, 8, 8, 8), 0.01) for c in spec.channels]
+    for stage in head(features).stages:
+        assert 0.5 < stage.masks.std().item() < 2
+        assert 0.2 < stage.class_logits.std().item() < 0.8
 
 
 def test_one_block_is_hugging_faces_masked_attention_layer() -> None:
