@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskmed_zoo.contracts import FeatureSpec
-from maskmed_zoo.errors import RecipeError
+from maskmed_zoo.errors import JointError, RecipeError
 from maskmed_zoo.model import SegmentationModel, build_loss, build_model, count_parameters
 from maskmed_zoo.ops.deformable import FLOP_FORMULAS
 from maskmed_zoo.recipe import Recipe, load_recipe
@@ -28,7 +28,8 @@ def create(
 def model_of(recipe: Recipe, *, in_channels: int | None = None, num_classes: int | None = None) -> SegmentationModel:
     """The network of a recipe; numbers given here stand above the recipe's.
 
-    Raises `RecipeError` if neither states the channels or the labels, or if there are too few.
+    Raises `RecipeError` if neither states the channels or the labels, or if there are too few, and `JointError` where
+    parts do not fit, or cannot tell instances apart where `data.instances` asks for it.
     """
     data = recipe.data
     channels = in_channels if in_channels is not None else (len(data.channels) if data.channels else None)
@@ -41,7 +42,22 @@ def model_of(recipe: Recipe, *, in_channels: int | None = None, num_classes: int
             f"expected at least 1 channel and 2 classes, background counted, got {channels} and {classes}"
         )
     names = class_names(data.labels) if data.labels and classes == data.num_classes else None
-    return build_model(recipe.model, in_channels=channels, num_classes=classes, spacing=data.spacing, class_names=names)
+    model = build_model(
+        recipe.model, in_channels=channels, num_classes=classes, spacing=data.spacing, class_names=names
+    )
+    if data.instances is not None:
+        _check_instances(recipe, model)
+    return model
+
+
+def _check_instances(recipe: Recipe, model: SegmentationModel) -> None:
+    build_loss(recipe.model, num_classes=model.num_classes, ignore_label=None).check_instances()
+    queries = model.head.num_queries
+    if model.head.gives == "queries" and queries is not None and queries <= model.num_classes:
+        raise JointError(
+            f"head has {queries} queries for {model.num_classes} labels, but data.instances tells several objects of a "
+            f"label apart, and each needs a query; set model.head.num_queries to the most objects in a patch, and more"
+        )
 
 
 def report(recipe: Recipe) -> dict[str, Any]:

@@ -221,11 +221,10 @@ class Loss(Component, ABC):
 
     `annotated` (b k) bool says which labels were looked for in each sample; where one was not, a voxel of label 0 may
     be background or any of those. None: all were. `instances` (b d h w) integer tells several objects of one label
-    apart, 0 for none; a loss that takes it has `takes_instances`.
+    apart, 0 for none; dense losses have no use for it.
     """
 
     accepts: ClassVar[Literal["logits", "queries"]]
-    takes_instances: ClassVar[bool] = False
 
     @abstractmethod
     def forward(
@@ -241,6 +240,9 @@ class Loss(Component, ABC):
     @abstractmethod
     def stage_weights(self, stages: int) -> list[float]:
         """Weight of each stage, finest first."""
+
+    def check_instances(self) -> None:
+        """Raise `JointError` if these settings cannot tell instances apart."""
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -85,10 +85,33 @@ def make_dataset(root: Path, cases: int = 4, seed: int = 0) -> Path:
     return root
 
 
+def make_partial_dataset(root: Path) -> Path:
+    """`make_dataset` with other names, other label values, a label that no case has, and `left` missing in part_01."""
+    make_dataset(root, cases=3, seed=5)
+    for path in sorted(root.glob("*/case_*.nii.gz")):
+        path.rename(path.with_name(path.name.replace("case_", "part_")))
+    for path in sorted((root / "labelsTr").iterdir()):
+        stored = nib.load(path)
+        table = np.array([0, 0, 1] if path.name.startswith("part_01") else [0, 3, 1], np.uint8)
+        write_nifti(path, table[np.asarray(stored.dataobj)], stored.affine)
+    description = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+    description |= {"name": "Partial", "labels": {"background": 0, "right": 1, "third": 2, "left": 3}}
+    (root / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
+    annotated = {"part_00": [1, 3], "part_01": [1, 2], "part_02": [1, 2, 3]}
+    (root / "annotated.json").write_text(json.dumps(annotated), encoding="utf-8")
+    return root
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """A data set of four cases in nnU-Net's raw layout."""
     return make_dataset(tmp_path / "Dataset001_Boxes")
+
+
+@pytest.fixture
+def partial(tmp_path: Path) -> Path:
+    """Three cases, partly annotated, with the label names of `dataset` and other values."""
+    return make_partial_dataset(tmp_path / "Dataset002_Partial")
 
 
 @pytest.fixture

@@ -421,3 +421,15 @@ def test_shared_queries_pass_from_stage_to_stage_and_own_ones_do_not():
         after = model(image).stages
         assert not torch.equal(before[1].queries, after[1].queries)
         assert torch.equal(before[0].queries, after[0].queries) == (kind == "per_stage")
+
+
+def test_instances_need_spare_queries_and_matching():
+    changes = {"data.instances": "components"}
+    with pytest.raises(JointError, match=r"3 queries for 3 labels, but data\.instances tells several objects"):
+        build.model_of(zoo.load_recipe("maskmed_hippocampus_cpu", changes))
+    changes["model.head.num_queries"] = 8
+    assert build.model_of(zoo.load_recipe("maskmed_hippocampus_cpu", changes)).head.num_queries == 8
+    with pytest.raises(JointError, match="'assigner: fixed' takes no instances; write 'hungarian'"):
+        build.model_of(zoo.load_recipe("maskmed_hippocampus_cpu", changes | {"model.loss.assigner": "fixed"}))
+    dense = zoo.load_recipe("pointwise_hippocampus_cpu", {"data.instances": "components"})
+    assert build.model_of(dense).head.num_queries is None

@@ -3,6 +3,8 @@ its labels. What the recipes reach stands in docs/benchmarks."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import nibabel as nib
@@ -10,9 +12,14 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from maskmed_zoo.data.binding import merged_labels
+from maskmed_zoo.data.cache import CaseCache, fingerprint_of
 from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.data.nifti import read_labels
+from maskmed_zoo.data.patches import PatchDataset
+from maskmed_zoo.data.sources import open_sources
 from maskmed_zoo.recipe import load_recipe
+from maskmed_zoo.recipe.schema import DataRecipe
 from maskmed_zoo.runner.predict import evaluate, predict
 from maskmed_zoo.runner.train import train
 
@@ -55,6 +62,39 @@ def test_trains_and_scores(recipe: str, dataset: str, real_data: Path, tmp_path:
         image = nib.load(data / "imagesTr" / f"{case['case']}_0000.nii.gz")
         assert written.shape == image.shape
         np.testing.assert_allclose(written.affine, image.affine, atol=1e-5)
+
+
+def test_partial_labels_beside_complete_ones(real_data: Path, tmp_path: Path) -> None:
+    complete, partial = open_sources(
+        [real_data / "Dataset101_HeadNeckCT", f"{real_data / 'Dataset102_HeadNeckCT_Partial'}@all"]
+    )
+    labels = merged_labels([complete.dataset, partial.dataset])
+    assert list(labels)[5:] == ["mandible", "esophagus", "larynx"]
+    assert [len(cases) for cases in partial.splits(0)] == [60, 0]
+    listed: dict[str, list[int]] = json.loads((partial.dataset.root / "annotated.json").read_text())
+    by_label = Counter(name for case in partial.dataset.cases for name in partial.dataset.annotated(case))
+    by_value = Counter(value for values in listed.values() for value in values)
+    assert by_label == {name: by_value[value] for name, value in partial.dataset.labels.items() if value}
+    recipe = DataRecipe(spacing=(5, 8, 8), patch_size=(16, 16, 16))
+    for source, some in ((complete, 5), (partial, None)):
+        case = source.dataset.cases[1]
+        cache = CaseCache(tmp_path / "cache", source.dataset, recipe.spacing)
+        cache.prepare([case])
+        parts = [(cache, [case])]
+        drawn = PatchDataset(
+            parts,
+            recipe,
+            channels=("CT",),
+            labels=labels,
+            fingerprint=fingerprint_of(parts),
+            seed=0,
+            stream="train",
+        )
+        patch = drawn[0]
+        found = {name for name, value in labels.items() if patch["annotated"][value]} - {"background"}
+        assert found == source.dataset.annotated(case)
+        assert len(found) == (some or len(listed[case.identifier]))
+        assert {int(v) for v in patch["labels"].unique()} <= {0, *(labels[name] for name in found)}
 
 
 def test_whole_ct_at_its_own_geometry_and_in_any_orientation(real_data: Path, tmp_path: Path) -> None:

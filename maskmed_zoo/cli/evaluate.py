@@ -10,7 +10,7 @@ from typing import Any
 from maskmed_zoo.cli.output import add_device, add_weights, render
 from maskmed_zoo.errors import UserError
 from maskmed_zoo.evaluation.aggregate import evaluate_folders
-from maskmed_zoo.evaluation.table import score_table
+from maskmed_zoo.evaluation.table import tables
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="folder of a trained run")
     parser.add_argument("--pred", type=Path, metavar="DIR", help="label maps to score, with --ref")
     parser.add_argument("--ref", type=Path, metavar="DIR", help="reference label maps of the same names")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="where the run's data set is now, if it has moved")
+    parser.add_argument(
+        "--data", action="append", metavar="DIR", help="where the run's data set is now, if it has moved; repeatable"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to FILE")
     add_weights(parser)
     add_device(parser)
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
             args.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{args.json}: cannot be written: {error.strerror}") from error
-    render(score_table(result))
+    render(*tables(result))
 
 
 def _scores(args: argparse.Namespace) -> dict[str, Any]:

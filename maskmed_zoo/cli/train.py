@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from maskmed_zoo.cli.output import add_device, add_recipe, render
-from maskmed_zoo.evaluation.table import score_table
+from maskmed_zoo.evaluation.table import tables
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.runner.predict import evaluate
 from maskmed_zoo.runner.train import train
@@ -15,7 +15,14 @@ from maskmed_zoo.runner.train import train
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments."""
     add_recipe(parser)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="nnU-Net folder (dataset.json inside)")
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="nnU-Net folder (dataset.json inside); repeatable: labels are merged by name; DIR@all: all of its cases "
+        "train, none validates",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run, made new")
     parser.add_argument("--fold", type=int, default=0, metavar="N", help="fold to validate on (default: 0)")
     parser.add_argument("--seed", type=int, metavar="N", help="instead of the recipe's train.seed")
@@ -36,4 +43,4 @@ def run(args: argparse.Namespace) -> None:
         workers=args.workers,
         resume=args.resume,
     )
-    render(score_table(evaluate(folder, data=args.data, device=args.device)))
+    render(*tables(evaluate(folder, data=args.data, device=args.device)))

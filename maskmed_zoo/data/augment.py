@@ -66,11 +66,9 @@ def random_intensity(image: Tensor, config: Augmentation, rng: np.random.Generat
 def random_mirror(
     image: Tensor, labels: Tensor, axes: Sequence[Axis], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Flip image (c d h w) and labels (d h w) along each of `axes` with probability 1/2."""
-    flipped = [AXES[axis] for axis in axes if rng.random() < 0.5]
-    if not flipped:
-        return image, labels
-    return image.flip([a + 1 for a in flipped]), labels.flip(flipped)
+    """Flip image (… d h w) and labels (… d h w) along each of `axes` with probability 1/2."""
+    flipped = [AXES[axis] - 3 for axis in axes if rng.random() < 0.5]
+    return image.flip(flipped), labels.flip(flipped)
 
 
 @cache

@@ -1,29 +1,54 @@
-"""A recipe meets a data set: what the recipe leaves open is taken from `dataset.json`, a disagreement is an error."""
+"""A recipe meets its data sets: what the recipe leaves open is taken from `dataset.json`, a disagreement is an error.
+
+Labels of several data sets are one label where they have one name, whatever their values.
+"""
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Sequence
+
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.recipe.schema import Recipe, twins
+from maskmed_zoo.recipe.schema import Recipe, class_names, twins
 
 
-def bind(recipe: Recipe, dataset: RawDataset) -> Recipe:
-    """The recipe with channels and labels filled in.
+def bind(recipe: Recipe, *datasets: RawDataset) -> Recipe:
+    """The recipe with channels and labels filled in, those of all data sets together.
 
-    Raises `DataError` if the recipe states other channels or labels than the data set.
+    Raises `DataError` if the recipe states others, or the data sets have different channels.
     """
+    files = [str(dataset.root / "dataset.json") for dataset in datasets]
+    channels = datasets[0].channels
+    for dataset, file in zip(datasets, files, strict=True):
+        if dataset.channels != channels:
+            raise DataError(
+                f"{file}: channels {list(dataset.channels)}, {files[0]} has {list(channels)}; "
+                f"train on data sets of the same channels, with the same names"
+            )
+    labels = merged_labels(datasets)
+    where = ", ".join(files)
     stated = {"channels": recipe.data.channels, "labels": recipe.data.labels}
-    found = {"channels": dataset.channels, "labels": dataset.labels}
+    found = {"channels": channels, "labels": labels}
     for name, value in stated.items():
         if value is not None and value != found[name]:
+            text = shlex.quote(f"data.{name}={json.dumps(found[name], ensure_ascii=False)}")
             raise DataError(
-                f"{dataset.root / 'dataset.json'}: {name} {found[name]} differ from the recipe's {value}; "
-                f"set data.{name} to the data set's, or to null to take them from it"
+                f"{where}: {name} {found[name]} differ from the recipe's {value}; "
+                f"write --set {text}, or --set data.{name}=null to take them from the data"
             )
-    pair = twins(dataset.labels)
+    pair = twins(labels)
     if pair and "x" in recipe.data.mirror_axes:
         raise DataError(
-            f"{dataset.root / 'dataset.json'}: '{pair[0]}' and '{pair[1]}' are twins, told apart by place alone; "
+            f"{where}: '{pair[0]}' and '{pair[1]}' are twins, told apart by place alone; "
             f"take x, left-right, out of data.mirror_axes"
         )
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=found)})
+
+
+def merged_labels(datasets: Sequence[RawDataset]) -> dict[str, int]:
+    """Label names to values: the first data set's in their order, the new ones of each next, 'ignore' at the end."""
+    names = list(dict.fromkeys(name for dataset in datasets for name in class_names(dataset.labels)))
+    ignore = ["ignore"] if any("ignore" in dataset.labels for dataset in datasets) else []
+    return {name: value for value, name in enumerate([*names, *ignore])}

@@ -1,7 +1,8 @@
 """Preprocessed cases on disk: what training reads at random, memory-mapped, so that a patch costs only its own bytes.
 
 Idea: reading, reorienting and resampling happen once. Images are resampled but not normalised, because CT statistics
-belong to the training cases of a fold. Beside the arrays lie the foreground voxels that oversampling draws from and
+belong to the training cases of a fold. Labels have the data set's own values, so that trainings on it alone and
+together with others read the same cache. Beside the arrays lie the foreground voxels that oversampling draws from and
 the intensity samples of the fingerprint, both seeded by the case's name.
 Source: nnU-Net's preprocessed folder (`class_locations`, `DatasetFingerprintExtractor`).
 Deviations: each case is its own folder, moved into place whole and rebuilt when its source files change.
@@ -9,6 +10,7 @@ Deviations: each case is its own folder, moved into place whole and rebuilt when
 ```
 FOLDER/NAME-KEY/CASE/  image.npy (c z y x) float32   labels.npy (z y x) uint8 or int16   samples.npy (c n) float32
                        coordinates.npz: label -> (n 3) int32                             case.json
+                       instances.npy (z y x) uint8, int16 or int32, where objects are told apart
 ```
 """
 
@@ -26,12 +28,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.dataset import Case, RawDataset, load_case
+from maskmed_zoo.data.dataset import Case, RawDataset, foreground_labels, load_case
+from maskmed_zoo.data.instances import components, instances_file, read_instances, resample_instances
 from maskmed_zoo.data.preprocess import Fingerprint, fingerprint, resample_image, resample_labels
 from maskmed_zoo.errors import DataError
 
@@ -69,6 +72,11 @@ class CachedCase:
         return self._array("labels")
 
     @property
+    def instances(self) -> NDArray[Any]:
+        """(z y x) numbers of objects, 0 for none, a read-only map; only where the cache was asked for them."""
+        return self._array("instances")
+
+    @property
     def samples(self) -> NDArray[np.float32]:
         """(c n) foreground intensities in the image's units, a read-only map."""
         return self._array("samples")
@@ -95,13 +103,23 @@ def _reading(folder: Path) -> Generator[None]:
 
 
 class CaseCache:
-    """The preprocessed cases of one data set at one spacing (z, y, x) mm, below `folder`."""
+    """The preprocessed cases of one data set at one spacing (z, y, x) mm, below `folder`.
 
-    def __init__(self, folder: Path, dataset: RawDataset, spacing: Sequence[float]) -> None:
-        self.dataset = dataset
+    `instances`: objects told apart as the connected parts of the resampled labels, or by the data set's map of them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dataset: RawDataset,
+        spacing: Sequence[float],
+        instances: Literal["components", "map"] | None = None,
+    ) -> None:
+        self.dataset, self.instances = dataset, instances
         z, y, x = (float(size) for size in spacing)
         self.spacing = (z, y, x)
-        key = hashlib.sha256(json.dumps([str(dataset.root.resolve()), self.spacing]).encode()).hexdigest()[:12]
+        content = [str(dataset.root.resolve()), self.spacing, *([instances] if instances else [])]
+        key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
         self.folder = Path(folder) / f"{dataset.root.resolve().name}-{key}"
 
     def prepare(self, cases: Sequence[Case], workers: int = 0, progress: Progress | None = None) -> None:
@@ -137,10 +155,6 @@ class CaseCache:
             means, stds = np.array(record["means"]), np.array(record["stds"])
         return CachedCase(case.identifier, folder, means, stds)
 
-    def fingerprint(self, cases: Sequence[Case]) -> Fingerprint:
-        """Foreground statistics per channel over the given (training) cases, all of them prepared."""
-        return fingerprint([self.load(case).samples for case in cases])
-
     def _ensure(self, case: Case) -> None:
         request = self._request(case)
         if self._is_current(case, request):
@@ -151,14 +165,20 @@ class CaseCache:
                 f"{case.images[0]}: case '{case.identifier}' has no label map, the cache is for training cases"
             )
         image = resample_image(image, geometry.spacing, self.spacing)
-        labels = resample_labels(labels, image.shape[1:])
+        arrays: dict[str, NDArray[Any]] = {"image": image, "labels": resample_labels(labels, image.shape[1:])}
+        values = list(foreground_labels(self.dataset.labels).values())
+        if self.instances == "components":
+            arrays["instances"] = components(arrays["labels"], values)
+        elif self.instances == "map":
+            numbers = read_instances(case, self.dataset, labels, geometry)
+            arrays["instances"] = resample_instances(numbers, labels, arrays["labels"], values, geometry.spacing)
         target = self.folder / case.identifier
         unfinished: Path | None = None
         try:
             unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder))
             whole = unfinished / "case"
             whole.mkdir()
-            self._write(whole, case, image, labels, request)
+            self._write(whole, case, arrays, request)
             if target.exists():
                 target.replace(unfinished / "outdated")
             whole.replace(target)
@@ -172,13 +192,21 @@ class CaseCache:
     def _request(self, case: Case) -> dict[str, Any]:
         """All that an entry depends on; an entry of another request is rebuilt."""
         files: list[list[str | int]] = []
-        for path in (*case.images, *([case.label] if case.label else [])):
+        numbers = [instances_file(case, self.dataset)] if self.instances == "map" else []
+        for path in (*case.images, *([case.label] if case.label else []), *numbers):
             try:
                 status = path.stat()
             except OSError as error:
                 raise DataError(f"{path}: no such file, or not readable; check the data set") from error
             files.append([path.name, status.st_size, status.st_mtime_ns])
-        return {"format": FORMAT, "spacing": list(self.spacing), "labels": self.dataset.labels, "files": files}
+        return {
+            "format": FORMAT,
+            "spacing": list(self.spacing),
+            "labels": self.dataset.labels,
+            "annotated": sorted(self.dataset.annotated(case)),
+            "instances": self.instances,
+            "files": files,
+        }
 
     def _is_current(self, case: Case, request: dict[str, Any]) -> bool:
         folder = self.folder / case.identifier
@@ -189,9 +217,8 @@ class CaseCache:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def _write(
-        self, folder: Path, case: Case, image: NDArray[np.float32], labels: NDArray[np.int16], request: dict[str, Any]
-    ) -> None:
+    def _write(self, folder: Path, case: Case, arrays: dict[str, NDArray[Any]], request: dict[str, Any]) -> None:
+        image, labels = arrays["image"], arrays["labels"]
         generator = np.random.default_rng(zlib.crc32(case.identifier.encode()))
         kept = labels.ravel()
         ignore = self.dataset.ignore_label
@@ -201,8 +228,8 @@ class CaseCache:
             chosen = _draw(generator, foreground[kept[foreground] == label])
             coordinates[str(label)] = np.stack(np.unravel_index(chosen, labels.shape), axis=1).astype(np.int32)
         flat = image.reshape(image.shape[0], -1)
-        np.save(folder / "image.npy", image)
-        np.save(folder / "labels.npy", labels.astype(np.uint8) if labels.max() <= 255 else labels)
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array.astype(np.uint8) if name != "image" and array.max() <= 255 else array)
         np.save(folder / "samples.npy", flat[:, _draw(generator, foreground)])
         np.savez(folder / "coordinates.npz", **cast(dict[str, Any], coordinates))
         record = {
@@ -224,6 +251,15 @@ class CaseCache:
     def _unwritable(self, error: OSError) -> DataError:
         reason = error.strerror or str(error)
         return DataError(f"{self.folder}: cache cannot be written ({reason}); free space or choose another folder")
+
+
+Parts = Sequence[tuple[CaseCache, Sequence[Case]]]
+"""Cases of several data sets, each with the cache that holds them."""
+
+
+def fingerprint_of(parts: Parts) -> Fingerprint:
+    """Foreground statistics per channel over the given (training) cases, all of them prepared."""
+    return fingerprint([cache.load(case).samples for cache, cases in parts for case in cases])
 
 
 def _draw(generator: np.random.Generator, indices: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -3,6 +3,7 @@
 ```
 root/dataset.json                channel_names, labels, file_ending
 root/imagesTr/CASE_0000.nii.gz   one file per channel       root/labelsTr/CASE.nii.gz   root/splits_final.json (or not)
+root/annotated.json              for partial labels: {"CASE": [label values that were looked for], …}, every case listed
 ```
 Source: nnU-Net v2, documentation/dataset_format.md; the default split is its seeded five-fold split, which is
 scikit-learn's `KFold(5, shuffle=True, random_state=12345)` over the sorted identifiers, written out here.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,16 +27,23 @@ from maskmed_zoo.data.nifti import Geometry, check_same_geometry, read_image, re
 from maskmed_zoo.errors import DataError, nearest
 
 ENDING = ".nii.gz"
+ANNOTATED = "annotated.json"
+NO_OBJECT = ("background", "ignore")
+"""Labels that nobody looks for."""
 _CHANNEL_FILE = re.compile(r"(.+)_(\d{4})\.nii\.gz")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One patient or scan: its channel files in channel order, and its label map if it has one."""
+    """One patient or scan: its channel files in channel order, and its label map if it has one.
+
+    `annotated` names the labels that were looked for, None: all. A voxel of value 0 may be any of the others.
+    """
 
     identifier: str
     images: tuple[Path, ...]
     label: Path | None
+    annotated: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,17 @@ class RawDataset:
     def ignore_label(self) -> int | None:
         """Value of the voxels that count neither in training nor in evaluation, if the data set has one."""
         return self.labels.get("ignore")
+
+    def annotated(self, case: Case) -> frozenset[str]:
+        """Names of the labels that were looked for in a case; background and 'ignore' are none of them."""
+        return frozenset(foreground_labels(self.labels)) if case.annotated is None else case.annotated
+
+    def renumbering(self, labels: Mapping[str, int]) -> NDArray[np.int16]:
+        """Table from the values of the data set's own labels to those that `labels` gives the same names."""
+        table = np.zeros(len(self.labels), np.int16)
+        for name, value in self.labels.items():
+            table[value] = labels[name]
+        return table
 
     def splits(self, fold: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
         """Training and validation cases of a fold, from `splits_final.json` if there is one, else nnU-Net's default.
@@ -96,7 +116,9 @@ def open_dataset(root: str | Path) -> RawDataset:
             raise DataError(
                 f"{path}: no image {name}_0000{ENDING} in {root / 'imagesTr'}; add it or remove the label map"
             )
-    cases = tuple(Case(name, files, maps[name]) for name, files in images.items())
+    source = root / ANNOTATED
+    annotated = annotated_labels(source, labels, images) if source.exists() else {}
+    cases = tuple(Case(name, files, maps[name], annotated.get(name)) for name, files in images.items())
     return RawDataset(root, str(description.get("name", root.name)), channels, labels, cases)
 
 
@@ -115,7 +137,7 @@ def load_case(case: Case, dataset: RawDataset | None) -> tuple[NDArray[np.float3
     """Read a case: image float32 (c z y x), labels int16 (z y x) or None, geometry of its first channel.
 
     `dataset` may be None for a case without labels. Raises `DataError` for unreadable files, channels or labels on
-    different voxel grids, and label values that the data set does not declare.
+    different voxel grids, and label values that the data set does not declare or the case does not list as annotated.
     """
     volumes = [read_image(path) for path in case.images]
     for other in volumes[1:]:
@@ -126,11 +148,13 @@ def load_case(case: Case, dataset: RawDataset | None) -> tuple[NDArray[np.float3
     label = read_labels(case.label)
     check_same_geometry(volumes[0], label)
     if dataset is not None:
-        unknown = sorted(set(np.unique(label.array).tolist()) - set(dataset.labels.values()))
+        values = set(np.unique(label.array).tolist())
+        unknown = sorted(values - set(dataset.labels.values()))
         if unknown:
             shown = ", ".join(map(str, unknown[:10])) + (", …" if len(unknown) > 10 else "")
             declared = f"0 … {max(dataset.labels.values())} of {dataset.root / 'dataset.json'}"
             raise DataError(f"{case.label}: label values {shown}, expected {declared}; declare or renumber them")
+        check_annotated(values, label.path, dataset.labels, dataset.annotated(case))
     return image, label.array, volumes[0].geometry
 
 
@@ -147,6 +171,56 @@ def declared_labels(source: Path) -> dict[str, int]:
     """Label names and values of a dataset.json; raises `DataError` where they cannot be used."""
     content = _read_json(source)
     return _labels(cast(dict[str, Any], content) if isinstance(content, dict) else {}, source)
+
+
+def foreground_labels(labels: Mapping[str, int]) -> dict[str, int]:
+    """The labels without background and 'ignore'."""
+    return {name: value for name, value in labels.items() if name not in NO_OBJECT}
+
+
+def annotated_labels(
+    source: Path, labels: Mapping[str, int], cases: Collection[str], *, others: bool = False
+) -> dict[str, frozenset[str]]:
+    """Names of the labels looked for in each case of an annotated.json, which lists all of `cases` and no `others`.
+
+    A case left out is refused, not taken for complete: that mistake would teach the network that there is nothing.
+    Raises `DataError` for that, for content of another form, and for values that are no foreground label.
+    """
+    content = _read_json(source)
+    if not isinstance(content, dict):
+        raise DataError(f'{source}: expected an object of label values by case, like {{"case_01": [1, 2]}}')
+    names = {value: name for name, value in foreground_labels(labels).items()}
+    listed: dict[str, frozenset[str]] = {}
+    for case, values in cast(dict[str, Any], content).items():
+        if case not in cases and not others:
+            raise DataError(f"{source}: no case '{case}'{nearest(case, cases)}; remove it or add its files")
+        if not isinstance(values, list) or not values or any(type(v) is not int for v in cast(list[Any], values)):
+            raise DataError(
+                f"{source}: case '{case}' has {values!r}, expected the label values looked for, as in [1, 2]"
+            )
+        for value in cast(list[int], values):
+            if value not in names:
+                known = ", ".join(f"{v} {name}" for v, name in sorted(names.items()))
+                raise DataError(f"{source}: case '{case}' lists {value}, which is no label ({known}); correct it there")
+        listed[case] = frozenset(names[value] for value in cast(list[int], values))
+    for case in cases:
+        if case not in listed:
+            raise DataError(
+                f"{source}: case '{case}' is not listed; add the label values looked for in it, {sorted(names)} if it "
+                f"is complete"
+            )
+    return listed
+
+
+def check_annotated(values: Collection[int], path: Path, labels: Mapping[str, int], annotated: Collection[str]) -> None:
+    """Raise `DataError` if a label map of `values` at `path` holds a label that is not among those looked for."""
+    for name, value in foreground_labels(labels).items():
+        if value in values and name not in annotated:
+            case = path.name.removesuffix(ENDING)
+            raise DataError(
+                f"{path}: voxels of '{name}' ({value}), which {ANNOTATED} does not list for case '{case}'; "
+                f"list {value} there or remove the voxels"
+            )
 
 
 def _channels(description: dict[str, Any], source: Path) -> tuple[str, ...]:

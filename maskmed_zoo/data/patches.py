@@ -7,15 +7,15 @@ from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from maskmed_zoo.contracts import Size3
 from maskmed_zoo.data import augment
-from maskmed_zoo.data.cache import CachedCase, CaseCache
-from maskmed_zoo.data.dataset import Case
+from maskmed_zoo.data.cache import CachedCase, Parts
 from maskmed_zoo.data.preprocess import Fingerprint, normalize, schemes
-from maskmed_zoo.recipe.schema import DataRecipe
+from maskmed_zoo.recipe.schema import DataRecipe, class_names
 
 _STREAMS = {"train": 0, "validation": 1}
 
@@ -24,12 +24,12 @@ class Patch(TypedDict):
     """A patch, or a batch of them with b in front: what `Trainer.step` takes.
 
     image (c d h w) float32 normalised, labels (d h w) int64, annotated (k) bool: which labels were looked for,
-    instances (d h w) int64: objects of a label told apart, 0 for none.
+    background always; instances (d h w) int64: objects of a label told apart, 0 for none.
     """
 
     image: Tensor
     labels: Tensor
-    annotated: NotRequired[Tensor]
+    annotated: Tensor
     instances: NotRequired[Tensor]
 
 
@@ -38,27 +38,38 @@ class PatchDataset(Dataset[Patch]):
 
     A share of the patches (`foreground_oversampling`) is centred on a voxel of a random foreground label of the
     case, the rest lies anywhere; volumes smaller than the patch are padded with 0, the mean after normalisation.
+    Label values are those of `labels`, whatever they are in the case's data set; a label that the data set does not
+    know was not looked for in it.
     """
 
     def __init__(
         self,
-        cache: CaseCache,
-        cases: Sequence[Case],
+        parts: Parts,
         recipe: DataRecipe,
         *,
         channels: Sequence[str],
+        labels: dict[str, int],
         fingerprint: Fingerprint,
         seed: int,
         stream: Literal["train", "validation"],
     ) -> None:
-        self.cases = [cache.load(case) for case in cases]
+        self.cases: list[tuple[CachedCase, NDArray[np.int16], Tensor]] = []
+        names = class_names(labels)
+        for cache, cases in parts:
+            table = cache.dataset.renumbering(labels)
+            for case in cases:
+                found = {
+                    "background",
+                    *(names if recipe.unannotated == "background" else cache.dataset.annotated(case)),
+                }
+                self.cases.append((cache.load(case), table, torch.tensor([name in found for name in names])))
         self.recipe, self.fingerprint = recipe, fingerprint
         self.schemes = schemes(recipe.normalization, channels)
         self.seed, self.stream = seed, stream
 
     def __getitem__(self, index: int) -> Patch:
         rng = np.random.default_rng([self.seed, _STREAMS[self.stream], index])
-        case = self.cases[rng.integers(len(self.cases))]
+        case, table, annotated = self.cases[rng.integers(len(self.cases))]
         volume, annotation, size = case.image, case.labels, self.recipe.patch_size
         is_training = self.stream == "train"
         config = self.recipe.augmentation
@@ -70,14 +81,18 @@ class PatchDataset(Dataset[Patch]):
         raw = np.asarray(volume[(slice(None), *inside)])
         normal = normalize(raw, self.schemes, self.fingerprint, moments=(case.means, case.stds))
         image = torch.from_numpy(np.pad(normal, [(0, 0), *padding]))
-        labels = torch.from_numpy(np.pad(np.asarray(annotation[inside]), padding).astype(np.int64))
+        arrays = [table[annotation[inside]], *([case.instances[inside]] if self.recipe.instances else [])]
+        maps = torch.from_numpy(np.stack([np.pad(array, padding) for array in arrays]).astype(np.int64))
         if matrix is not None:
             image = augment.apply_matrix(image, matrix, size, nearest=False)
-            labels = augment.apply_matrix(labels[None].float(), matrix, size, nearest=True)[0].long()
+            maps = augment.apply_matrix(maps.float(), matrix, size, nearest=True).long()
         if is_training:
             image = augment.random_intensity(image, config, rng)
-            image, labels = augment.random_mirror(image, labels, self.recipe.mirror_axes, rng)
-        return {"image": image.float().contiguous(), "labels": labels.contiguous()}
+            image, maps = augment.random_mirror(image, maps, self.recipe.mirror_axes, rng)
+        patch: Patch = {"image": image.float().contiguous(), "labels": maps[0].contiguous(), "annotated": annotated}
+        if self.recipe.instances:
+            patch["instances"] = maps[1].contiguous()
+        return patch
 
     def _start(self, case: CachedCase, size: Size3, rng: np.random.Generator) -> list[int]:
         """First voxel of a patch; may be negative where the volume is smaller than the patch."""

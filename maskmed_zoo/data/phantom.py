@@ -6,6 +6,9 @@ a random affine map and a smooth random displacement, then given texture, partia
 lungs come as twins of equal density, shape and texture, so only their place tells left from right; liver and spleen
 differ by few HU; ribs, hips, heart and gallbladder look like labelled organs but are not.
 
+With `content="lesions"` the volumes hold none to six bright nodules and dark cysts in one organ instead, with a map of
+which is which in `instancesTr/`: some touch, and then connected parts of the labels are fewer than lesions.
+
 Source: our own. The HU values are textbook means of a contrast-enhanced CT, bowel apart. It says nothing about
 clinical performance.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -40,10 +44,13 @@ LABELS = {
     "aorta": 8,
     "bladder": 9,
 }
+LESION_LABELS = {"background": 0, "nodule": 1, "cyst": 2}
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPI", "ASR")
 MIN_VOXELS = 8
 FIELD_MM = (252.0, 238.0, 272.0)
 """Nominal field of view (z, y, x); the voxel size is this over the shape."""
+LESION_FIELD_MM = (160.0, 200.0, 200.0)
+MOST_LESIONS = 6
 
 # Tissue: mean HU, standard deviation of its texture in HU.
 _AIR, _FAT, _MUSCLE, _BONE = (-1000, 0), (-100, 12), (55, 10), (400, 90)
@@ -74,14 +81,15 @@ def make_phantom_dataset(
     seed: int = 0,
     shape: Size3 = (48, 56, 64),
     test_cases: int = 0,
+    content: Literal["organs", "lesions"] = "organs",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a data set in nnU-Net's raw layout to the empty or new folder `root` and return it.
 
     `shape` is (z, y, x) in voxels. Case i depends on `seed`, `shape` and i only, so more cases leave the others as they
     are. One fold in `splits_final.json` keeps a quarter of the cases for validation. `test_cases` more, of other
-    random numbers, go to `imagesTs/` and `labelsTs/`. `progress(done, total)` is called after every case. Raises
-    `DataError` for fewer than two cases or a folder in use.
+    random numbers, go to `imagesTs/` and `labelsTs/`. Lesions are numbered in `instancesTr/` and `instancesTs/`.
+    `progress(done, total)` is called after every case. Raises `DataError` for fewer than two cases or a folder in use.
     """
     root = Path(root)
     if cases < 2 or test_cases < 0:
@@ -92,8 +100,12 @@ def make_phantom_dataset(
     for split, count in (("Tr", cases), ("Ts", test_cases)):
         for index in range(count):
             name = f"phantom_{index:03d}" if split == "Tr" else f"phantom_test_{index:03d}"
-            image, labels, spacing = phantom_case(_case_seed(seed, split, index), shape)
             orientation = ORIENTATIONS[index % len(ORIENTATIONS)]
+            if content == "organs":
+                image, labels, spacing = phantom_case(_case_seed(seed, split, index), shape)
+            else:
+                image, labels, numbers, spacing = lesion_case(_case_seed(seed, split, index), shape)
+                _write(root / f"instances{split}" / f"{name}.nii.gz", numbers, spacing, orientation)
             _write(root / f"images{split}" / f"{name}_0000.nii.gz", image, spacing, orientation)
             _write(root / f"labels{split}" / f"{name}.nii.gz", labels, spacing, orientation)
             done += 1
@@ -103,9 +115,9 @@ def make_phantom_dataset(
     held_out = names[1::4]
     splits = [{"train": [name for name in names if name not in held_out], "val": held_out}]
     description = {
-        "name": "Phantom",
+        "name": "Phantom" if content == "organs" else "LesionPhantom",
         "channel_names": {"0": "CT"},
-        "labels": LABELS,
+        "labels": LABELS if content == "organs" else LESION_LABELS,
         "numTraining": cases,
         "file_ending": ".nii.gz",
     }
@@ -128,6 +140,54 @@ def phantom_case(seed: int, shape: Size3 = (48, 56, 64)) -> tuple[NDArray[np.int
         if np.bincount(labels.ravel(), minlength=len(LABELS)).min() >= MIN_VOXELS:
             return _scan(rng, mean, deviation), labels, spacing
     raise DataError(f"phantom shape {tuple(shape)} (z, y, x) is too coarse for every organ; try (24, 28, 32) or more")
+
+
+def lesion_case(
+    seed: int, shape: Size3 = (48, 56, 64)
+) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.uint8], Spacing3]:
+    """One case with lesions: image (z y x) int16 HU, labels and numbers of lesions (z y x) uint8, spacing (z, y, x) mm.
+
+    Every lesion has at least `MIN_VOXELS` voxels. Raises `DataError` where `shape` is too small for that.
+    """
+    z, y, x = (mm / size for mm, size in zip(LESION_FIELD_MM, shape, strict=True))
+    axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, (z, y, x), strict=True)]
+    at = np.stack(np.meshgrid(*axes, indexing="ij"))
+    count = int(np.random.default_rng(seed).integers(MOST_LESIONS + 1))
+    for attempt in range(8):
+        rng = np.random.default_rng([seed, attempt])
+        organ = np.array([66, 70, 76]) * rng.uniform(0.9, 1.05, 3)
+        mean = np.where(np.hypot(at[1] / 92, at[2] / 96) < 1, _FAT[0], _AIR[0]).astype(np.float32)
+        mean[((at / organ[:, None, None, None]) ** 2).sum(0) < 1] = 100
+        labels, numbers = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        nearest = np.ones(shape)  # where two lesions overlap, a voxel belongs to the one it lies deeper in
+        lesions = _lesions(rng, organ, count)
+        for number, (label, centre, radii) in enumerate(lesions, start=1):
+            distance = (((at - centre[:, None, None, None]) / radii[:, None, None, None]) ** 2).sum(0)
+            inside = distance < nearest
+            nearest[inside], labels[inside], numbers[inside] = distance[inside], label, number
+            mean[inside] = 180 if label == LESION_LABELS["nodule"] else 10
+        if np.bincount(numbers.ravel(), minlength=len(lesions) + 1).min() >= MIN_VOXELS:
+            return _scan(rng, mean, np.where(mean > _AIR[0], 10, 0).astype(np.float32)), labels, numbers, (z, y, x)
+    raise DataError(f"phantom shape {tuple(shape)} (z, y, x) is too coarse for lesions; try (24, 32, 32) or more")
+
+
+def _lesions(
+    rng: np.random.Generator, organ: NDArray[np.float64], count: int
+) -> list[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
+    """Label, centre and radii (z, y, x) mm of ellipsoids; about one in three lies against another one."""
+    found: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = []
+    for _ in range(count):
+        radii = rng.uniform(9, 16) * rng.uniform(0.85, 1.15, 3)
+        label = int(rng.integers(1, len(LESION_LABELS)))
+        direction = rng.normal(size=3)
+        direction /= np.linalg.norm(direction)
+        if found and rng.random() < 0.4:
+            label, centre, others = found[int(rng.integers(len(found)))]
+            centre = centre + direction * 0.85 * (radii.mean() + others.mean())
+        else:
+            centre = direction * organ * 0.75 * rng.random() ** (1 / 3)
+        found.append((label, centre, radii))
+    return found
 
 
 def _case_seed(seed: int, split: str, index: int) -> int:

@@ -1,7 +1,8 @@
 """Scores of many cases to one summary, and whole folders of label maps to scores.
 
 Idea: an average means nothing without its definition, so the summary carries it in words. A label absent in both maps
-has no score and is counted, not averaged; a label that only one map has scores 0.
+has no score and is counted, not averaged; a label that only one map has scores 0. A label that nobody looked for in a
+case has no score there either, whatever was predicted, and is counted apart.
 Deviation from nnU-Net: its `foreground_mean` is our `mean_dice_over_labels`; `mean_dice` averages within cases first.
 """
 
@@ -15,25 +16,38 @@ from typing import Any
 
 import numpy as np
 
-from maskmed_zoo.data.dataset import ENDING, declared_labels
+from maskmed_zoo.data.dataset import (
+    ANNOTATED,
+    ENDING,
+    NO_OBJECT,
+    annotated_labels,
+    check_annotated,
+    declared_labels,
+    foreground_labels,
+)
 from maskmed_zoo.data.nifti import check_same_geometry, read_labels
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.dice import dice_per_label
+from maskmed_zoo.evaluation.instances import Matches, is_objects_file, match_files, objects_beside, summarize_objects
 
-NOT_SCORED = ("background", "ignore")
 DEFINITION = (
     "mean_dice is the mean over cases of each case's mean Dice over the foreground labels present in its reference or "
     "prediction; mean_dice_over_labels is the mean over labels of each label's mean over those cases; "
-    "a label absent in both is left out and counted in absent; std is the sample standard deviation over cases."
+    "a label absent in both is left out and counted in absent; a label that was not looked for in a case is left out "
+    "and counted in unannotated; std is the sample standard deviation over cases."
 )
 
 
 @dataclass
 class CaseScores:
-    """Dice in [0, 1] of one case by label name, `None` where prediction and reference both lack the label."""
+    """Dice in [0, 1] of one case by label name, `None` where prediction and reference both lack the label.
+
+    `unannotated` names the labels that were not looked for in the case; scores they may have do not count.
+    """
 
     identifier: str
     dice: dict[str, float | None]
+    unannotated: frozenset[str] = frozenset()
 
     @property
     def mean(self) -> float | None:
@@ -44,26 +58,40 @@ class CaseScores:
 def summarize(cases: Sequence[CaseScores], label_names: Sequence[str]) -> dict[str, Any]:
     """A JSON-able summary of `cases` over the foreground labels `label_names`.
 
-    Keys: `cases` (case, dice, mean), `labels` (name to mean, std, n, absent), `mean_dice`, `mean_dice_over_labels`,
-    `absent` and `definition`, which says how they are averaged. 'background' and 'ignore' are not scored. Raises
-    `DataError` if a case lacks a label's score altogether or two cases have one name.
+    Keys: `cases` (case, dice, mean, unannotated), `labels` (name to mean, std, n, absent, unannotated), `mean_dice`,
+    `mean_dice_over_labels`, `absent`, `unannotated` and `definition`, which says how they are averaged. 'background'
+    and 'ignore' are not scored. Raises `DataError` if a case lacks a label's score altogether or two cases have one
+    name.
     """
-    names = [name for name in label_names if name not in NOT_SCORED]
+    names = [name for name in label_names if name not in NO_OBJECT]
     for case in cases:
-        lacking = [name for name in names if name not in case.dice]
+        lacking = [name for name in names if name not in case.dice and name not in case.unannotated]
         if lacking:
             raise DataError(f"case '{case.identifier}' has no score for {', '.join(lacking)}")
     if len({case.identifier for case in cases}) != len(cases):
         raise DataError("two cases to summarize have the same name")
-    scored = [CaseScores(case.identifier, {name: case.dice[name] for name in names}) for case in cases]
-    labels = {name: _statistics([case.dice[name] for case in scored]) for name in names}
+    scored = [
+        CaseScores(
+            case.identifier,
+            {name: None if name in case.unannotated else case.dice[name] for name in names},
+            case.unannotated & set(names),
+        )
+        for case in cases
+    ]
+    labels = {
+        name: _statistics([case.dice[name] for case in scored if name not in case.unannotated], len(cases))
+        for name in names
+    }
     return {
         "mean_dice": _mean(case.mean for case in scored),
         "mean_dice_over_labels": _mean(label["mean"] for label in labels.values()),
         "absent": sum(label["absent"] for label in labels.values()),
+        "unannotated": sum(label["unannotated"] for label in labels.values()),
         "definition": DEFINITION,
         "labels": labels,
-        "cases": [{"case": case.identifier, "dice": case.dice, "mean": case.mean} for case in scored],
+        "cases": [
+            {"case": c.identifier, "dice": c.dice, "mean": c.mean, "unannotated": sorted(c.unannotated)} for c in scored
+        ],
     }
 
 
@@ -71,16 +99,18 @@ def evaluate_folders(pred: Path, ref: Path, labels: dict[str, int] | None = None
     """`summarize` over every `*.nii.gz` in `ref` and the file of the same name in `pred`.
 
     `labels` maps names to values, with 'background' 0 and perhaps 'ignore'. Without it they come from `dataset.json` in
-    `ref` or beside it, else from the values found, named `label_1`, …. Predictions without a reference are left out and
-    listed under `unreferenced`. Raises `DataError` for no cases, a missing prediction, maps that do not lie on one
-    another, and values that are no label.
+    `ref` or beside it, else from the values found, named `label_1`, …. An `annotated.json` in `ref` or beside it says
+    which labels were looked for in each case; it has to list every reference. Predictions without a reference are left
+    out and listed under `unreferenced`. Where predictions have maps of objects beside them, these are scored too, under
+    `instances`; see `match_files`. Raises `DataError` for no cases, a missing prediction, maps that do not lie on
+    one another, values that are no label, and an annotated.json that the references contradict.
     """
     pred, ref = Path(pred), Path(ref)
     for folder in (pred, ref):
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder")
-    names = sorted(path.name for path in ref.glob(f"*{ENDING}"))
-    predicted = {path.name for path in pred.glob(f"*{ENDING}")}
+    names = sorted(path.name for path in ref.glob(f"*{ENDING}") if not is_objects_file(path))
+    predicted = {path.name for path in pred.glob(f"*{ENDING}") if not is_objects_file(path)}
     if not names:
         raise DataError(f"{ref}: no label maps (*{ENDING})")
     missing = [name for name in names if name not in predicted]
@@ -90,29 +120,47 @@ def evaluate_folders(pred: Path, ref: Path, labels: dict[str, int] | None = None
     labels = (
         labels or _labels_of_dataset(ref) or _labels_found([folder / name for folder in (pred, ref) for name in names])
     )
-    ignore = labels.get("ignore")
-    foreground = {name: value for name, value in labels.items() if name not in NOT_SCORED}
-    if not foreground:
+    scored = foreground_labels(labels)
+    if not scored:
         raise DataError(f"no foreground label to score among {labels}")
+    source = _beside(ref, ANNOTATED)
+    identifiers = [name.removesuffix(ENDING) for name in names]
+    annotated = annotated_labels(source, labels, identifiers, others=True) if source else {}
     cases: list[CaseScores] = []
-    for name in names:
+    has_objects = any(objects_beside(pred / name).is_file() for name in names)
+    objects: dict[str, dict[str, Matches]] = {}
+    for name, identifier in zip(names, identifiers, strict=True):
         reference, prediction = read_labels(ref / name), read_labels(pred / name)
         check_same_geometry(reference, prediction)
         for volume in (reference, prediction):
-            unknown = set(np.unique(volume.array).tolist()) - {0, *labels.values()}
+            values = set(np.unique(volume.array).tolist())
+            unknown = values - {0, *labels.values()}
             if unknown:
                 raise DataError(f"{volume.path}: value {min(unknown)} is no label; labels are {labels}")
-        dice = dice_per_label(prediction.array, reference.array, list(foreground.values()), ignore)
-        scores = {label: dice[value] for label, value in foreground.items()}
-        cases.append(CaseScores(name.removesuffix(ENDING), scores))
-    summary = summarize(cases, list(foreground))
+            if volume is reference:
+                check_annotated(values, volume.path, labels, annotated.get(identifier, scored))
+        dice = dice_per_label(prediction.array, reference.array, list(scored.values()), labels.get("ignore"))
+        found = {label: dice[value] for label, value in scored.items()}
+        unannotated = frozenset(scored) - annotated.get(identifier, frozenset(scored))
+        cases.append(CaseScores(identifier, found, unannotated))
+        if has_objects:
+            wanted = {label: value for label, value in scored.items() if label not in unannotated}
+            objects[identifier] = match_files(prediction, reference, wanted, labels.get("ignore"))
+    summary = summarize(cases, list(scored))
     summary["unreferenced"] = sorted(name.removesuffix(ENDING) for name in predicted - set(names))
+    if objects:
+        summary["instances"] = summarize_objects(objects, list(scored))
     return summary
 
 
+def _beside(ref: Path, name: str) -> Path | None:
+    """A file in the folder of references or beside it."""
+    return next((path for path in (ref / name, ref.parent / name) if path.is_file()), None)
+
+
 def _labels_of_dataset(ref: Path) -> dict[str, int] | None:
-    paths = (ref / "dataset.json", ref.parent / "dataset.json")
-    return next((declared_labels(path) for path in paths if path.is_file()), None)
+    source = _beside(ref, "dataset.json")
+    return declared_labels(source) if source else None
 
 
 def _labels_found(paths: Iterable[Path]) -> dict[str, int]:
@@ -120,13 +168,14 @@ def _labels_found(paths: Iterable[Path]) -> dict[str, int]:
     return {"background": 0} | {f"label_{value}": value for value in sorted(values - {0})}
 
 
-def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
+def _statistics(values: Sequence[float | None], cases: int) -> dict[str, Any]:
     present = [value for value in values if value is not None]
     return {
         "mean": _mean(present),
         "std": stdev(present) if len(present) > 1 else None,
         "n": len(present),
         "absent": len(values) - len(present),
+        "unannotated": cases - len(values),
     }
 
 

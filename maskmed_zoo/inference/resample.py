@@ -48,3 +48,9 @@ def probabilities_to_labels(probabilities: Tensor, shape: Sequence[int]) -> NDAr
                 slices = F.interpolate(slices, size=(height, width), mode="bilinear", align_corners=False)
             result[part] = slices.argmax(1).cpu().numpy()
     return result
+
+
+def nearest(array: NDArray[np.integer], shape: Sequence[int]) -> NDArray[np.integer]:
+    """Integers (d h w) on a grid of `shape` voxels over the same field of view: those of the nearest voxel."""
+    index = [(2 * np.arange(wanted) + 1) * n // (2 * wanted) for n, wanted in zip(array.shape, shape, strict=True)]
+    return array[np.ix_(*index)]

@@ -11,7 +11,7 @@ one voxel sum to 1, so dividing by their sum does the same with less memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
@@ -23,6 +23,9 @@ from maskmed_zoo.errors import JointError, NonFiniteError
 
 SIGMA = 1 / 8
 LOWEST_WEIGHT = 1e-3
+
+Place = tuple[slice, slice, slice]
+"""Where a window lies in the padded volume."""
 
 
 def window_starts(size: int, window: int, overlap: float) -> list[int]:
@@ -52,6 +55,26 @@ def importance(window: Size3) -> Tensor:
     return (weights / weights.max()).clamp_min(LOWEST_WEIGHT)
 
 
+class Windows:
+    """The windows of a volume of `size` voxels (z, y, x): `places`, in the order in which they are predicted.
+
+    A volume smaller than the window is padded on both sides; `shape` is its size then, and places count from there.
+    """
+
+    def __init__(self, size: Sequence[int], window: Size3, overlap: float) -> None:
+        missing = [max(0, w - n) for w, n in zip(window, size, strict=True)]
+        before = [m // 2 for m in missing]
+        self.padding = [(b, m - b) for m, b in zip(missing, before, strict=True)]
+        z, y, x = (max(n, w) for n, w in zip(size, window, strict=True))
+        self.shape: Size3 = (z, y, x)
+        self.inner = tuple(slice(b, b + n) for b, n in zip(before, size, strict=True))
+        starts = product(*(window_starts(n, w, overlap) for n, w in zip(size, window, strict=True)))
+        depth, height, width = window
+        self.places: list[Place] = [
+            (slice(z, z + depth), slice(y, y + height), slice(x, x + width)) for z, y, x in starts
+        ]
+
+
 def sliding_window(
     predict: Callable[[Tensor], Tensor],
     image: Tensor,
@@ -64,34 +87,29 @@ def sliding_window(
 ) -> Tensor:
     """Probabilities (k d h w) float32 on the CPU, summing to 1 over k, for a normalised image (c d h w) float32.
 
-    `predict` gets up to `batch_size` windows (b c *window) on `device` and gives log-probabilities (b k *window). It
-    runs in inference mode; put the model in `eval()` before. A volume smaller than the window is padded with zeros on
-    both sides, and the padding cut off again. Memory: the result and one label's map on the CPU, a batch on `device`.
+    `predict` gets up to `batch_size` windows (b c *window) on `device`, in the order of `Windows.places`, and gives
+    log-probabilities (b k *window). It runs in inference mode; put the model in `eval()` before. A volume smaller than
+    the window is padded with zeros on both sides, and the padding cut off again. Memory: the result and one label's
+    map on the CPU, a batch on `device`.
     Raises `JointError` for a wrong shape and `NonFiniteError` for NaN or infinite probabilities.
     """
     if image.ndim != 4:
         raise JointError(f"sliding_window takes one image (c d h w), got a tensor of shape {tuple(image.shape)}")
-    size = tuple(image.shape[1:])
-    missing = [max(0, w - n) for w, n in zip(window, size, strict=True)]
-    before = [m // 2 for m in missing]
-    if any(missing):
-        image = F.pad(image, [p for m, b in zip(missing[::-1], before[::-1], strict=True) for p in (b, m - b)])
-    starts = list(product(*(window_starts(n, w, overlap) for n, w in zip(image.shape[1:], window, strict=True))))
-    total = torch.zeros(num_classes, *image.shape[1:])  # made outside inference mode, so that callers may change it
+    windows = Windows(image.shape[1:], window, overlap)
+    if windows.shape != tuple(image.shape[1:]):
+        image = F.pad(image, [side for sides in reversed(windows.padding) for side in sides])
+    total = torch.zeros(num_classes, *windows.shape)  # made outside inference mode, so that callers may change it
     with torch.inference_mode():
         weights = importance(window).to(device)
-        for first in range(0, len(starts), batch_size):
-            places = [
-                (slice(None), *(slice(s, s + w) for s, w in zip(start, window, strict=True)))
-                for start in starts[first : first + batch_size]
-            ]
+        for first in range(0, len(windows.places), batch_size):
+            places = [(slice(None), *place) for place in windows.places[first : first + batch_size]]
             output = predict(torch.stack([image[place] for place in places]).to(device))
             expected = (len(places), num_classes, *window)
             if tuple(output.shape) != expected:
                 raise JointError(f"the model gave shape {tuple(output.shape)} for a window, expected {expected}")
             for place, part in zip(places, output.float().exp().mul_(weights).cpu(), strict=True):
                 total[place] += part
-        total = total[(slice(None), *(slice(b, b + n) for b, n in zip(before, size, strict=True)))]
+        total = total[(slice(None), *windows.inner)]
         norm = total.sum(0)
         if not bool(torch.isfinite(norm).all()) or not bool((norm > 0).all()):
             raise NonFiniteError("the model's probabilities hold NaN or infinity, or sum to 0 somewhere")

@@ -1,6 +1,8 @@
 """Cross-entropy plus soft Dice with deep supervision: nnU-Net's `DC_and_CE_loss`, the loss of the dense heads.
 
 Dice per case and foreground label, averaged; labels by nearest voxel at coarser stages; the lowest stage has weight 0.
+With partial labels a voxel of label 0 is "background or a label not looked for", with the sum of their probabilities,
+and Dice is over the foreground labels looked for in each case. Instances are not told apart.
 Deviation from nnU-Net: the Dice term is 1 - Dice instead of -Dice, so that 0 is the optimum; gradients are equal.
 Compared in the tests with MONAI's `DiceCELoss`.
 """
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss
+from maskmed_zoo.losses.partial import check_annotated, merge_unannotated, only_annotated
 from maskmed_zoo.losses.stages import halving_weights, nearest_labels
 
 SMOOTH = 1e-5
@@ -52,14 +55,21 @@ class CEDiceLoss(Loss):
         instances: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Labels (b d h w); returns the weighted sum over stages and the full-resolution parts `ce` and `dice`."""
+        if annotated is None:
+            counted = torch.ones(len(labels), self.num_classes, device=labels.device)
+        else:
+            check_annotated(annotated, labels, self.num_classes)
+            labels, counted = only_annotated(labels, annotated), annotated.float()
         weights = self.stage_weights(len(output.stages))
         total, parts = labels.new_zeros((), dtype=torch.float32), dict[str, Tensor]()
         for weight, stage in zip(weights, output.stages, strict=True):
             if weight == 0:
                 continue
             logits = stage.spatial.float()
+            if annotated is not None:
+                logits = merge_unannotated(logits, annotated)
             target = nearest_labels(labels, logits.shape[2:]).long()
-            ce, dice = self._cross_entropy(logits, target), self._dice(logits, target)
+            ce, dice = self._cross_entropy(logits, target), self._dice(logits, target, counted[:, 1:])
             total = total + weight * (self.config.ce_weight * ce + self.config.dice_weight * dice)
             parts = parts or {"ce": ce.detach(), "dice": dice.detach()}
         return total, parts
@@ -72,10 +82,12 @@ class CEDiceLoss(Loss):
         voxels = F.cross_entropy(logits, target, ignore_index=self.ignore_label, reduction="sum")
         return voxels / (target != self.ignore_label).sum().clamp_min(1)
 
-    def _dice(self, logits: Tensor, target: Tensor) -> Tensor:
+    def _dice(self, logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+        """Mean over the foreground labels that `counted` (b k-1) weighs; 0 if there are none."""
         valid = (target != self.ignore_label).unsqueeze(1)
         probabilities = logits.softmax(1)[:, 1:] * valid
         reference = torch.stack([target == k for k in range(1, self.num_classes)], 1).float()
         overlap = (probabilities * reference).sum((2, 3, 4))
         size = probabilities.sum((2, 3, 4)) + reference.sum((2, 3, 4))
-        return 1 - ((2 * overlap + SMOOTH) / (size + SMOOTH)).mean()
+        losses = 1 - (2 * overlap + SMOOTH) / (size + SMOOTH)
+        return (losses * counted).sum() / counted.sum().clamp_min(1)

@@ -1,11 +1,13 @@
 """The matcher: which query answers for which target (MaskMed §3.5; DETR, MaskFormer).
 
 Costs are means over voxels in float32 outside autocast (a sum over a patch overflows float16), the assignment is
-`scipy.optimize.linear_sum_assignment`, and the whole batch goes to the host in one copy.
+`scipy.optimize.linear_sum_assignment`, and all that the host must know goes there in one copy.
 Compared in the tests with Hugging Face's `Mask2FormerHungarianMatcher` and with scipy over all permutations.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -21,50 +23,77 @@ Weights = tuple[float, float, float]
 
 @torch.no_grad()
 def matching_costs(
-    masks: Tensor, class_logits: Tensor, targets: Tensor, target_classes: Tensor, *, valid: Tensor, weights: Weights
+    masks: Tensor,
+    class_logits: Tensor,
+    targets: Tensor,
+    target_classes: Tensor,
+    *,
+    weights: Weights,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Cost (b n t) float32 of giving target t to query n: class, BCE and Dice terms times `weights`.
 
     Args:
-        masks: (b n v) mask logits over voxels.
+        masks: (b n v) mask logits over voxels or points.
         class_logits: (b n k+1).
-        targets: (b t v) float binary masks.
-        target_classes: label of each target (t).
-        valid: (b 1 v) float, 0 where a voxel is to be ignored.
+        targets: (b t v) masks, bool or in [0, 1].
+        target_classes: (b t) label of each target.
         weights: class, BCE and Dice.
+        valid: (b 1 v) bool, false where a voxel is to be ignored; None: all count.
     """
+
+    def kept(values: Tensor) -> Tensor:
+        return values if valid is None else values * valid
+
     with full_precision(masks):
-        masks, class_logits = masks.float(), class_logits.float()
-        voxels = valid.sum(-1, keepdim=True).clamp_min(1)
-        targets = targets * valid
-        class_cost = -class_logits.softmax(-1)[..., target_classes]
+        masks, class_logits, targets = masks.float(), class_logits.float(), kept(targets.float())
+        voxels = masks.shape[-1] if valid is None else valid.sum(-1, keepdim=True).clamp_min(1)
+        index = target_classes.unsqueeze(1).expand(-1, masks.shape[1], -1)
+        class_cost = -class_logits.softmax(-1).gather(2, index)
         # BCE with logits is softplus(m) - m·t, voxel by voxel.
-        softplus = (F.softplus(masks) * valid).sum(-1, keepdim=True)
+        softplus = kept(F.softplus(masks)).sum(-1, keepdim=True)
         bce_cost = (softplus - torch.einsum("bnv,btv->bnt", masks, targets)) / voxels
-        probabilities = masks.sigmoid() * valid
+        probabilities = kept(masks.sigmoid())
         overlap = torch.einsum("bnv,btv->bnt", probabilities, targets)
         size = probabilities.sum(-1).unsqueeze(2) + targets.sum(-1).unsqueeze(1)
         dice_cost = 1 - (2 * overlap + 1) / (size + 1)
         return weights[0] * class_cost + weights[1] * bce_cost + weights[2] * dice_cost
 
 
-def hungarian(costs: Tensor, present: Tensor) -> Tensor:
-    """Cheapest one-to-one assignment of the present targets to queries.
+def mask_terms(bce: Tensor, probabilities: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """BCE and Dice (...) of masks (... v): BCE as a mean over voxels, Dice with 1 added above and below.
 
-    `costs` (b n t), `present` (b t) bool. Returns (b n) int64 on the device of `costs`: the target of each query, or
-    -1 for no object. Raises `NonFiniteError` for a NaN or infinite cost.
+    `valid` (... v) bool, false where a voxel is to be ignored; None: all count.
     """
-    host = torch.cat([costs.flatten(1), present.to(costs.dtype)], 1).cpu()
-    if not host.isfinite().all():
-        raise NonFiniteError("matching cost is not finite: the masks or class logits of the full-resolution stage are")
-    b, n, t = costs.shape
-    table, is_present = host[:, : n * t].view(b, n, t).numpy(), host[:, n * t :].bool().numpy()
-    assignment = torch.full((b, n), -1, dtype=torch.int64)
-    for sample in range(b):
-        targets = is_present[sample].nonzero()[0]
-        rows, columns = linear_sum_assignment(table[sample][:, targets])
-        assignment[sample, torch.from_numpy(rows)] = torch.from_numpy(targets[columns])
-    return assignment.to(costs.device)
+    if valid is None:
+        mean = bce.mean(-1)
+    else:
+        target, probabilities = target * valid, probabilities * valid
+        mean = (bce * valid).sum(-1) / valid.sum(-1).clamp_min(1)
+    return mean, 1 - (2 * (probabilities * target).sum(-1) + 1) / (probabilities.sum(-1) + target.sum(-1) + 1)
+
+
+def to_host(*tensors: Tensor) -> list[Tensor]:
+    """Small tensors of one device as float32 on the host, in one copy for all."""
+    flat = torch.cat([tensor.detach().flatten().float() for tensor in tensors]).cpu()
+    pieces = flat.split([tensor.numel() for tensor in tensors])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+
+def hungarian(costs: Tensor, present: Tensor) -> Tensor:
+    """Cheapest one-to-one assignment of the present targets to queries; of too many targets, the cheapest.
+
+    `costs` (b n t), `present` (b t) bool, both on the host. Returns (b n) int64: the target of each query, or -1 for
+    no object. Raises `NonFiniteError` for a NaN or infinite cost.
+    """
+    if not costs.isfinite().all():
+        raise NonFiniteError("matching cost is not finite")
+    assignment = torch.full(costs.shape[:2], -1, dtype=torch.int64)
+    for sample, (table, is_present) in enumerate(zip(costs, present, strict=True)):
+        targets = is_present.nonzero()[:, 0]
+        rows, columns = linear_sum_assignment(table[:, targets].numpy())
+        assignment[sample, torch.from_numpy(rows)] = targets[torch.from_numpy(columns)]
+    return assignment
 
 
 def fixed(present: Tensor, num_queries: int) -> Tensor:
@@ -73,3 +102,32 @@ def fixed(present: Tensor, num_queries: int) -> Tensor:
     index = torch.arange(t, device=present.device).expand(b, t)
     assigned = torch.where(present, index, torch.full_like(index, -1))
     return F.pad(assigned, (0, num_queries - t), value=-1)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """An assignment (b n) and its pairs as indices (m): sample, query, target.
+
+    `is_partial`: a sample has partial labels; `rest` (r) are the numbers of the pairs of such samples whose target is
+    the background.
+    """
+
+    assignment: Tensor
+    sample: Tensor
+    query: Tensor
+    target: Tensor
+    rest: Tensor
+    is_partial: bool
+
+    @classmethod
+    def of(cls, assignment: Tensor, partial: Tensor, device: torch.device) -> Pairs:
+        """From an assignment (b n) on the host, so that `device` is not waited for; partial (b) bool."""
+        sample, query = (assignment >= 0).nonzero(as_tuple=True)
+        target = assignment[sample, query]
+        rest = (partial[sample] & (target == 0)).nonzero()[:, 0]
+        parts = (assignment.flatten(), sample, query, target, rest)
+        moved = torch.cat(parts).to(device, non_blocking=True).split([len(part) for part in parts])
+        return cls(moved[0].view_as(assignment), *moved[1:], is_partial=bool(partial.any()))
+
+    def __len__(self) -> int:
+        return len(self.sample)

@@ -1,23 +1,40 @@
-"""The set criterion of query heads: match once on the full-resolution stage, then class, BCE and Dice at every stage.
+"""The set criterion of query heads: match queries with targets, then class, BCE and Dice at every output.
 
-MaskMed §3.5, Eq. 6. Targets are the labels present in the patch, background included; an unmatched query is "no
-object". Where the paper is silent: cost weights equal loss weights; class loss is averaged over queries, mask losses
-over matched pairs (MaskFormer); stage targets by max-pooling; see the config for the rest.
+MaskMed §3.5, Eq. 6. Targets are the labels present in the patch, background included, or its instances; an unmatched
+query is "no object". Where the paper is silent: cost weights equal loss weights; class loss is averaged over queries,
+mask losses over matched pairs (MaskFormer); stage targets by max-pooling; see the config for the rest, and `partial`
+for labels that were not looked for.
+
+With `match: per_stage`, `stage_weighting: equal` and `points: 12544` this is Mask2Former's criterion (MaskMed App. D.1)
+but for its total: that is the sum over outputs, here it is their mean, so that no loss grows with the number of
+outputs; multiply by that number to compare. Mask2Former's weights are 2 : 5 : 5 and 0.1 for "no object".
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss, StageOutput, full_precision
+from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss, PositiveInt, StageOutput, full_precision
 from maskmed_zoo.errors import JointError, NonFiniteError
-from maskmed_zoo.losses.matcher import fixed, hungarian, matching_costs
-from maskmed_zoo.losses.stages import halving_weights, label_masks, pool_max
+from maskmed_zoo.losses.matcher import Pairs, fixed, hungarian, mask_terms, matching_costs, to_host
+from maskmed_zoo.losses.partial import (
+    check_annotated,
+    claimed_share,
+    explain_rest,
+    log_unclaimed,
+    only_annotated,
+    partial_costs,
+    unmatched_class_loss,
+)
+from maskmed_zoo.losses.points import at_points, uncertain_points, uniform_points
+from maskmed_zoo.losses.stages import halving_weights
+from maskmed_zoo.losses.targets import Targets, instance_targets, label_targets
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -33,6 +50,21 @@ class SetCriterionConfig(ComponentConfig):
     assigner: Literal["hungarian", "fixed"] = Field(
         default="hungarian", description="fixed: query i answers for label i"
     )
+    match: Literal["once", "per_stage"] = Field(
+        default="once", description="once: on the final, full-resolution output; per_stage: anew on each (Mask2Former)"
+    )
+    stage_weighting: Literal["halving", "equal"] = Field(
+        default="halving", description="weights of the outputs, which sum to 1: each half of the one before, or equal"
+    )
+    points: PositiveInt | None = Field(
+        default=None, description="mask terms on so many sampled points (Mask2Former: 12544); null: on all voxels"
+    )
+
+    @model_validator(mode="after")
+    def _fixed_matches_nothing(self) -> Self:
+        if self.assigner == "fixed" and self.match == "per_stage":
+            raise ValueError("'match: per_stage' needs 'assigner: hungarian'")
+        return self
 
 
 class SetCriterion(Loss):
@@ -60,69 +92,120 @@ class SetCriterion(Loss):
         annotated: Tensor | None = None,
         instances: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Labels (b d h w); returns the weighted sum over stages and the full-resolution `class`, `bce`, `dice`.
+        """Labels (b d h w); returns the weighted sum over outputs and the `class`, `bce`, `dice` of the final one.
 
-        Raises `NonFiniteError` if a matching cost or a stage's loss is not finite.
+        With instances (b d h w) also `dropped`, how many of them exceed the number of queries. Raises `JointError` for
+        inputs that do not fit and `NonFiniteError`, naming the tensor, if masks, class logits or a cost are not finite.
         """
         with full_precision(labels):
-            full = label_masks(labels, self.num_classes, labels.shape[1:])
-            ignored = torch.zeros_like(labels) if self.ignore_label is None else labels == self.ignore_label
-            ignored = ignored.unsqueeze(1).float()
-            assignment = self.assign(output.stages[0], full, 1 - ignored)
+            full = self.targets(labels, annotated, instances)
+            targets = [full.at(stage.spatial.shape[2:]) for stage in output.stages]
+            pairs = self.assign(output.stages, targets, annotated)
+            total, parts = torch.zeros((), device=labels.device), dict[str, Tensor]()
             weights = self.stage_weights(len(output.stages))
-            total, parts = full.new_zeros(()), dict[str, Tensor]()
-            for index, (weight, stage) in enumerate(zip(weights, output.stages, strict=True)):
-                size = stage.spatial.shape[2:]
-                terms = self._stage(stage, pool_max(full, size), 1 - pool_max(ignored, size), assignment)
-                value = sum((self._weight(name) * term for name, term in terms.items()), start=full.new_zeros(()))
-                if not value.isfinite():
-                    raise NonFiniteError(f"loss of stage {index} is not finite: {_describe(terms)}")
-                total = total + weight * value
+            for weight, stage, at_stage, matched in zip(weights, output.stages, targets, pairs, strict=True):
+                terms = self._stage(stage, at_stage, matched, annotated)
+                total = total + weight * sum(getattr(self.config, f"{name}_weight") * x for name, x in terms.items())
                 parts = parts or {name: term.detach() for name, term in terms.items()}
+            if instances is not None:
+                parts["dropped"] = (full.present.sum() - (pairs[0].assignment >= 0).sum()).float()
             return total, parts
 
     def stage_weights(self, stages: int) -> list[float]:
-        """Halving with every halving of resolution; they sum to 1."""
-        return halving_weights(stages)
+        """Halving with every halving of resolution, or equal; they sum to 1."""
+        return [1 / stages] * stages if self.config.stage_weighting == "equal" else halving_weights(stages)
 
-    def assign(self, stage: StageOutput, targets: Tensor, valid: Tensor) -> Tensor:
-        """(b n) the label each query answers for, -1 for none; targets (b k d h w), valid (b 1 d h w), both float."""
-        masks, class_logits = _query_tensors(stage)
-        present = (targets * valid).flatten(2).amax(-1) > 0
+    def check_instances(self) -> None:
+        """Raise `JointError` if these settings cannot tell instances apart."""
         if self.config.assigner == "fixed":
-            return fixed(present, masks.shape[1])
-        classes = torch.arange(self.num_classes, device=masks.device)
-        weights = (self.config.class_weight, self.config.bce_weight, self.config.dice_weight)
-        costs = matching_costs(
-            masks.flatten(2), class_logits, targets.flatten(2), classes, valid=valid.flatten(2), weights=weights
-        )
-        return hungarian(costs, present)
+            raise JointError("loss 'set_criterion' with 'assigner: fixed' takes no instances; write 'hungarian'")
 
-    def _stage(self, stage: StageOutput, targets: Tensor, valid: Tensor, assignment: Tensor) -> dict[str, Tensor]:
+    def targets(self, labels: Tensor, annotated: Tensor | None = None, instances: Tensor | None = None) -> Targets:
+        """What labels (b d h w) hold, as `forward` takes them."""
+        if annotated is not None:
+            check_annotated(annotated, labels, self.num_classes)
+            labels = only_annotated(labels, annotated)
+        if instances is None:
+            return label_targets(labels, self.num_classes, self.ignore_label)
+        self.check_instances()
+        return instance_targets(labels, instances, self.num_classes, self.ignore_label)
+
+    def assign(
+        self, stages: Sequence[StageOutput], targets: Sequence[Targets], annotated: Tensor | None = None
+    ) -> list[Pairs]:
+        """The pairs of every stage; all that the host must know for it takes one copy."""
+        present = targets[0].present
+        partial = torch.zeros_like(present[:, 0]) if annotated is None else ~annotated.all(1)
+        matched = 0 if self.config.assigner == "fixed" else len(stages) if self.config.match == "per_stage" else 1
+        costs = [self._costs(*pair, annotated) for pair in zip(stages[:matched], targets, strict=False)]
+        # Finite where every number is, and so far from overflow that the loss is finite too.
+        norms = [torch.linalg.vector_norm(x.detach(), dtype=torch.float32) for s in stages for x in _query_tensors(s)]
+        on_host = to_host(present, partial, torch.stack(norms), *costs)
+        present, partial = on_host[0] > 0, on_host[1] > 0
+        _check_finite(on_host[2])
+        assignments = [hungarian(table, present) for table in on_host[3:]]
+        assignments = assignments or [fixed(present, _query_tensors(stages[0])[0].shape[1])]
+        pairs = [Pairs.of(assignment, partial, targets[0].present.device) for assignment in assignments]
+        return pairs if len(pairs) == len(stages) else pairs * len(stages)
+
+    def _costs(self, stage: StageOutput, targets: Targets, annotated: Tensor | None) -> Tensor:
         masks, class_logits = _query_tensors(stage)
-        classes = torch.where(assignment >= 0, assignment, self.num_classes)
-        # A sample without any target holds ignored voxels alone, and says nothing about its queries.
-        known = (assignment >= 0).any(1, keepdim=True).float()
-        class_values = F.cross_entropy(
-            class_logits.float().transpose(1, 2), classes, self.class_weights, reduction="none"
-        )
-        class_loss = (class_values * known).sum() / (self.class_weights[classes] * known).sum().clamp_min(TINY)
-        sample, query = (assignment >= 0).nonzero(as_tuple=True)
-        matched = masks[sample, query].float().flatten(1)
-        target = targets[sample, assignment[sample, query]].flatten(1)
-        mask = valid[sample, 0].flatten(1)
-        if len(sample) == 0:
-            nothing = masks.sum() * 0
-            return {"class": class_loss, "bce": nothing, "dice": nothing}
-        target = target * mask
-        bce = F.binary_cross_entropy_with_logits(matched, target, reduction="none") * mask
-        bce = bce.sum(1) / mask.sum(1).clamp_min(1)
-        probabilities = matched.sigmoid() * mask
-        dice = 1 - (2 * (probabilities * target).sum(1) + 1) / (probabilities.sum(1) + target.sum(1) + 1)
-        return {"class": class_loss, "bce": bce.mean(), "dice": dice.mean()}
+        count = self._points_of(masks)
+        points = None if count is None else uniform_points(len(masks), count, masks.device)
+        weights = (self.config.class_weight, self.config.bce_weight, self.config.dice_weight)
+        valid = None if targets.ignored is None else at_points(targets.ignored, points) == 0
+        logits, marks = at_points(masks, points), at_points(targets.masks, points)
+        costs = matching_costs(logits, class_logits, marks, targets.classes, weights=weights, valid=valid)
+        if annotated is None:
+            return costs
+        return partial_costs(costs, logits, class_logits, marks[:, 0], annotated, weights=weights, valid=valid)
 
-    def _weight(self, term: str) -> float:
-        return float(getattr(self.config, f"{term}_weight"))
+    def _points_of(self, masks: Tensor) -> int | None:
+        """How many points of masks (b n d h w) are sampled; None: all voxels are taken."""
+        count = self.config.points
+        return count if count is not None and count < masks[0, 0].numel() else None
+
+    def _stage(self, stage: StageOutput, targets: Targets, pairs: Pairs, annotated: Tensor | None) -> dict[str, Tensor]:
+        class_loss = self._class_loss(stage, targets, pairs, annotated)
+        bce, dice = self._mask_losses(stage, targets, pairs, annotated)
+        return {"class": class_loss, "bce": bce.sum() / max(1, len(pairs)), "dice": dice.sum() / max(1, len(pairs))}
+
+    def _class_loss(self, stage: StageOutput, targets: Targets, pairs: Pairs, annotated: Tensor | None) -> Tensor:
+        class_logits = _query_tensors(stage)[1].float()
+        is_matched = pairs.assignment >= 0
+        labels = targets.classes.gather(1, pairs.assignment.clamp_min(0))
+        labels = torch.where(is_matched, labels, self.num_classes)
+        losses = F.cross_entropy(class_logits.transpose(1, 2), labels, self.class_weights, reduction="none")
+        if annotated is not None and pairs.is_partial:
+            unmatched = self.config.no_object_weight * unmatched_class_loss(class_logits, annotated)
+            losses = torch.where(is_matched, losses, unmatched)
+        # A sample without any target holds ignored voxels alone, and says nothing about its queries.
+        known = is_matched.any(1, keepdim=True).float()
+        return (losses * known).sum() / (self.class_weights[labels] * known).sum().clamp_min(TINY)
+
+    def _mask_losses(
+        self, stage: StageOutput, targets: Targets, pairs: Pairs, annotated: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """BCE and Dice (m) of every pair."""
+        masks, class_logits = _query_tensors(stage)
+        rows = masks[pairs.sample, pairs.query].float().unsqueeze(1)
+        ignored = None if targets.ignored is None else targets.ignored[pairs.sample]
+        count = self._points_of(masks)
+        points = None if count is None else uncertain_points(rows, ignored, count)
+        logits = at_points(rows, points)[:, 0]
+        target = at_points(targets.masks[pairs.sample, pairs.target].unsqueeze(1), points)[:, 0].float()
+        bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        probabilities = logits.sigmoid()
+        if annotated is not None and len(pairs.rest):
+            rest, sample = pairs.rest, pairs.sample[pairs.rest]
+            share = claimed_share(class_logits, annotated) * (pairs.assignment < 0)
+            others = at_points(masks.detach()[sample], None if points is None else points[rest])
+            log_free = log_unclaimed(others, share[sample]).sum(1)
+            joint_bce, joint = explain_rest(logits[rest], target[rest], log_free)
+            bce, probabilities = bce.index_copy(0, rest, joint_bce), probabilities.index_copy(0, rest, joint)
+        return mask_terms(
+            bce, probabilities, target, None if ignored is None else at_points(ignored, points)[:, 0] == 0
+        )
 
 
 def _query_tensors(stage: StageOutput) -> tuple[Tensor, Tensor]:
@@ -131,5 +214,9 @@ def _query_tensors(stage: StageOutput) -> tuple[Tensor, Tensor]:
     return stage.masks, stage.class_logits
 
 
-def _describe(terms: dict[str, Tensor]) -> str:
-    return ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
+def _check_finite(norms: Tensor) -> None:
+    """Of the masks, then the class logits, of every stage in turn."""
+    names = [f"{name} of stage {i}" for i in range(len(norms) // 2) for name in ("masks", "class logits")]
+    bad = [name for name, norm in zip(names, norms, strict=True) if not norm.isfinite()]
+    if bad:
+        raise NonFiniteError(f"matching cost or loss is not finite: NaN or infinity in {', '.join(bad)}")

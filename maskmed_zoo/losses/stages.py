@@ -1,10 +1,9 @@
-"""Deep supervision: the weight of every stage and the labels at its resolution."""
+"""Deep supervision: the weight of every stage, and labels and masks at its resolution."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,14 +27,12 @@ def nearest_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
     return resized.squeeze(1).to(labels.dtype)
 
 
-def label_masks(labels: Tensor, num_classes: int, size: Sequence[int]) -> Tensor:
-    """(b k d h w) float32 binary masks of every label at `size`, by max-pooling so that no small organ vanishes."""
-    masks = torch.stack([labels == k for k in range(num_classes)], 1).float()
-    return pool_max(masks, size)
-
-
 def pool_max(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """(b c d h w) max-pooled to `size`; the identity where the size is right."""
+    """Bool masks (b c d h w) at a coarser `size`: true where any voxel is, so that no small organ vanishes."""
+    for axis, goal in zip((2, 3, 4), size, strict=True):
+        while masks.shape[axis] > goal and masks.shape[axis] % (2 * goal) == 0:
+            pairs = masks.unflatten(axis, (-1, 2))  # halving with `or` is ten times faster than the pooling below
+            masks = pairs.select(axis + 1, 0) | pairs.select(axis + 1, 1)
     if tuple(masks.shape[2:]) == tuple(size):
         return masks
-    return F.adaptive_max_pool3d(masks, tuple(size))
+    return F.adaptive_max_pool3d(masks.float(), tuple(size)) > 0

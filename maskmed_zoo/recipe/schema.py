@@ -59,6 +59,14 @@ class DataRecipe(Settings):
     foreground_oversampling: Probability = Field(
         default=0.33, description="share of patches centred on a foreground voxel"
     )
+    unannotated: Literal["marginalise", "background"] = Field(
+        default="marginalise",
+        description="labels not looked for in a case: its background may be any of them, or is taken for background",
+    )
+    instances: Literal["components", "map"] | None = Field(
+        default=None,
+        description="objects of one label told apart: its connected parts, or the numbers in instancesTr; null: not",
+    )
     mirror_axes: tuple[Axis, ...] = Field(default=(), description="axes flipped at random in training; x is left-right")
     augmentation: Augmentation = Augmentation()
 
@@ -133,6 +141,9 @@ class InferenceRecipe(Settings):
 
     overlap: float = Field(default=0.5, ge=0, lt=1, description="share of a window that its neighbour covers again")
     batch_size: PositiveInt = Field(default=1, description="windows per forward pass")
+    instance_threshold: Probability = Field(
+        default=0.5, description="smallest class probability of a query that stands for an object (data.instances)"
+    )
 
 
 class ModelRecipe(Settings):

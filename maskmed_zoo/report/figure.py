@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskmed_zoo.contracts import Spacing3
-from maskmed_zoo.errors import DataError, UserError
+from maskmed_zoo.errors import DataError
+from maskmed_zoo.report.canvas import require_matplotlib
 
 Array = NDArray[Any]
 PANEL_WIDTH = 3.0
@@ -42,12 +43,11 @@ def comparison_figure(
     are the axial slice with most foreground and the coronal slice with most labels, by the reference where there is
     one. Raises `DataError` for no rows or unequal shapes, `UserError` without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise UserError('pictures need matplotlib: pip install "maskmed-zoo[report]"') from error
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     if not rows:
         raise DataError("no case to draw")
     for name, image, reference, prediction in rows:
@@ -153,7 +153,6 @@ def _views(row: tuple[str, Array, Array | None, Array], spacing: Spacing3) -> li
 def _draw(axes: Any, view: dict[str, Any], column: str, window: tuple[float, float] | None, colours: list[str]) -> None:
     """Fill one panel: the grey slice, its labels half transparent with opaque borders, and the letters of the sides."""
     from matplotlib.colors import to_rgb
-    from matplotlib.patheffects import withStroke
 
     low, high = window or view["limits"]
     extent = (0, view["extent"][0], 0, view["extent"][1])
@@ -172,6 +171,13 @@ def _draw(axes: Any, view: dict[str, Any], column: str, window: tuple[float, flo
         opacity = np.where(labels > 0, np.where(border, 0.85, 0.45), 0.0)
         overlay = np.dstack([palette[labels.astype(np.int64) % len(palette)], opacity])
         axes.imshow(overlay, extent=extent, interpolation="nearest", aspect="equal")
-    for x, letter in ((0.03, "R"), (0.97, "L")):
+    mark_sides(axes)
+
+
+def mark_sides(axes: Any, left: str = "R", right: str = "L") -> None:
+    """Letters in a panel's upper corners that say which side of the patient is there."""
+    from matplotlib.patheffects import withStroke
+
+    for x, letter in ((0.03, left), (0.97, right)):
         text = axes.text(x, 0.95, letter, color="white", fontsize=9, ha="center", va="center", transform=axes.transAxes)
         text.set_path_effects([withStroke(linewidth=2, foreground="black")])

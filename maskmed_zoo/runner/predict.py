@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,30 @@ import torch
 from numpy.typing import NDArray
 
 from maskmed_zoo.build import model_of
-from maskmed_zoo.data.binding import bind
-from maskmed_zoo.data.dataset import ENDING, Case, find_cases, load_case, open_dataset
+from maskmed_zoo.contracts import HeadOutput
+from maskmed_zoo.data.dataset import ENDING, Case, RawDataset, find_cases, foreground_labels, load_case, open_dataset
+from maskmed_zoo.data.instances import components, read_instances
 from maskmed_zoo.data.nifti import Geometry, write_labels
 from maskmed_zoo.data.preprocess import normalize, resample_image, schemes
+from maskmed_zoo.data.sources import Data, open_sources
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.aggregate import CaseScores, summarize
 from maskmed_zoo.evaluation.dice import dice_per_label
-from maskmed_zoo.inference.resample import probabilities_to_labels
+from maskmed_zoo.evaluation.instances import Matches, match_objects, summarize_objects
+from maskmed_zoo.inference.instances import Instances, Stitcher, follow_labels
+from maskmed_zoo.inference.resample import nearest, probabilities_to_labels
 from maskmed_zoo.inference.sliding_window import sliding_window
+from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.recipe.schema import class_names
 from maskmed_zoo.runner.device import autocast, autocast_dtype, pick_device
 from maskmed_zoo.runner.display import Display
+from maskmed_zoo.runner.predictions import (
+    Prediction,
+    files_of,
+    weights_of,
+    write_instances,
+    write_prediction,
+)
 from maskmed_zoo.runner.run_folder import RunFolder, Which, make_folder, now
 
 
@@ -43,28 +56,59 @@ class Predictor:
 
     def labels(self, image: NDArray[np.float32], geometry: Geometry) -> NDArray[Any]:
         """Canonical image (c z y x) in its own units to a label map (z y x) on the same voxels."""
+        return self.segment(image, geometry).labels
+
+    def segment(self, image: NDArray[np.float32], geometry: Geometry) -> Prediction:
+        """Canonical image (c z y x) in its own units to labels and, where the recipe tells them apart, objects.
+
+        Objects are those of the queries and follow the labels; a head that gives logits has their components.
+        """
+        shape, prepared = image.shape[1:], self.prepare(image, geometry)
+        if self.recipe.data.instances is None:
+            labels, found = probabilities_to_labels(self.probabilities(prepared), shape), None
+        else:
+            stitcher = self._stitcher(prepared) if self.model.head.gives == "queries" else None
+            labels = probabilities_to_labels(self.probabilities(prepared, stitcher), shape)
+            raw = Instances(np.zeros((1, 1, 1), np.int32), (), ()) if stitcher is None else stitcher.result()
+            found = follow_labels(replace(raw, ids=nearest(raw.ids, shape)), labels, geometry.spacing)
+        return Prediction(labels, found, geometry)
+
+    def prepare(self, image: NDArray[np.float32], geometry: Geometry) -> torch.Tensor:
+        """Canonical image (c z y x) in its own units to what the network sees: at its spacing, normalised."""
         data = self.recipe.data
         resampled = resample_image(image, geometry.spacing, data.spacing)
-        normal = normalize(resampled, schemes(data.normalization, data.channels or ()), self.fingerprint)
-        probabilities = sliding_window(
-            self._predict,
-            torch.from_numpy(normal),
-            window=data.patch_size,
+        scheme = schemes(data.normalization, data.channels or ())
+        return torch.from_numpy(normalize(resampled, scheme, self.fingerprint))
+
+    def probabilities(self, image: torch.Tensor, stitcher: Stitcher | None = None) -> torch.Tensor:
+        """Of a prepared image (c z y x): (k z y x) float32 on the CPU. The stitcher sees the queries of each window."""
+
+        def run(windows: torch.Tensor) -> torch.Tensor:
+            with autocast(self.dtype, self.device):
+                output: HeadOutput = self.model(windows)
+            if stitcher is not None:
+                stitcher.see(output.stages[0])
+            return output.log_probabilities()
+
+        return sliding_window(
+            run,
+            image,
+            window=self.recipe.data.patch_size,
             num_classes=self.model.num_classes,
             overlap=self.recipe.inference.overlap,
             batch_size=self.recipe.inference.batch_size,
             device=self.device,
         )
-        return probabilities_to_labels(probabilities, image.shape[1:])
 
-    def case(self, case: Case) -> tuple[NDArray[Any], Geometry]:
-        """Label map (z y x) of a case's images, and the geometry to write it with."""
+    def case(self, case: Case) -> Prediction:
+        """Of a case's images."""
         image, _, geometry = load_case(case, None)
-        return self.labels(image, geometry), geometry
+        return self.segment(image, geometry)
 
-    def _predict(self, windows: torch.Tensor) -> torch.Tensor:
-        with autocast(self.dtype, self.device):
-            return self.model.predict(windows)
+    def _stitcher(self, image: torch.Tensor) -> Stitcher:
+        inference = self.recipe.inference
+        window, threshold = self.recipe.data.patch_size, inference.instance_threshold
+        return Stitcher(image.shape[1:], window, overlap=inference.overlap, threshold=threshold)
 
 
 def predict(
@@ -79,12 +123,14 @@ def predict(
 ) -> list[Path]:
     """Segment image files or folders of them; returns the label maps written, `out/NAME.nii.gz` each.
 
-    `out` may name the one label map to write if there is one input file. Finished cases are skipped unless
-    `overwrite`. Raises `DataError` for inputs that cannot be used; cases before it stay finished.
+    `out` may name the one label map to write if there is one input file. Where the recipe tells objects apart,
+    `NAME_instances.nii.gz` and `NAME_instances.json` lie beside it. Cases finished by the same weights are skipped
+    unless `overwrite`. Raises `DataError` for inputs that cannot be used; cases before it stay finished; and, before
+    anything is predicted, for label maps in the way that other weights, or something unknown, made.
     """
     display = display or Display()
     predictor = Predictor(run, which=which, device=device)
-    cases = _inputs(inputs, predictor.recipe.data.channels or ())
+    cases = input_cases(inputs, predictor.recipe.data.channels or ())
     single = out.name.endswith(ENDING)
     if single and len(cases) != 1:
         raise DataError(f"{out}: one output file for {len(cases)} inputs; give a folder")
@@ -93,13 +139,15 @@ def predict(
         raise DataError(f"{out}: is a file; give a folder, or a name ending in {ENDING} for one input")
     if len(set(targets)) != len(targets):
         raise DataError(f"{out}: two inputs would be written to the same file; predict them into different folders")
+    if not overwrite:
+        _refuse_others(targets, predictor.weights_sha256)
+    names = class_names(predictor.recipe.data.labels or {})
+    has_instances = predictor.recipe.data.instances is not None
     written: list[Path] = []
     with display.task("predicting") as progress:
         for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
-            if overwrite or not target.exists():
-                labels, geometry = predictor.case(case)
-                make_folder(target.parent)
-                write_labels(target, labels, geometry)
+            if overwrite or not all(path.exists() for path in files_of(target, with_instances=has_instances)):
+                write_prediction(target, predictor.case(case), names, predictor.weights_sha256)
                 written.append(target)
             progress(index + 1, len(cases))
     if len(written) < len(cases):
@@ -107,43 +155,55 @@ def predict(
     return written
 
 
+def _refuse_others(targets: Sequence[Path], weights_sha256: str) -> None:
+    """Raise `DataError` for label maps that are not known to be made by these weights."""
+    others = [target for target in targets if target.exists() and weights_of(target) != weights_sha256]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        maker = "other weights" if weights_of(others[0]) else "something unknown"
+        raise DataError(f"{others[0]}{more}: made by {maker}; give another folder, or --overwrite to replace them")
+
+
 def evaluate(
     run: RunFolder,
     *,
-    data: Path | None = None,
+    data: Data | None = None,
     device: str | None = None,
     which: Which = "last",
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Predict and score the run's validation cases; writes `predictions/` and `evaluation.json`, returns the latter.
 
-    `data` is where the data set lies now, if it has moved since training.
+    `data` is where the data sets lie now, in their order, if they have moved since training. Of each case the labels
+    are scored that were looked for in it.
     """
     display = display or Display()
     predictor, manifest = Predictor(run, which=which, device=device), run.manifest()
-    dataset = open_dataset(data or Path(manifest["data"]))
-    bind(predictor.recipe, dataset)
-    cases = {case.identifier: case for case in dataset.cases}
-    names = class_names(dataset.labels)
+    channels, merged = predictor.recipe.data.channels or (), predictor.recipe.data.labels or {}
+    cases = validation_cases(manifest, data, channels)
+    names = class_names(merged)
     make_folder(run.predictions)
     scores: list[CaseScores] = []
+    matches: dict[str, dict[str, Matches]] = {}
     with display.task("evaluating") as progress:
-        for index, identifier in enumerate(manifest["validation"]):
-            if identifier not in cases:
-                raise DataError(
-                    f"{dataset.root}: validation case '{identifier}' of the run is not there; give its data set"
-                )
-            image, reference, geometry = load_case(cases[identifier], dataset)
+        for index, (identifier, (case, dataset)) in enumerate(cases.items()):
+            image, reference, geometry = load_case(case, dataset)
             if reference is None:
                 raise DataError(f"{dataset.root}: validation case '{identifier}' has no label map")
-            labels = predictor.labels(image, geometry)
-            write_labels(run.predictions / f"{identifier}{ENDING}", labels, geometry)
-            dice = dice_per_label(labels, reference, range(1, len(names)), dataset.ignore_label)
-            scores.append(CaseScores(identifier, {names[label]: value for label, value in dice.items()}))
-            progress(index + 1, len(manifest["validation"]))
+            prediction = predictor.segment(image, geometry)
+            labels, target = prediction.labels, run.predictions / f"{identifier}{ENDING}"
+            write_labels(target, labels, geometry)
+            if prediction.instances is not None:
+                write_instances(target, prediction.instances, names, geometry)
+                matches[identifier] = _match(prediction, reference, case, dataset, predictor.recipe)
+            reference = dataset.renumbering(merged)[reference]
+            dice = dice_per_label(labels, reference, range(1, len(names)), merged.get("ignore"))
+            found = {names[label]: value for label, value in dice.items()}
+            scores.append(CaseScores(identifier, found, frozenset(names[1:]) - dataset.annotated(case)))
+            progress(index + 1, len(cases))
     facts = {
         "recipe": predictor.recipe.name,
-        "dataset": dataset.name,
+        "dataset": manifest["dataset"],
         "fold": manifest["fold"],
         "seed": manifest["seed"],
         "weights": which,
@@ -153,11 +213,56 @@ def evaluate(
         "date": now(),
     }
     result = facts | summarize(scores, names[1:])
+    if matches:
+        result["instances"] = summarize_objects(matches, names[1:])
     run.write_json(run.evaluation_file, result)
     return result
 
 
-def _inputs(inputs: Sequence[Path], channels: Sequence[str]) -> list[Case]:
+def _match(
+    prediction: Prediction, reference: NDArray[np.int16], case: Case, dataset: RawDataset, recipe: Recipe
+) -> dict[str, Matches]:
+    """Objects predicted and those of the reference, a label map in the data set's own values, by label looked for."""
+    if prediction.instances is None:
+        return {}
+    labels = recipe.data.labels or {}
+    if recipe.data.instances == "map":
+        numbers = read_instances(case, dataset, reference, prediction.geometry)
+    else:
+        numbers = components(reference, list(foreground_labels(dataset.labels).values()))
+    wanted = {name: value for name, value in foreground_labels(labels).items() if name in dataset.annotated(case)}
+    ours, theirs = (prediction.labels, prediction.instances.ids), (dataset.renumbering(labels)[reference], numbers)
+    return match_objects(ours, theirs, wanted, labels.get("ignore"))
+
+
+def validation_cases(
+    manifest: dict[str, Any], data: Data | None, channels: Sequence[str]
+) -> dict[str, tuple[Case, RawDataset]]:
+    """The run's validation cases by the names they have in it; raises `DataError` unless they are what they were."""
+    records = [record for record in manifest["data"] if record["cases"] == "fold"]
+    if data is None:
+        datasets = [open_dataset(record["path"]) for record in records]
+    else:
+        datasets = [source.dataset for source in open_sources(data) if not source.is_whole]
+    if len(datasets) != len(records):
+        known = ", ".join(record["name"] for record in records)
+        raise DataError(f"{len(datasets)} data sets to validate on; give those of the run, in their order: {known}")
+    cases: dict[str, tuple[Case, RawDataset]] = {}
+    for record, dataset in zip(records, datasets, strict=True):
+        if dataset.labels != record["labels"] or dataset.channels != tuple(channels):
+            raise DataError(
+                f"{dataset.root / 'dataset.json'}: channels {list(dataset.channels)} and labels {dataset.labels}, in "
+                f"training {list(channels)} and {record['labels']}; give the run's data set as it was"
+            )
+        cases |= {record["prefix"] + case.identifier: (case, dataset) for case in dataset.cases}
+    for name in manifest["validation"]:
+        if name not in cases:
+            roots = ", ".join(str(dataset.root) for dataset in datasets)
+            raise DataError(f"{roots}: validation case '{name}' of the run is not there; give its data set")
+    return {name: cases[name] for name in manifest["validation"]}
+
+
+def input_cases(inputs: Sequence[Path], channels: Sequence[str]) -> list[Case]:
     """Cases in folders, and cases made of the files given: `NAME_0000, NAME_0001, …`, or plain names."""
     cases: list[Case] = []
     files: list[tuple[Path, str, int]] = []

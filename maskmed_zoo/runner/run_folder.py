@@ -72,8 +72,9 @@ class RunFolder:
         """What the run was made from; raises `CheckpointError` if it is missing or broken."""
         try:
             manifest = json.loads(self.manifest_file.read_text(encoding="utf-8"))
-            if not {"data", "fold", "seed", "validation", "fingerprint"} <= manifest.keys():
-                raise ValueError("keys are missing")
+            known = {"data", "dataset", "fold", "seed", "validation", "fingerprint"} <= manifest.keys()
+            if not known or not isinstance(manifest["data"], list):
+                raise ValueError("keys are missing, or of an earlier version")
         except (OSError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{self.manifest_file}: cannot be read ({error}); train the run again") from error
         return manifest

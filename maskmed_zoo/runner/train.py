@@ -6,7 +6,7 @@ import csv
 import math
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -15,10 +15,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from maskmed_zoo.data.binding import bind
-from maskmed_zoo.data.cache import CaseCache
-from maskmed_zoo.data.dataset import Case, open_dataset
+from maskmed_zoo.data.cache import CaseCache, Parts, fingerprint_of
+from maskmed_zoo.data.dataset import Case
 from maskmed_zoo.data.patches import Patch, PatchDataset
 from maskmed_zoo.data.preprocess import Fingerprint
+from maskmed_zoo.data.sources import Data, Source, open_sources
 from maskmed_zoo.errors import CheckpointError, DataError
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.device import pick_device, pick_workers
@@ -26,6 +27,8 @@ from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.run_folder import RunFolder, check_state, environment, now, write_atomically
 from maskmed_zoo.runner.trainer import Trainer
 
+Splits = list[tuple[tuple[Case, ...], tuple[Case, ...]]]
+"""Training and validation cases of each data set."""
 CACHE = ".maskmed_cache"
 """Preprocessed cases, in the folder that holds the runs, shared by them; safe to delete."""
 SMOOTHING = 0.9
@@ -35,7 +38,7 @@ SMOOTHING = 0.9
 def train(
     recipe: Recipe,
     *,
-    data: Path,
+    data: Data,
     out: Path,
     fold: int = 0,
     device: str | None = None,
@@ -43,37 +46,38 @@ def train(
     resume: bool = False,
     display: Display | None = None,
 ) -> RunFolder:
-    """Train `recipe` on one fold of the nnU-Net folder `data` and write the run to `out`.
+    """Train `recipe` on one fold of the nnU-Net folder `data`, or of several, and write the run to `out`.
 
-    `resume` continues an interrupted run after its last whole epoch. Raises `DataError` for a data set that cannot be
-    used or contradicts the recipe, `CheckpointError` if `out` holds a run and `resume` is not given, or one of another
-    recipe, data set, fold or seed; `NonFiniteError` if training diverges.
+    Of a folder given as `DIR@all` every case trains and none validates. Labels of several data sets are merged by
+    name. `resume` continues an interrupted run after its last whole epoch. Raises `DataError` for data sets that cannot
+    be used or contradict the recipe, `CheckpointError` if `out` holds a run and `resume` is not given, or one of
+    another recipe, data set, fold or seed; `NonFiniteError` if training diverges.
     """
     display = display or Display()
     target = pick_device(device)
-    dataset = open_dataset(data)
-    recipe = bind(recipe, dataset)
-    training, validation = dataset.splits(fold)
+    sources = open_sources(data)
+    recipe = bind(recipe, *(source.dataset for source in sources))
+    splits = [source.splits(fold) for source in sources]
     run = RunFolder(out)
     workers = pick_workers(workers, target)
-    facts = {
-        "dataset": dataset.name,
-        "fold": fold,
-        "training": [case.identifier for case in training],
-        "validation": [case.identifier for case in validation],
-    }
+    facts = _facts(sources, splits, fold)
     _check_folder(run, recipe, facts, resume)
     trainer = Trainer(recipe, target, display.say)
     trainer.model.encoder.out_spec.check_patch(recipe.data.patch_size)
-    cache = CaseCache(out.parent / CACHE, dataset, recipe.data.spacing)
-    with display.task("preparing cases") as progress:
-        cache.prepare((*training, *validation), workers=workers, progress=progress)
+    caches: list[CaseCache] = []
+    for source, cases in zip(sources, splits, strict=True):
+        cache = CaseCache(out.parent / CACHE, source.dataset, recipe.data.spacing, recipe.data.instances)
+        with display.task(f"preparing cases of {source.dataset.name}") as progress:
+            cache.prepare((*cases[0], *cases[1]), workers=workers, progress=progress)
+        caches.append(cache)
+    training, validation = ([(c, cases[side]) for c, cases in zip(caches, splits, strict=True)] for side in (0, 1))
     if not run.manifest_file.exists():
+        paths = [{"path": str(source.dataset.root.resolve())} for source in sources]
         manifest = facts | {
             "recipe": recipe.name,
-            "data": str(dataset.root.resolve()),
+            "data": [path | record for path, record in zip(paths, facts["data"], strict=True)],
             "seed": recipe.train.seed,
-            "fingerprint": [stats.to_dict() for stats in cache.fingerprint(training)],
+            "fingerprint": [stats.to_dict() for stats in fingerprint_of(training)],
             "started": now(),
             "environment": environment(target),
         }
@@ -82,8 +86,7 @@ def train(
     loop = _Loop(
         trainer=trainer,
         run=run,
-        cache=cache,
-        cases=(training, validation),
+        parts={"train": training, "validation": validation},
         fingerprint=run.fingerprint(),
         workers=workers,
     )
@@ -101,26 +104,24 @@ class _Loop:
         *,
         trainer: Trainer,
         run: RunFolder,
-        cache: CaseCache,
-        cases: tuple[tuple[Case, ...], tuple[Case, ...]],
+        parts: dict[Literal["train", "validation"], Parts],
         fingerprint: Fingerprint,
         workers: int,
     ) -> None:
         self.trainer, self.run, self.workers = trainer, run, workers
         self.recipe = trainer.recipe
-        channels = self.recipe.data.channels or ()
-        self.patches: dict[str, PatchDataset] = {}
-        streams: tuple[Literal["train", "validation"], ...] = ("train", "validation")
-        for stream, chosen in zip(streams, cases, strict=True):
-            self.patches[stream] = PatchDataset(
-                cache,
+        self.patches = {
+            stream: PatchDataset(
                 chosen,
                 self.recipe.data,
-                channels=channels,
+                channels=self.recipe.data.channels or (),
+                labels=self.recipe.data.labels or {},
                 fingerprint=fingerprint,
                 seed=self.recipe.train.seed,
                 stream=stream,
             )
+            for stream, chosen in parts.items()
+        }
         self.epoch, self.best, self.average = 0, -math.inf, math.nan
         self.rows: list[dict[str, Any]] = []
 
@@ -161,7 +162,7 @@ class _Loop:
             row |= {"validation_dice": dice, "validation_dice_average": self.average}
         return row | {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - work}
 
-    def _batches(self, stream: str, first: int, count: int) -> Iterator[Patch]:
+    def _batches(self, stream: Literal["train", "validation"], first: int, count: int) -> Iterator[Patch]:
         """`count` batches; batch i holds the patches i x batch size onwards, whatever the workers."""
         size = self.recipe.train.batch_size
         loader: DataLoader[Patch] = DataLoader(
@@ -211,6 +212,18 @@ class _Loop:
             raise CheckpointError(f"{path}: cannot be continued from ({reason}); train into a new folder") from error
 
 
+def _facts(sources: Sequence[Source], splits: Splits, fold: int) -> dict[str, Any]:
+    """What a run has to keep to when it is resumed."""
+    pairs = list(zip(sources, splits, strict=True))
+    return {
+        "dataset": " + ".join(source.title for source in sources),
+        "fold": fold,
+        "training": [source.name_of(case) for source, (training, _) in pairs for case in training],
+        "validation": [source.name_of(case) for source, (_, validation) in pairs for case in validation],
+        "data": [source.record((*training, *validation)) for source, (training, validation) in pairs],
+    }
+
+
 def _check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: bool) -> None:
     if not run.exists():
         if resume:
@@ -225,15 +238,16 @@ def _check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume:
         raise CheckpointError(
             f"{run.path}: checkpoint of another recipe: {difference}; resume with the run's recipe.yaml"
         )
-    manifest = run.manifest() if run.manifest_file.exists() else {}
+    if not run.manifest_file.exists():
+        return
+    manifest = run.manifest()
+    kept = manifest | {"data": [{k: v for k, v in record.items() if k != "path"} for record in manifest["data"]]}
+    changes = {"data": "sets whose labels, or labels annotated in a case, are now others"}
     for name, value in facts.items():
-        if manifest and manifest.get(name) != value:
-            change = (
-                f"{manifest.get(name)}, not {value}" if name in ("dataset", "fold") else "cases that are now others"
-            )
-            raise CheckpointError(
-                f"{run.path}: the run is on {name} {change}; restore the data set or use a new folder"
-            )
+        if kept.get(name) != value:
+            change = changes.get(name, "cases that are now others")
+            change = f"{kept.get(name)}, not {value}" if name in ("dataset", "fold") else change
+            raise CheckpointError(f"{run.path}: the run is on {name} {change}; restore the data or use a new folder")
 
 
 def _first_difference(old: Any, new: Any, path: str = "") -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -82,25 +83,27 @@ class Trainer:
 
     @torch.inference_mode()
     def validate(self, batches: Iterable[Patch]) -> float:
-        """Mean over foreground labels of the Dice over all voxels of the patches; labels in none are left out."""
+        """Mean over foreground labels of the Dice over all voxels of the patches; labels in none are left out.
+
+        A label counts in the patches alone in which it was looked for, so that to find it elsewhere is no mistake.
+        """
         self.model.eval()
         classes = self.model.num_classes
-        joint = torch.zeros(classes * classes, dtype=torch.int64, device=self.device)
+        shared, size = torch.zeros(2, classes, dtype=torch.int64, device=self.device)
         for batch in batches:
             with autocast(self.dtype, self.device):
                 output = self.model(batch["image"].to(self.device))
             predicted = output.log_probabilities().argmax(1)
             reference = batch["labels"].to(self.device)
-            counted = (
-                torch.ones_like(reference, dtype=torch.bool)
-                if self.ignore_label is None
-                else (reference != self.ignore_label)
-            )
-            joint += torch.bincount((reference * classes + predicted)[counted], minlength=classes * classes)
-        table = joint.view(classes, classes).double()
-        size = (table.sum(0) + table.sum(1))[1:]
-        dice = 2 * table.diag()[1:] / size
-        return float(dice[size > 0].mean()) if bool((size > 0).any()) else 0.0
+            annotated = batch["annotated"].to(self.device)
+            for sample in range(len(reference)):
+                counted = reference[sample] != (-1 if self.ignore_label is None else self.ignore_label)
+                pairs = (reference[sample] * classes + predicted[sample])[counted]
+                table = torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+                shared += table.diag() * annotated[sample]
+                size += (table.sum(0) + table.sum(1)) * annotated[sample]
+        dice = [2 * int(s) / int(n) for s, n in zip(shared[1:], size[1:], strict=True) if n > 0]
+        return fmean(dice) if dice else 0.0
 
     def rates(self) -> dict[str, float]:
         """Current learning rate of each group."""

@@ -109,6 +109,18 @@ DATASETS = {
         r"file_ending '\.mha', expected '\.nii\.gz'",
     ),
     "invalid JSON": (lambda d: edit(d / "dataset.json", '"labels":', '"labels"'), r"dataset\.json:1:\d+: invalid JSON"),
+    "annotated case": (
+        lambda d: (d / "annotated.json").write_text('{"case_00": [1], "case_1": [1]}'),
+        r"annotated\.json: no case 'case_1'; did you mean 'case_01'",
+    ),
+    "annotated label": (
+        lambda d: (d / "annotated.json").write_text('{"case_00": [1, 3]}'),
+        r"annotated\.json: case 'case_00' lists 3, which is no label \(1 left, 2 right\)",
+    ),
+    "unlisted label": (
+        lambda d: (d / "annotated.json").write_text(json.dumps({f"case_0{i}": [1 + (i != 1)] for i in range(4)})),
+        r"labelsTr/case_0\d\.nii\.gz: voxels of '\w+' \(\d\), which annotated\.json does not list",
+    ),
     "labels disagree": (
         lambda d: edit(d / "dataset.json", '"right": 2', '"rihgt": 2'),
         r"dataset\.json: labels .* differ from the recipe's",
@@ -145,6 +157,21 @@ def test_data_sets(
     out = tmp_path / "run"
     line = refused(capsys, "train", tiny_recipe, "--data", dataset, "--out", out, "--device", "cpu")
     assert re.search(message, line), line
+    assert not out.exists()
+
+
+def test_several_data_sets(
+    tiny_recipe: Path, dataset: Path, partial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["train", tiny_recipe, "--data", dataset, "--out", out, "--device", "cpu"]
+    line = refused(capsys, *words, "--data", f"{partial}@all")
+    assert """--set 'data.labels={"background": 0, "left": 1, "right": 2, "third": 3}'""" in line
+    assert "given twice" in refused(capsys, *words, "--data", dataset)
+    assert "nowhere: no such folder" in refused(capsys, *words, "--data", f"{tmp_path / 'nowhere'}@all")
+    assert "no data set validates" in refused(capsys, *words[:2], "--data", f"{dataset}@all", *words[4:])
+    edit(partial / "dataset.json", "CT", "MRI")
+    assert "train on data sets of the same channels" in refused(capsys, *words, "--data", partial)
     assert not out.exists()
 
 

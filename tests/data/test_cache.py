@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from maskmed_zoo.data import cache as module
-from maskmed_zoo.data.cache import LIMIT, CachedCase, CaseCache
+from maskmed_zoo.data.cache import LIMIT, CachedCase, CaseCache, fingerprint_of
 from maskmed_zoo.data.dataset import Case, RawDataset, load_case, open_dataset
 from maskmed_zoo.data.preprocess import fingerprint, resample_image, resample_labels
 from maskmed_zoo.errors import DataError
@@ -165,9 +165,10 @@ def test_format_labels_and_spacing_have_their_own_entries(tmp_path, cache, datas
 
 def test_fingerprint_is_over_the_given_cases_only(cache, dataset):
     cache.prepare(dataset.cases)
-    some = cache.fingerprint(dataset.cases[:2])
+    some = fingerprint_of([(cache, dataset.cases[:2])])
     assert some == fingerprint([np.asarray(cache.load(case).samples) for case in dataset.cases[:2]])
-    assert some[0].mean < cache.fingerprint(dataset.cases)[0].mean - 10
+    assert some[0].mean < fingerprint_of([(cache, dataset.cases)])[0].mean - 10
+    assert fingerprint_of([(cache, dataset.cases[:1]), (cache, dataset.cases[1:2])]) == some
 
 
 FULL = OSError(28, "No space left on device")
@@ -231,6 +232,53 @@ def test_damaged_entries_are_named_and_rebuilt(cache, dataset, built, name):
     cache.prepare([case])
     assert built == ["a", "a"]
     read_all(cache.load(case))
+
+
+def test_instances_are_kept_apart_from_caches_without_them(tmp_path, cache, dataset, built):
+    cache.prepare(dataset.cases[:1])
+    counted = CaseCache(tmp_path / "cache", dataset, SPACING, "components")
+    for each in (counted, cache, counted):
+        each.prepare(dataset.cases[:1])
+    assert built == ["a", "a"]
+    labels, instances = counted.load(dataset.cases[0]).labels, counted.load(dataset.cases[0]).instances
+    np.testing.assert_array_equal(instances, np.where(labels == 3, 0, labels))  # one part each; 'ignore' has none
+    assert instances.dtype == np.uint8
+    with pytest.raises(DataError, match="prepare it first"):
+        _ = cache.load(dataset.cases[0]).instances
+
+
+def test_a_map_of_instances_is_read_resampled_and_watched(tmp_path, dataset, built):
+    mapped = CaseCache(tmp_path / "cache", dataset, (3.0, 2.0, 2.0), "map")
+    case = dataset.cases[0]
+    with pytest.raises(DataError, match=r"instancesTr.a\.nii\.gz: no such file"):
+        mapped.prepare([case])
+    image = nib.load(case.label)
+    values = np.asarray(image.dataobj)
+    numbers = np.where(values == 3, 0, values * 7).astype(np.int16)
+    numbers[:4][numbers[:4] > 0] = 300
+    path = dataset.root / "instancesTr" / "a.nii.gz"
+    path.parent.mkdir()
+    nib.save(nib.Nifti1Image(numbers, image.affine), path)
+    mapped.prepare([case])
+    cached = mapped.load(case)
+    assert (cached.instances.dtype, cached.instances.shape) == (np.int16, cached.labels.shape)
+    pairs = {(int(a), int(b)) for a, b in zip(cached.labels.ravel(), cached.instances.ravel(), strict=True)}
+    assert pairs == {(0, 0), (1, 7), (1, 300), (2, 14), (3, 0)}
+    numbers[numbers == 300] = 301
+    nib.save(nib.Nifti1Image(numbers, image.affine), path)
+    os.utime(path, ns=(0, 0))
+    mapped.prepare([case])
+    assert built == ["a", "a"]
+    assert 301 in mapped.load(case).instances
+
+
+def test_what_a_case_lists_as_annotated_is_checked_again_when_it_changes(cache, dataset):
+    cache.prepare(dataset.cases)
+    (dataset.root / "annotated.json").write_text(json.dumps({"a": [1, 2], "b": [1, 2], "c": [2]}))
+    changed = CaseCache(cache.folder.parent, open_dataset(dataset.root), SPACING)
+    assert changed.folder == cache.folder
+    with pytest.raises(DataError, match=r"labelsTr.c\.nii\.gz: voxels of 'x' \(1\), which .* for case 'c'"):
+        changed.prepare(changed.dataset.cases)
 
 
 def test_refusals_in_one_line(tmp_path, cache, dataset):

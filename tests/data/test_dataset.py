@@ -129,6 +129,64 @@ def test_folders_that_are_refused(root, change, words):
     assert words in message
 
 
+# --- partial labels ---------------------------------------------------------------------------------------------------
+
+
+def annotate(root: Path, content: object) -> Path:
+    describe(root, labels={"background": 0, "liver": 1, "spleen": 2, "ignore": 3})
+    (root / "annotated.json").write_text(json.dumps(content))
+    return root
+
+
+def test_cases_know_what_was_looked_for(root):
+    assert {case.annotated for case in open_dataset(root).cases} == {None}
+    dataset = open_dataset(annotate(root, {"c": [2, 1], "b": [1], "a_1": [2]}))
+    assert [case.annotated for case in dataset.cases] == [{"spleen"}, {"liver"}, {"liver", "spleen"}]
+    assert [dataset.annotated(case) for case in dataset.cases] == [case.annotated for case in dataset.cases]
+    (root / "annotated.json").unlink()
+    complete = open_dataset(root)
+    assert complete.annotated(complete.cases[0]) == {"liver", "spleen"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([1, 2], "expected an object of label values by case"),
+        ({"a_1": [1], "b": [1], "cc": [1]}, "no case 'cc'; did you mean 'c'?"),
+        ({"a_1": [1], "c": [1, 2]}, "case 'b' is not listed; add the label values looked for in it, [1, 2] if it"),
+        ({"a_1": [1], "b": [1, 4], "c": [1]}, "case 'b' lists 4, which is no label (1 liver, 2 spleen)"),
+        ({"a_1": [1], "b": [0], "c": [1]}, "case 'b' lists 0, which is no label"),
+        ({"a_1": [1], "b": [3], "c": [1]}, "case 'b' lists 3, which is no label"),
+        ({"a_1": [1], "b": [], "c": [1]}, "case 'b' has [], expected the label values looked for"),
+        ({"a_1": [1], "b": None, "c": [1]}, "case 'b' has None, expected the label values"),
+        ({"a_1": [1], "b": ["liver"], "c": [1]}, "case 'b' has ['liver'], expected the label values"),
+        ({"a_1": [1], "b": [True], "c": [1]}, "case 'b' has [True], expected the label values"),
+        ({"a_1": [1], "b": [1.0], "c": [1]}, "case 'b' has [1.0], expected the label values"),
+    ],
+)
+def test_annotated_files_that_are_refused(root, content, words):
+    message = refusal(open_dataset, annotate(root, content))
+    assert message.startswith(f"{root / 'annotated.json'}: ")
+    assert words in message
+
+
+def test_annotated_file_with_invalid_json(root):
+    (root / "annotated.json").write_text("{")
+    assert f"{root / 'annotated.json'}:1:2: invalid JSON" in refusal(open_dataset, root)
+
+
+def test_labels_that_nobody_looked_for_must_not_be_there(root):
+    dataset = open_dataset(annotate(root, {"a_1": [2], "b": [2], "c": [2]}))
+    assert load_case(dataset.cases[2], dataset)[1].max() == 2
+    message = refusal(load_case, dataset.cases[0], dataset)
+    assert message.startswith(
+        f"{root / 'labelsTr' / 'a_1.nii.gz'}: voxels of 'liver' (1), which annotated.json does not"
+    )
+    assert "for case 'a_1'" in message
+    save(root / "labelsTr" / "a_1.nii.gz", np.full(SHAPE, 3, np.uint8))
+    assert (load_case(dataset.cases[0], dataset)[1] == 3).all()  # 'ignore' may be anywhere
+
+
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 # The validation indices of scikit-learn's KFold(n, shuffle=True, random_state=12345).split, n = min(5, cases).

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 from maskmed_zoo.data import augment
-from maskmed_zoo.data.cache import CaseCache
+from maskmed_zoo.data.binding import merged_labels
+from maskmed_zoo.data.cache import CaseCache, Parts, fingerprint_of
 from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.data.patches import PatchDataset, window
 from maskmed_zoo.recipe.schema import Augmentation, DataRecipe
@@ -20,14 +22,20 @@ PLAIN = {"spatial_probability": 0, "intensity_probability": 0}
 def patches(dataset: Path, folder: Path, stream: str = "train", seed: int = 0, **changes: object) -> PatchDataset:
     opened = open_dataset(dataset)
     settings = {"spacing": (2, 1, 1), "patch_size": (8, 8, 8), "augmentation": PLAIN} | changes
-    cache = CaseCache(folder, opened, settings["spacing"])
+    cache = CaseCache(folder, opened, settings["spacing"], settings.get("instances"))
     cache.prepare(opened.cases)
+    return joined([(cache, opened.cases)], opened.labels, seed=seed, stream=stream, **settings)
+
+
+def joined(
+    parts: Parts, labels: dict[str, int], stream: str = "train", seed: int = 0, **settings: object
+) -> PatchDataset:
     return PatchDataset(
-        cache,
-        opened.cases,
+        parts,
         DataRecipe(**settings),
-        channels=opened.channels,
-        fingerprint=cache.fingerprint(opened.cases),
+        channels=parts[0][0].dataset.channels,
+        labels=labels,
+        fingerprint=fingerprint_of(parts),
         seed=seed,
         stream=stream,
     )
@@ -45,14 +53,15 @@ def test_a_patch_depends_on_seed_and_index_alone(dataset: Path, tmp_path: Path) 
 
 
 def test_shapes_types_and_normalisation(dataset: Path, tmp_path: Path) -> None:
-    image, labels = patches(dataset, tmp_path / "c")[0].values()
+    image, labels, annotated = patches(dataset, tmp_path / "c")[0].values()
+    assert annotated.tolist() == [True, True, True]
     assert image.shape == (1, 8, 8, 8)
     assert labels.shape == (8, 8, 8)
     assert (image.dtype, labels.dtype) == (torch.float32, torch.int64)
     whole = patches(dataset, tmp_path / "c", patch_size=(9, 18, 20), foreground_oversampling=0)[1]["image"]
     opened = open_dataset(dataset)
     cache = CaseCache(tmp_path / "c", opened, (2, 1, 1))
-    stats = cache.fingerprint(opened.cases)[0]
+    stats = fingerprint_of([(cache, opened.cases)])[0]
     expected = [
         (np.clip(cache.load(case).image, stats.percentile_00_5, stats.percentile_99_5) - stats.mean) / stats.std
         for case in opened.cases
@@ -77,7 +86,7 @@ def test_foreground_share(share: float, dataset: Path, tmp_path: Path) -> None:
 
 def test_small_volumes_are_padded_with_zero_all_round(dataset: Path, tmp_path: Path) -> None:
     drawn = patches(dataset, tmp_path / "c", patch_size=(16, 32, 32), foreground_oversampling=0)
-    image, labels = drawn[0].values()
+    image, labels, _ = drawn[0].values()
     inside = image[0] != 0
     z = torch.nonzero(inside.any(2).any(1)).flatten()
     y = torch.nonzero(inside.any(2).any(0)).flatten()
@@ -137,6 +146,65 @@ def test_left_and_right_are_never_swapped_without_x(dataset: Path, tmp_path: Pat
         for i in range(20)
     }
     assert orders == {True, False}
+
+
+def test_labels_of_several_data_sets_get_one_number_by_name(dataset: Path, partial: Path, tmp_path: Path) -> None:
+    """Left lies at lower x than right in RAS order; the second data set calls them 3 and 1."""
+    opened = [open_dataset(path) for path in (dataset, partial)]
+    labels = merged_labels(opened)
+    assert labels == {"background": 0, "left": 1, "right": 2, "third": 3}
+    settings = {"spacing": (2, 1, 1), "patch_size": (16, 32, 32), "augmentation": PLAIN}
+    caches = [CaseCache(tmp_path / "c", each, (2, 1, 1)) for each in opened]
+    parts = [(cache, cache.dataset.cases) for cache in caches]
+    for cache, cases in parts:
+        cache.prepare(cases)
+    drawn = joined(parts, labels, **settings)
+    assert len(drawn.cases) == 7
+    seen = set()
+    for index in range(40):
+        patch = drawn[index]
+        places = {value: torch.nonzero(patch["labels"] == value)[:, 2].double().mean() for value in (1, 2, 3)}
+        found = tuple(bool(value.isfinite()) for value in places.values())
+        assert not found[0] or places[1] < places[2]
+        seen.add((tuple(patch["annotated"].tolist()), found))
+    complete, both = (True, True, True, False), (True, True, False)
+    assert seen == {
+        (complete, both),  # the first data set knows no third; so does part_00
+        ((True, False, True, True), (False, True, False)),
+        ((True, True, True, True), both),
+    }
+    naive = joined(parts, labels, unannotated="background", **settings)
+    for index in range(10):
+        assert naive[index]["annotated"].all()
+        assert all(torch.equal(naive[index][key], drawn[index][key]) for key in ("image", "labels"))
+
+
+def test_instances_go_where_their_labels_go(dataset: Path, tmp_path: Path) -> None:
+    stored = nib.load(dataset / "labelsTr" / "case_00.nii.gz")
+    for path in sorted((dataset / "labelsTr").iterdir()):
+        labels = np.array(nib.load(path).dataobj)
+        labels[1, 1:4, 1:4] = 1
+        nib.save(nib.Nifti1Image(labels, stored.affine), path)
+    drawn = patches(
+        dataset,
+        tmp_path / "c",
+        patch_size=(16, 32, 32),
+        instances="components",
+        mirror_axes=("z", "y", "x"),
+        augmentation={"spatial_probability": 1, "scale": (1.0, 1.2)},
+    )
+    for index in range(10):
+        patch = drawn[index]
+        labels, instances = patch["labels"], patch["instances"]
+        assert (instances.dtype, instances.shape) == (torch.int64, labels.shape)
+        assert torch.equal(instances > 0, labels > 0)
+        assert {(int(a), int(b)) for a, b in zip(labels.flatten(), instances.flatten(), strict=True)} == {
+            (0, 0),
+            (1, 1),
+            (1, 2),
+            (2, 3),
+        }
+    assert "instances" not in patches(dataset, tmp_path / "c")[0]
 
 
 def test_rotation_is_physical() -> None:

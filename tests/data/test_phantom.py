@@ -10,8 +10,19 @@ import numpy as np
 import pytest
 from scipy.ndimage import label as components
 
+from maskmed_zoo.data.dataset import load_case, open_dataset
+from maskmed_zoo.data.instances import read_instances
 from maskmed_zoo.data.nifti import check_same_geometry, read_image, read_labels
-from maskmed_zoo.data.phantom import LABELS, MIN_VOXELS, ORIENTATIONS, make_phantom_dataset, phantom_case
+from maskmed_zoo.data.phantom import (
+    LABELS,
+    LESION_LABELS,
+    MIN_VOXELS,
+    ORIENTATIONS,
+    _case_seed,
+    lesion_case,
+    make_phantom_dataset,
+    phantom_case,
+)
 from maskmed_zoo.errors import DataError
 
 SMALL = (24, 28, 32)
@@ -150,3 +161,41 @@ def test_wrong_requests_are_refused(tmp_path: Path, folder: Path) -> None:
         make_phantom_dataset(tmp_path, cases=1)
     with pytest.raises(DataError, match="not an empty folder"):
         make_phantom_dataset(folder, cases=2, shape=SMALL)
+
+
+def test_lesions_are_numbered_and_sometimes_touch() -> None:
+    counts, touching = set[int](), 0
+    for seed in range(24):
+        image, labels, numbers, spacing = lesion_case(seed, SMALL)
+        assert image.shape == labels.shape == numbers.shape == SMALL
+        assert spacing == pytest.approx((160 / 24, 200 / 28, 200 / 32))
+        np.testing.assert_array_equal(numbers > 0, labels > 0)
+        sizes = np.bincount(numbers.ravel())[1:]
+        assert (sizes >= MIN_VOXELS).all()
+        for number in range(1, len(sizes) + 1):
+            (value,) = np.unique(labels[numbers == number])
+            assert abs(np.median(image[numbers == number]) - {1: 180, 2: 10}[value]) < 80  # partial volume
+            assert components(numbers == number, np.ones((3, 3, 3)))[1] == 1
+        parts = sum(components(labels == value, np.ones((3, 3, 3)))[1] for value in (1, 2))
+        touching += parts < len(sizes)
+        counts.add(len(sizes))
+    assert counts == set(range(7))
+    assert 4 <= touching <= 20
+
+
+def test_lesion_folder_has_maps_of_numbers(tmp_path: Path) -> None:
+    root = make_phantom_dataset(tmp_path / "lesions", cases=3, test_cases=2, seed=1, shape=SMALL, content="lesions")
+    dataset = open_dataset(root)
+    assert dataset.labels == LESION_LABELS
+    found = 0
+    for case in dataset.cases:
+        _, labels, geometry = load_case(case, dataset)
+        numbers = read_instances(case, dataset, labels, geometry)
+        expected = lesion_case(_case_seed(1, "Tr", int(case.identifier[-3:])), SMALL)[2]
+        np.testing.assert_array_equal(numbers, expected)
+        found += numbers.max()
+    assert found >= 1
+    for folder in ("imagesTs", "labelsTs", "instancesTs"):
+        assert len(list((root / folder).iterdir())) == 2
+    with pytest.raises(DataError, match="too coarse for lesions"):
+        lesion_case(0, (6, 6, 6))

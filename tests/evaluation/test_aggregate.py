@@ -30,17 +30,53 @@ def test_means_by_hand() -> None:
         "std": pytest.approx(0.2 / 2**0.5),
         "n": 2,
         "absent": 1,
+        "unannotated": 0,
     }
-    assert summary["labels"]["spleen"] == {"mean": 0.4, "std": None, "n": 1, "absent": 2}
-    assert summary["labels"]["cyst"] == {"mean": None, "std": None, "n": 0, "absent": 3}
+    assert summary["labels"]["spleen"] == {"mean": 0.4, "std": None, "n": 1, "absent": 2, "unannotated": 0}
+    assert summary["labels"]["cyst"] == {"mean": None, "std": None, "n": 0, "absent": 3, "unannotated": 0}
     assert list(summary["labels"]) == ["liver", "spleen", "cyst"]
     assert [case["mean"] for case in summary["cases"]] == [pytest.approx(0.6), 0.6, None]
-    assert summary["cases"][1] == {"case": "b", "dice": {"liver": 0.6, "spleen": None, "cyst": None}, "mean": 0.6}
+    assert summary["cases"][1] == {
+        "case": "b",
+        "dice": {"liver": 0.6, "spleen": None, "cyst": None},
+        "mean": 0.6,
+        "unannotated": [],
+    }
     assert summary["mean_dice"] == pytest.approx(0.6)
     assert summary["mean_dice_over_labels"] == pytest.approx(0.55)
-    assert summary["absent"] == 6
+    assert (summary["absent"], summary["unannotated"]) == (6, 0)
     assert "mean over cases" in summary["definition"]
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_labels_that_were_not_looked_for_are_neither_scored_nor_absent() -> None:
+    some = [
+        CaseScores("a", {"liver": 0.8, "spleen": 0.1}, frozenset({"spleen"})),
+        CaseScores("b", {"liver": 0.6}, frozenset({"spleen", "other"})),
+        CaseScores("c", {"spleen": None}, frozenset({"liver"})),
+        CaseScores("d", {"spleen": 0.5, "liver": None}),
+    ]
+    summary = summarize(some, ["liver", "spleen"])
+    assert summary["labels"]["liver"] == {
+        "mean": pytest.approx(0.7),
+        "std": pytest.approx(0.2 / 2**0.5),
+        "n": 2,
+        "absent": 1,
+        "unannotated": 1,
+    }
+    assert summary["labels"]["spleen"] == {"mean": 0.5, "std": None, "n": 1, "absent": 1, "unannotated": 2}
+    assert [case["mean"] for case in summary["cases"]] == [0.8, 0.6, None, 0.5]
+    assert [case["unannotated"] for case in summary["cases"]] == [["spleen"], ["spleen"], ["liver"], []]
+    assert summary["cases"][0]["dice"] == {"liver": 0.8, "spleen": None}
+    assert summary["mean_dice"] == pytest.approx((0.8 + 0.6 + 0.5) / 3)
+    assert summary["mean_dice_over_labels"] == pytest.approx(0.6)
+    assert (summary["absent"], summary["unannotated"]) == (2, 3)
+    assert "not looked for" in summary["definition"]
+    lines = shown(summary)
+    assert ["label", "mean", "sd", "n", "absent", "unannotated"] in lines
+    assert ["spleen", "0.5000", "–", "1", "1", "2"] in lines
+    assert ["mean", "over", "cases", "0.6333", "3", "2", "3"] in lines
+    assert ["label", "mean", "sd", "n", "absent"] in shown(summarize(some[3:], ["liver", "spleen"]))
 
 
 def test_only_the_named_labels_enter_the_means() -> None:
@@ -56,10 +92,14 @@ def test_lacking_scores_and_double_cases_are_refused() -> None:
         summarize([CASES[0], CASES[0]], ["liver"])
 
 
-def test_table_shows_every_number() -> None:
+def shown(summary: dict[str, object]) -> list[list[str]]:
     console = Console(file=io.StringIO(), width=100)
-    console.print(score_table(summarize(CASES, list(LABELS))))
-    lines = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines()]
+    console.print(score_table(summary))
+    return [line.replace("│", " ").replace("┃", " ").split() for line in console.file.getvalue().splitlines()]
+
+
+def test_table_shows_every_number() -> None:
+    lines = shown(summarize(CASES, list(LABELS)))
     assert ["liver", "0.7000", "0.1414", "2", "1"] in lines
     assert ["cyst", "–", "–", "0", "3"] in lines
     assert ["mean", "over", "labels", "0.5500", "2"] in lines
@@ -114,6 +154,22 @@ def test_labels_given_found_or_beside_the_references(folders) -> None:
     assert list(evaluate_folders(pred, ref)["labels"]) == ["liver", "spleen", "cyst"]
     (ref / "dataset.json").unlink()
     assert list(evaluate_folders(pred, ref)["labels"]) == ["label_1", "label_2"]
+
+
+def test_annotated_labels_beside_the_references(folders) -> None:
+    pred, ref = folders
+    (ref.parent / "annotated.json").write_text(json.dumps({"x": [1, 2], "y": [1, 3], "elsewhere": [2]}))
+    summary = evaluate_folders(pred, ref)
+    assert summary["cases"][0]["dice"] == {"liver": 1.0, "spleen": None, "cyst": None}
+    assert summary["cases"][1]["dice"] == {"liver": 0.5, "spleen": None, "cyst": None}  # a spleen is predicted in y
+    assert [case["unannotated"] for case in summary["cases"]] == [["cyst"], ["spleen"]]
+    assert summary["labels"]["spleen"] == {"mean": None, "std": None, "n": 0, "absent": 1, "unannotated": 1}
+    (ref / "annotated.json").write_text(json.dumps({"x": [1], "y": [3]}))  # nearer, and y has a liver
+    with pytest.raises(DataError, match=r"y\.nii\.gz: voxels of 'liver' \(1\), which .* for case 'y'"):
+        evaluate_folders(pred, ref)
+    (ref / "annotated.json").write_text(json.dumps({"x": [1]}))
+    with pytest.raises(DataError, match="case 'y' is not listed"):
+        evaluate_folders(pred, ref)
 
 
 def test_ignored_reference_voxels_are_left_out(folders) -> None:

@@ -1,7 +1,7 @@
 """The set criterion against a naive float64 reference and Hugging Face's Mask2Former loss, and its edge cases.
 
-Hugging Face's loss differs in three ways, all switched off for the comparison: it samples points (replaced by every
-voxel), it matches every stage anew (a single stage is compared), and it has no ignore label.
+Hugging Face's loss samples points (replaced by every voxel here, see test_points), has no ignore label, and sums over
+outputs where ours averages. See test_partial for partial labels and test_targets for instances.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers.models.mask2former import modeling_mask2former as mask2former
 
 from maskmed_zoo.contracts import HeadOutput, StageOutput
 from maskmed_zoo.errors import JointError, NonFiniteError
+from maskmed_zoo.losses import set_criterion
 from maskmed_zoo.losses.set_criterion import SetCriterion, SetCriterionConfig
 
 CLASSES, QUERIES, IGNORE = 3, 5, 3
@@ -37,6 +38,13 @@ def example(seed: int = 0, sizes=SIZES, batch: int = 2, queries: int = QUERIES) 
         for size in sizes
     ]
     return HeadOutput(stages), torch.randint(0, CLASSES, (batch, *sizes[0]), generator=generator)
+
+
+def assign(loss: SetCriterion, output: HeadOutput, labels: Tensor) -> list[Tensor]:
+    """The assignment (b n) of every stage."""
+    full = loss.targets(labels)
+    targets = [full.at(stage.spatial.shape[2:]) for stage in output.stages]
+    return [pairs.assignment for pairs in loss.assign(output.stages, targets)]
 
 
 def gradients(output: HeadOutput, value: Tensor) -> list[Tensor]:
@@ -62,30 +70,36 @@ def mask_terms(logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, T
     return bce, 1 - (2 * (p * m).sum() + 1) / (p.sum() + m.sum() + 1)
 
 
+def matched(stage: StageOutput, labels: Tensor, b: int, settings: SetCriterionConfig, ignore: int) -> list:
+    """(query, label) pairs of a sample: the cheapest of all."""
+    weights, size = (settings.class_weight, settings.bce_weight, settings.dice_weight), stage.masks.shape[2:]
+    valid = 1 - pool(labels == ignore, size)
+    targets = [k for k in range(CLASSES) if (labels == k).any()]
+    if settings.assigner == "fixed":
+        return list(zip(targets, targets, strict=True))
+    costs = torch.zeros(QUERIES, CLASSES, dtype=torch.float64)
+    for q in range(QUERIES):
+        for k in targets:
+            bce, dice = mask_terms(stage.masks[b, q], pool(labels == k, size), valid)
+            score = stage.class_logits[b, q].double().softmax(-1)[k]
+            costs[q, k] = (-weights[0] * score + weights[1] * bce + weights[2] * dice).detach()
+    best = min(
+        permutations(range(QUERIES), len(targets)),
+        key=lambda qs: sum(costs[q, k] for q, k in zip(qs, targets, strict=True)),
+    )
+    return list(zip(best, targets, strict=True))
+
+
 def reference(output: HeadOutput, labels: Tensor, settings: SetCriterionConfig, ignore: int | None) -> Tensor:
     batch, weights = len(labels), (settings.class_weight, settings.bce_weight, settings.dice_weight)
     ignore = -1 if ignore is None else ignore
-    full, pairs = output.stages[0], []
-    for b in range(batch):
-        valid = (labels[b] != ignore).double()
-        targets = [k for k in range(CLASSES) if (labels[b] == k).any()]
-        costs = torch.zeros(QUERIES, CLASSES, dtype=torch.float64)
-        for q in range(QUERIES):
-            for k in targets:
-                bce, dice = mask_terms(full.masks[b, q], (labels[b] == k).double(), valid)
-                score = full.class_logits[b, q].double().softmax(-1)[k]
-                costs[q, k] = (-weights[0] * score + weights[1] * bce + weights[2] * dice).detach()
-        if settings.assigner == "fixed":
-            pairs.append(list(zip(targets, targets, strict=True)))
-        else:
-            best = min(
-                permutations(range(QUERIES), len(targets)),
-                key=lambda qs: sum(costs[q, k] for q, k in zip(qs, targets, strict=True)),
-            )
-            pairs.append(list(zip(best, targets, strict=True)))
-    total = torch.zeros((), dtype=torch.float64)
+    total, pairs = torch.zeros((), dtype=torch.float64), []
     for index, stage in enumerate(output.stages):
+        if index == 0 or settings.match == "per_stage":
+            pairs = [matched(stage, labels[b], b, settings, ignore) for b in range(batch)]
         share = 0.5**index / sum(0.5**i for i in range(len(output.stages)))
+        if settings.stage_weighting == "equal":
+            share = 1 / len(output.stages)
         size, class_sum, class_norm, bces, dices = stage.masks.shape[2:], 0.0, 0.0, [], []
         for b in range(batch):
             label_of = dict(pairs[b])
@@ -113,6 +127,8 @@ def reference(output: HeadOutput, labels: Tensor, settings: SetCriterionConfig, 
         {"no_object_weight": 0.1},
         {"class_weight": 1.0, "bce_weight": 0.0},
         {"bce_weight": 3.0, "dice_weight": 0.0},
+        {"match": "per_stage"},
+        {"match": "per_stage", "stage_weighting": "equal"},
     ],
     ids=str,
 )
@@ -131,58 +147,59 @@ def test_equals_the_naive_reference(seed, settings, ignore):
 
 
 @pytest.mark.parametrize("no_object_weight", [1.0, 0.1])
-def test_equals_hugging_face_on_one_stage(no_object_weight, monkeypatch):
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_equals_hugging_face(no_object_weight, outputs, monkeypatch):
+    """Outputs of one resolution, each matched anew."""
     monkeypatch.setattr(mask2former, "sample_point", lambda features, *_, **__: features.flatten(2))
-    output, labels = example(sizes=[(1, 6, 10)])
+    output, labels = example(sizes=[(1, 6, 10)] * outputs)
     labels[1][labels[1] == 2] = 0
-    stage = output.stages[0]
     present = [[k for k in range(CLASSES) if (labels[b] == k).any()] for b in range(2)]
-    theirs = mask2former.Mask2FormerLoss(
-        SimpleNamespace(
-            num_labels=CLASSES,
-            no_object_weight=no_object_weight,
-            train_num_points=60,
-            oversample_ratio=1,
-            importance_sample_ratio=0.5,
-            class_weight=2.0,
-            mask_weight=10.0,
-            dice_weight=10.0,
-        ),
-        {},
-    )(
-        stage.masks[:, :, 0],
-        stage.class_logits,
-        [torch.stack([(labels[b, 0] == k).float() for k in present[b]]) for b in range(2)],
-        [torch.tensor(x) for x in present],
+    settings = {"num_labels": CLASSES, "no_object_weight": no_object_weight, "train_num_points": 60}
+    settings |= {"oversample_ratio": 1, "importance_sample_ratio": 0.5}
+    settings |= {"class_weight": 2.0, "mask_weight": 10.0, "dice_weight": 10.0}
+    first, *others = [
+        {"masks_queries_logits": stage.masks[:, :, 0], "class_queries_logits": stage.class_logits}
+        for stage in output.stages
+    ]
+    theirs = mask2former.Mask2FormerLoss(SimpleNamespace(**settings), {})(
+        **first,
+        mask_labels=[torch.stack([(labels[b, 0] == k).float() for k in present[b]]) for b in range(2)],
+        class_labels=[torch.tensor(x) for x in present],
+        auxiliary_predictions=others,
     )
-    value, parts = criterion(no_object_weight=no_object_weight)(output, labels)
+    loss = criterion(no_object_weight=no_object_weight, match="per_stage", stage_weighting="equal")
+    value, parts = loss(output, labels)
     names = {"class": "loss_cross_entropy", "bce": "loss_mask", "dice": "loss_dice"}
     for ours, name in names.items():
         torch.testing.assert_close(parts[ours], theirs[name].detach())
-    expected = 2 * theirs["loss_cross_entropy"] + 10 * theirs["loss_mask"] + 10 * theirs["loss_dice"]
-    torch.testing.assert_close(value, expected)
+    assert len(theirs) == 3 * outputs
+    total = sum(x * (2 if "cross_entropy" in name else 10) for name, x in theirs.items())
+    torch.testing.assert_close(value, total / outputs)
+    for ours, reference in zip(gradients(output, value), gradients(output, total / outputs), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-8)
 
 
 # --- what is matched
 
 
-def test_one_assignment_on_the_full_resolution_stage_serves_all_stages():
+def test_one_assignment_on_the_full_resolution_output_serves_all_or_each_has_its_own():
     output, labels = example()
-    loss, calls = criterion(), []
-    original = loss.assign
-    loss.assign = lambda *a: calls.append(a[0]) or original(*a)
-    loss(output, labels)
-    assert len(calls) == 1
-    assert calls[0] is output.stages[0]
+    once, per_stage = (assign(criterion(match=match), output, labels) for match in ("once", "per_stage"))
+    assert len(once) == len(per_stage) == len(SIZES)
+    assert all(torch.equal(x, once[0]) for x in once)
+    assert torch.equal(per_stage[0], once[0])
+    for i in (1, 2):
+        alone = HeadOutput([output.stages[i]])
+        coarse = criterion().targets(labels).at(SIZES[i])
+        assert torch.equal(per_stage[i], criterion().assign(alone.stages, [coarse])[0].assignment)
+        assert not torch.equal(per_stage[i], once[0])
 
 
 def test_gradient_reaches_matched_masks_only():
     output, labels = example()
     loss = criterion()
     labels[0][labels[0] == 2] = 1
-    assignment = loss.assign(
-        output.stages[0], F.one_hot(labels, CLASSES).movedim(-1, 1).float(), torch.ones(2, 1, *SIZES[0])
-    )
+    assignment = assign(loss, output, labels)[0]
     assert sorted(assignment[0].tolist()) == [-1, -1, -1, 0, 1]
     assert sorted(assignment[1].tolist()) == [-1, -1, 0, 1, 2]
     for masks, classes in zip(*[iter(gradients(output, loss(output, labels)[0]))] * 2, strict=True):
@@ -204,10 +221,12 @@ def test_the_fixed_assigner_needs_no_costs():
     labels[labels == 1] = 0
     with torch.no_grad():
         output.stages[0].masks[:, 4] = 30 * torch.randn(2, *SIZES[0])
-    assignment = criterion(assigner="fixed").assign(
-        output.stages[0], F.one_hot(labels, CLASSES).movedim(-1, 1).float(), torch.ones(2, 1, *SIZES[0])
-    )
-    assert assignment.tolist() == [[0, -1, 2, -1, -1]] * 2
+    assert assign(criterion(assigner="fixed"), output, labels)[0].tolist() == [[0, -1, 2, -1, -1]] * 2
+
+
+def test_what_fixed_makes_meaningless_is_refused():
+    with pytest.raises(ValueError, match="'match: per_stage' needs 'assigner: hungarian'"):
+        SetCriterionConfig(assigner="fixed", match="per_stage")
 
 
 def test_more_weight_on_no_object_changes_the_class_term_alone():
@@ -242,21 +261,18 @@ def test_ignored_voxels_have_no_influence():
 def test_a_label_present_under_the_ignore_label_only_is_absent():
     output, labels = example()
     labels[labels == 2] = IGNORE
-    targets = F.one_hot(labels, CLASSES + 1).movedim(-1, 1).float()
-    assignment = criterion(IGNORE).assign(output.stages[0], targets[:, :CLASSES], 1 - targets[:, IGNORE:])
+    assignment = assign(criterion(IGNORE), output, labels)[0]
     assert sorted(assignment[0].tolist()) == [-1, -1, -1, 0, 1]
-    targets = F.one_hot(labels % CLASSES, CLASSES).movedim(-1, 1).float()
-    nowhere_valid = criterion(IGNORE).assign(output.stages[0], targets, torch.zeros(2, 1, *SIZES[0]))
-    assert (nowhere_valid == -1).all()
+    assert (assign(criterion(IGNORE), output, torch.full_like(labels, IGNORE))[0] == -1).all()
 
 
 @pytest.mark.parametrize("no_object_weight", [1.0, 0.0])
-@pytest.mark.parametrize("assigner", ["hungarian", "fixed"])
+@pytest.mark.parametrize("settings", [{}, {"assigner": "fixed"}, {"match": "per_stage"}, {"points": 20}], ids=str)
 @pytest.mark.parametrize("content", [0, IGNORE], ids=["background only", "everything ignored"])
-def test_nothing_to_segment_is_finite(content, assigner, no_object_weight):
+def test_nothing_to_segment_is_finite(content, settings, no_object_weight):
     output, labels = example()
     labels.fill_(content)
-    value, parts = criterion(IGNORE, assigner=assigner, no_object_weight=no_object_weight)(output, labels)
+    value, parts = criterion(IGNORE, no_object_weight=no_object_weight, **settings)(output, labels)
     found = gradients(output, value)
     assert all(g.isfinite().all() for g in found)
     if content == IGNORE:
@@ -267,15 +283,25 @@ def test_nothing_to_segment_is_finite(content, assigner, no_object_weight):
 
 
 def test_an_organ_of_one_voxel_is_a_target_at_every_stage():
-    sizes = [(16, 16, 16), (8, 8, 8), (4, 4, 4), (2, 2, 2), (1, 1, 1)]
+    sizes = [(16, 16, 32), (8, 8, 16), (4, 4, 8), (2, 2, 4), (1, 1, 2), (1, 1, 1)]
     output, labels = example(sizes=sizes, batch=1)
     labels.zero_()
-    labels[0, 15, 0, 8] = 2
+    labels[0, 15, 0, 16] = 2
     found = gradients(output, criterion(assigner="fixed")(output, labels)[0])[::2]
     for gradient, size in zip(found, sizes, strict=True):
         pulled_up = (gradient[0, 2] < 0).nonzero()
-        block = 16 // size[0]
-        assert pulled_up.tolist() == [[15 // block, 0, 8 // block]]
+        assert pulled_up.tolist() == [[15 * size[0] // 16, 0, 16 * size[2] // 32]]
+
+
+def test_half_precision_masks_of_an_ignored_patch_give_no_nan():
+    """A sum over them is infinite in float16, and 0 times that is NaN."""
+    output, labels = example(sizes=[(8, 16, 16)])
+    masks = torch.full((2, QUERIES, 8, 16, 16), 60000.0, dtype=torch.float16, requires_grad=True)
+    output.stages[0].masks = masks
+    value, _ = criterion(IGNORE)(output, torch.full_like(labels, IGNORE))
+    value.backward()
+    assert value == 0
+    assert (masks.grad == 0).all()
 
 
 # --- numbers
@@ -293,16 +319,43 @@ def test_parts_are_those_of_the_full_resolution_stage_and_weights_halve():
     assert not torch.equal(alone, value)
 
 
-@pytest.mark.parametrize("where", ["masks", "class_logits"])
+@pytest.mark.parametrize(("where", "name"), [("masks", "masks"), ("class_logits", "class logits")])
 @pytest.mark.parametrize("stage", [0, 1])
-@pytest.mark.parametrize("assigner", ["hungarian", "fixed"])
-def test_what_is_not_finite_is_an_error_that_names_it(where, stage, assigner):
+@pytest.mark.parametrize("settings", [{}, {"assigner": "fixed"}, {"match": "per_stage"}, {"points": 20}], ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf"), 1e30])
+def test_what_is_not_finite_is_an_error_that_names_it(where, name, stage, settings, bad):
+    """1e30 is finite, but sums of it over a patch, or squares, are not for long."""
     output, labels = example()
     with torch.no_grad():
-        getattr(output.stages[stage], where)[0] = float("nan")
-    by_cost = stage == 0 and assigner == "hungarian"
-    with pytest.raises(NonFiniteError, match="matching cost" if by_cost else f"loss of stage {stage} is not finite"):
-        criterion(assigner=assigner)(output, labels)
+        getattr(output.stages[stage], where)[0, 0] = bad
+    with pytest.raises(NonFiniteError, match=rf"not finite: NaN or infinity in {name} of stage {stage}$"):
+        criterion(**settings)(output, labels)
+
+
+@pytest.mark.parametrize("settings", [{}, {"assigner": "fixed"}, {"match": "per_stage"}, {"points": 20}], ids=str)
+@pytest.mark.parametrize("is_partial", [False, True])
+def test_the_device_is_waited_for_once(settings, is_partial, monkeypatch):
+    """On the meta device, whose tensors have no values to wait for, only one copy to the host is let through."""
+    output, labels = example()
+    annotated = torch.tensor([[True, True, False], [True, True, True]]) if is_partial else None
+    loss, copies, results = criterion(IGNORE, **settings), [], []
+    original = set_criterion.to_host
+    monkeypatch.setattr(set_criterion, "to_host", lambda *x: results.append(original(*x)) or results[-1])
+    loss(output, labels, annotated=annotated)
+    monkeypatch.setattr(set_criterion, "to_host", lambda *x: copies.append(x) or results[0])
+    for stage in output.stages:
+        stage.masks, stage.class_logits = (
+            x.detach().to("meta").requires_grad_() for x in (stage.masks, stage.class_logits)
+        )
+    known = None if annotated is None else annotated.to("meta")
+    value, _ = loss.to("meta")(output, labels.to("meta"), annotated=known)
+    value.backward()
+    assert output.stages[1].masks.grad.is_meta
+    assert len(copies) == len(results) == 1
+    assert all(x.is_meta for x in copies[0])
+    for wait in (bool, Tensor.item, Tensor.nonzero, Tensor.cpu, Tensor.tolist, lambda x: x[x > 0]):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            wait(value.detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -314,7 +367,7 @@ def test_patches_that_overflow_float16_do_not_overflow(dtype):
         HeadOutput([StageOutput(masks=output.stages[0].masks.float(), class_logits=output.stages[0].class_logits)]),
         labels,
     )
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         value, _ = criterion()(output, labels)
     assert value.dtype == torch.float32
     assert value.isfinite()

@@ -8,7 +8,7 @@ from math import floor
 import pytest
 import torch
 
-from maskmed_zoo.losses.stages import halving_weights, label_masks, nearest_labels, pool_max
+from maskmed_zoo.losses.stages import halving_weights, nearest_labels, pool_max
 
 
 def test_weights_halve_and_sum_to_one():
@@ -41,23 +41,25 @@ def test_nearest_labels_take_the_voxel_whose_centre_is_nearest(size, dtype):
 def test_nothing_is_done_where_the_size_is_right():
     labels = torch.zeros(1, 3, 4, 5, dtype=torch.int64)
     assert nearest_labels(labels, (3, 4, 5)) is labels
-    masks = torch.zeros(1, 2, 3, 4, 5)
+    masks = torch.zeros(1, 2, 3, 4, 5, dtype=torch.bool)
     assert pool_max(masks, (3, 4, 5)) is masks
 
 
-def test_an_organ_of_one_voxel_survives_at_a_sixteenth():
-    labels = torch.zeros(1, 32, 16, 32, dtype=torch.int64)
-    labels[0, 31, 0, 16] = 2
-    masks = label_masks(labels, 3, (2, 1, 2))
-    assert masks.shape == (1, 3, 2, 1, 2)
-    assert masks.dtype == torch.float32
+@pytest.mark.parametrize("size", [(4, 6, 4), (2, 3, 8), (1, 1, 1), (8, 4, 8), (3, 5, 8), (8, 12, 4), (5, 7, 3)])
+def test_pooling_equals_that_of_torch(size):
+    """Halving, thirds, mixed strides, and sizes that do not divide."""
+    masks = torch.rand(2, 3, 8, 12, 8, generator=torch.Generator().manual_seed(0)) < 0.03
+    pooled = pool_max(masks, size)
+    assert pooled.dtype == torch.bool
+    assert torch.equal(pooled, torch.nn.functional.adaptive_max_pool3d(masks.float(), size) > 0)
+
+
+@pytest.mark.parametrize("factor", [16, 32])
+def test_an_organ_of_one_voxel_survives(factor):
+    labels = torch.zeros(1, 2 * factor, factor, 2 * factor, dtype=torch.int64)
+    labels[0, 2 * factor - 1, 0, factor] = 2
+    masks = pool_max(labels.unsqueeze(1) == torch.arange(3).view(1, -1, 1, 1, 1), (2, 1, 2))
     assert torch.equal(masks[0, 2].nonzero(), torch.tensor([[1, 0, 1]]))
-    assert (masks[0, 0] == 1).all()
-    assert (masks[0, 1] == 0).all()
+    assert masks[0, 0].all()
+    assert not masks[0, 1].any()
     assert (nearest_labels(labels, (2, 1, 2)) == 0).all()  # what nearest-voxel labels would make of it
-
-
-def test_masks_at_full_resolution_are_one_hot_and_leave_other_values_out():
-    labels = torch.tensor([0, 1, 2, 7]).view(1, 1, 2, 2)
-    masks = label_masks(labels, 3, (1, 2, 2)).flatten(2)[0]
-    assert torch.equal(masks, torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]))

@@ -15,7 +15,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from maskmed_zoo.data.nifti import read_labels
 from maskmed_zoo.errors import CheckpointError, DataError
 from maskmed_zoo.recipe import load_recipe
-from maskmed_zoo.runner.predict import Predictor, _inputs, evaluate, predict
+from maskmed_zoo.runner.predict import Predictor, evaluate, input_cases, predict
+from maskmed_zoo.runner.predictions import STAMP
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 
@@ -78,7 +79,7 @@ def test_finished_cases_are_skipped(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "out" / "case_02.nii.gz").unlink()
     assert predict(run, [folder], tmp_path / "out", device="cpu") == [tmp_path / "out" / "case_02.nii.gz"]
     assert len(predict(run, [folder], tmp_path / "out", device="cpu", overwrite=True)) == 4
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"case_0{i}.nii.gz" for i in range(4)}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {STAMP} | {f"case_0{i}.nii.gz" for i in range(4)}
 
 
 def test_a_bad_case_leaves_the_finished_ones(run: RunFolder, tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_bad_case_leaves_the_finished_ones(run: RunFolder, tmp_path: Path) -> 
     broken.write_bytes(source(run).read_bytes()[:500])
     with pytest.raises(DataError, match=r"zz_0000\.nii\.gz: not a readable NIfTI"):
         predict(run, [source(run), broken], tmp_path / "out", device="cpu")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["case_00.nii.gz"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {STAMP, "case_00.nii.gz"}
 
 
 def test_two_inputs_of_one_name_are_refused(run: RunFolder, tmp_path: Path) -> None:
@@ -109,7 +110,8 @@ def test_evaluation_states_its_terms(run: RunFolder) -> None:
 
 def test_moved_data_set_is_named(run: RunFolder, tmp_path: Path) -> None:
     manifest = run.manifest()
-    run.write_json(run.manifest_file, manifest | {"data": str(tmp_path / "gone")})
+    moved = [record | {"path": str(tmp_path / "gone")} for record in manifest["data"]]
+    run.write_json(run.manifest_file, manifest | {"data": moved})
     with pytest.raises(DataError, match="gone: no such folder"):
         evaluate(run, device="cpu")
     evaluate(run, data=run.path.parent / "data", device="cpu")
@@ -123,12 +125,12 @@ def test_channels_go_by_their_number_and_years_are_names(tmp_path: Path) -> None
     years = [tmp_path / f"scan_{year}.nii.gz" for year in (2019, 2020)]
     for path in (first, second, *years):
         path.touch()
-    (case,) = _inputs([second, first], ["T1", "T2"])
+    (case,) = input_cases([second, first], ["T1", "T2"])
     assert case.images == (first, second)
-    assert [c.identifier for c in _inputs(years, ["CT"])] == ["scan_2019", "scan_2020"]
-    assert _inputs([first], ["CT"])[0].identifier == "p"
+    assert [c.identifier for c in input_cases(years, ["CT"])] == ["scan_2019", "scan_2020"]
+    assert input_cases([first], ["CT"])[0].identifier == "p"
     with pytest.raises(DataError, match=r"has 1 channel files \(_0001\), the model takes 2 \(T1, T2\)"):
-        _inputs([second], ["T1", "T2"])
+        input_cases([second], ["T1", "T2"])
 
 
 def test_outputs_that_cannot_be_written(run: RunFolder, tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_evaluation_refuses_a_data_set_with_other_labels(run: RunFolder, tmp_pat
     shutil.copytree(run.path.parent / "data", other)
     text = (other / "dataset.json").read_text()
     (other / "dataset.json").write_text(text.replace('"left": 1, "right": 2', '"right": 1, "left": 2'))
-    with pytest.raises(DataError, match="differ from the recipe's"):
+    with pytest.raises(DataError, match="give the run's data set as it was"):
         evaluate(run, data=other, device="cpu")
 
 

@@ -84,10 +84,10 @@ def test_resume_gives_the_same_weights_as_one_run(
     whole = train(recipe, data=dataset, out=tmp_path / "whole", device="cpu")
     step, count = Trainer.step, iter(range(100))
 
-    def dies(self: Trainer, image: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    def dies(self: Trainer, **batch: torch.Tensor) -> dict[str, float]:
         if next(count) == 4:
             raise KeyboardInterrupt
-        return step(self, image, labels)
+        return step(self, **batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", dies)

@@ -1,0 +1,61 @@
+"""Show what a trained run's queries are, which classes they answer for and where they look: pictures and numbers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from maskmed_zoo.cli.output import add_device, add_weights, write
+from maskmed_zoo.runner.explain import VALIDATION_CASES, explain
+from maskmed_zoo.runner.run_folder import RunFolder
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        type=Path,
+        nargs="*",
+        help="image files, or folders of them; none: validation cases of the run, which have references",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for pictures and explain.json")
+    parser.add_argument(
+        "--validation", type=int, metavar="N", help=f"how many validation cases (default: {VALIDATION_CASES})"
+    )
+    parser.add_argument(
+        "--data", action="append", metavar="DIR", help="where the run's data set is now, if it has moved; repeatable"
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--label", metavar="NAME", help="look at the middle of this label (default: the largest one)")
+    where.add_argument(
+        "--point", type=_point, metavar="Z,Y,X", help="look at this voxel, from 0, of the image turned to RAS order"
+    )
+    add_weights(parser)
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Explain and name the files written."""
+    written = explain(
+        RunFolder(args.run),
+        args.out,
+        args.images,
+        validation=args.validation,
+        data=args.data,
+        device=args.device,
+        which=args.weights,
+        label=args.label,
+        point=args.point,
+    )
+    for path in written:
+        write(str(path))
+
+
+def _point(text: str) -> tuple[float, float, float]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected three whole numbers z,y,x, got '{text}'")
+    z, y, x = (float(part) for part in parts)
+    return z, y, x

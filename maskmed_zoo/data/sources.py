@@ -1,0 +1,83 @@
+"""The data sets of one training: which cases each of them gives, and what these are called side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from maskmed_zoo.data.dataset import Case, RawDataset, open_dataset
+from maskmed_zoo.errors import DataError
+
+WHOLE = "@all"
+"""After a folder's name: all of its cases train, none validates."""
+
+Data = Path | str | Sequence[Path | str]
+"""One folder or several, each perhaps with `WHOLE` after it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set, whether all of it trains, and what is put before its cases' names to tell them from others'."""
+
+    dataset: RawDataset
+    is_whole: bool = False
+    prefix: str = ""
+
+    @property
+    def title(self) -> str:
+        """The data set's name, with `WHOLE` where all of it trains."""
+        return f"{self.dataset.name}{WHOLE if self.is_whole else ''}"
+
+    def splits(self, fold: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+        """Training and validation cases; `DataError` as of `RawDataset.splits`."""
+        return (self.dataset.cases, ()) if self.is_whole else self.dataset.splits(fold)
+
+    def name_of(self, case: Case) -> str:
+        """What the case is called in the run: its identifier, unique among all data sets of the training."""
+        return f"{self.prefix}{case.identifier}"
+
+    def record(self, cases: Sequence[Case]) -> dict[str, Any]:
+        """For a run's manifest: how the data set takes part, its own labels, and those looked for in partial cases."""
+        return {
+            "name": self.dataset.name,
+            "cases": "all" if self.is_whole else "fold",
+            "prefix": self.prefix,
+            "labels": self.dataset.labels,
+            "annotated": {case.identifier: sorted(case.annotated) for case in cases if case.annotated is not None},
+        }
+
+
+def open_sources(data: Data) -> tuple[Source, ...]:
+    """Open `DIR` or `DIR@all`, one or several.
+
+    Where a data set has a case that an earlier one has too, its cases are called `FOLDER_CASE`. Raises `DataError` as
+    `open_dataset` does, and if no data set is given, one is given twice, none of them validates, or names clash still.
+    """
+    given = [str(path) for path in ([data] if isinstance(data, str | Path) else data)]
+    sources: list[Source] = []
+    taken: set[str] = set()
+    for text in given:
+        source = _open(text)
+        root = source.dataset.root.resolve()
+        if root in (other.dataset.root.resolve() for other in sources):
+            raise DataError(f"{root}: given twice; name each data set once")
+        if taken & _names(source):
+            source = replace(source, prefix=f"{root.name}_")
+        if clash := taken & _names(source):
+            raise DataError(f"{root}: an earlier data set has a case '{min(clash)}' too; rename the folder")
+        taken |= _names(source)
+        sources.append(source)
+    if all(source.is_whole for source in sources):
+        raise DataError(f"{', '.join(given) or 'data'}: no data set validates; give one without {WHOLE}")
+    return tuple(sources)
+
+
+def _open(text: str) -> Source:
+    is_whole = text.endswith(WHOLE) and not Path(text).is_dir()
+    return Source(open_dataset(text.removesuffix(WHOLE) if is_whole else text), is_whole)
+
+
+def _names(source: Source) -> set[str]:
+    return {source.name_of(case) for case in source.dataset.cases}

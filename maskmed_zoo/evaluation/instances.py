@@ -1,0 +1,164 @@
+"""Scores of objects told apart: panoptic quality, lesion-wise Dice and detection.
+
+Source: panoptic quality, Kirillov et al. 2019; lesion-wise Dice, BraTS 2023 (arXiv 2305.17033). Compared in the tests
+with MONAI's `compute_panoptic_quality`. Deviations from BraTS: no dilation of the reference, no smallest volume, and a
+case without any object is left out where BraTS gives it a 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskmed_zoo.data.dataset import ENDING
+from maskmed_zoo.data.instances import components
+from maskmed_zoo.data.nifti import Volume, check_same_geometry, read_labels
+from maskmed_zoo.errors import DataError
+
+Ids = NDArray[np.integer[Any]]
+SUFFIX = "_instances"
+MATCH = 0.5
+"""IoU above which a predicted and a reference object are a pair; no object is in two pairs then."""
+DEFINITION = (
+    "objects are compared label by label. A predicted and a reference object are a pair (tp) if their IoU is over 0.5; "
+    "objects without a partner are fp and fn. sq is the mean IoU of the pairs, rq = tp / (tp + fp/2 + fn/2), "
+    "pq = sq x rq, from the counts of all cases together. lesion_dice: for every reference object the Dice with all "
+    "predicted objects that overlap it, 0 if none does, and a 0 for every predicted object that overlaps no reference "
+    "object (false); their mean within a case, then over cases. A reference object is found if a predicted one "
+    "overlaps it, else missed; f1 = 2 found / (2 found + missed + false). n counts the cases with an object in the "
+    "reference or the prediction; absent counts those without, which are left out; a case in which the label was not "
+    "looked for is in neither. Overall means are over labels. No dilation, no smallest volume."
+)
+MEANS = ("pq", "sq", "rq", "lesion_dice", "f1")
+COUNTS = ("tp", "fp", "fn", "found", "missed", "false")
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What became of the objects of one label in one case.
+
+    `ious` of the pairs; `dice` of each reference object with what overlaps it; `false` predicted objects overlap none.
+    """
+
+    ious: tuple[float, ...]
+    dice: tuple[float, ...]
+    predicted: int
+    false: int
+
+    @property
+    def lesion_dice(self) -> float | None:
+        """Mean over reference objects and false ones, None where there is neither."""
+        count = len(self.dice) + self.false
+        return sum(self.dice) / count if count else None
+
+
+def match_objects(
+    pred: tuple[Ids, Ids], ref: tuple[Ids, Ids], labels: Mapping[str, int], ignore: int | None = None
+) -> dict[str, Matches]:
+    """Matches for each of `labels` (name to value) of a prediction and a reference, each label map and object ids.
+
+    All arrays are (z y x); id 0 is no object. Voxels whose reference label is `ignore` count on neither side.
+    """
+    counted = ref[0] != (-1 if ignore is None else ignore)
+    found: dict[str, Matches] = {}
+    for name, value in labels.items():
+        ours, theirs = (np.where((side[0] == value) & counted, side[1], 0) for side in (pred, ref))
+        found[name] = _match(ours, theirs)
+    return found
+
+
+def _match(pred: Ids, ref: Ids) -> Matches:
+    inside = (pred > 0) | (ref > 0)
+    p_ids, p = np.unique(np.append(0, pred[inside]), return_inverse=True)
+    r_ids, r = np.unique(np.append(0, ref[inside]), return_inverse=True)
+    joint = np.bincount(r * len(p_ids) + p, minlength=len(r_ids) * len(p_ids)).reshape(len(r_ids), -1)
+    r_size, p_size, shared = joint.sum(1)[1:], joint.sum(0)[1:], joint[1:, 1:]
+    iou = shared / (r_size[:, None] + p_size - shared)
+    meets = shared > 0
+    dice = 2 * shared.sum(1) / (r_size + meets @ p_size)
+    return Matches(tuple(iou[iou > MATCH].tolist()), tuple(dice.tolist()), len(p_size), int((~meets.any(0)).sum()))
+
+
+def summarize_objects(cases: Mapping[str, Mapping[str, Matches]], label_names: Sequence[str]) -> dict[str, Any]:
+    """A JSON-able summary of cases (identifier to label name to matches; a label not looked for is left out).
+
+    Keys: `pq`, `sq`, `rq`, `lesion_dice`, `f1` (means over labels), the counts over all labels, `definition`,
+    `labels` (name to the same, and `n`, `absent`) and `cases` (case, labels).
+    """
+    labels = {name: _row([case[name] for case in cases.values() if name in case]) for name in label_names}
+    return {
+        **{key: _mean(row[key] for row in labels.values()) for key in MEANS},
+        **{key: sum(row[key] for row in labels.values()) for key in COUNTS},
+        "definition": DEFINITION,
+        "labels": labels,
+        "cases": [
+            {"case": identifier, "labels": {name: _row([matches]) for name, matches in case.items()}}
+            for identifier, case in cases.items()
+        ],
+    }
+
+
+def _row(matches: Sequence[Matches]) -> dict[str, Any]:
+    there = [m for m in matches if m.dice or m.predicted]
+    ious = [iou for m in there for iou in m.ious]
+    tp = len(ious)
+    fp, fn = sum(m.predicted for m in there) - tp, sum(len(m.dice) for m in there) - tp
+    found, false = sum(d > 0 for m in there for d in m.dice), sum(m.false for m in there)
+    missed = tp + fn - found
+    rq = 2 * tp / (2 * tp + fp + fn) if there else None
+    return {
+        "pq": rq * fmean(ious) if ious and rq is not None else rq,  # rq is 0 or None without pairs
+        "sq": fmean(ious) if ious else None,
+        "rq": rq,
+        "lesion_dice": _mean(m.lesion_dice for m in there),
+        "f1": 2 * found / (2 * found + missed + false) if there else None,
+        **{"tp": tp, "fp": fp, "fn": fn, "found": found, "missed": missed, "false": false},
+        "n": len(there),
+        "absent": len(matches) - len(there),
+    }
+
+
+def objects_beside(label_map: Path) -> Path:
+    """`NAME_instances.nii.gz` beside `NAME.nii.gz`."""
+    return label_map.with_name(f"{label_map.name.removesuffix(ENDING)}{SUFFIX}{ENDING}")
+
+
+def is_objects_file(path: Path) -> bool:
+    """Whether a file of this name lies beside its label map."""
+    stem = path.name.removesuffix(ENDING)
+    return stem.endswith(SUFFIX) and path.with_name(f"{stem.removesuffix(SUFFIX)}{ENDING}").exists()
+
+
+def match_files(pred: Volume, ref: Volume, labels: Mapping[str, int], ignore: int | None) -> dict[str, Matches]:
+    """Matches of a predicted and a reference label map by the maps of objects that belong to them.
+
+    The prediction's is `NAME_instances.nii.gz` beside it. The reference's is the same or, if it lies in a folder like
+    `labelsTs`, `instancesTs/NAME.nii.gz`; without either its objects are the connected parts (26 neighbours) of each
+    label. Raises `DataError` for a prediction without a map, maps on other grids and negative numbers.
+    """
+    folder = ref.path.parent
+    candidates = [objects_beside(ref.path)]
+    if folder.name.startswith("labels"):
+        candidates.append(folder.with_name(folder.name.replace("labels", "instances", 1)) / ref.path.name)
+    theirs = next((path for path in candidates if path.is_file()), None)
+    numbers = components(ref.array, list(labels.values())) if theirs is None else _numbers(theirs, ref)
+    return match_objects((pred.array, _numbers(objects_beside(pred.path), pred)), (ref.array, numbers), labels, ignore)
+
+
+def _numbers(path: Path, label_map: Volume) -> Ids:
+    volume = read_labels(path)
+    check_same_geometry(label_map, volume)
+    if volume.array.min() < 0:
+        raise DataError(f"{path}: number {volume.array.min()}, expected 1, 2, … for objects and 0 elsewhere")
+    return volume.array
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return fmean(present) if present else None

@@ -1,0 +1,108 @@
+"""Partial labels: losses for samples in which not every label was looked for.
+
+There a voxel of label 0 is background or any label of U, those not looked for. The likelihood of such a voxel is that
+of "background or one of U", summed over what it may be (marginal likelihood; Fang & Yan 2020, Shi et al. 2021).
+
+For queries the alternative would be to ignore the voxels of label 0 in the background's mask. In a data set where no
+case is complete there would then be no voxel at all from which the background is learnt. So these voxels are a target
+that must be explained: by the background's query, or by an unmatched query that claims a label of U there. What the
+latter claim is taken as given (detached): labels not looked for give no signal to the masks of those queries.
+
+Two labels that no sample has looked for together never compete for queries, so that matching would give both to the
+one query that finds organs at all, and each would be learnt half. A query's share of U is therefore charged to it in
+matching: where U was not looked for, who stands for U is spoken for (ours; in toy runs of two such organs 12 of 40
+learnt both without it, 40 of 40 with it; `assigner: fixed` has no such trouble).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from maskmed_zoo.contracts import full_precision
+from maskmed_zoo.errors import JointError
+from maskmed_zoo.losses.matcher import Weights, mask_terms
+
+
+def check_annotated(annotated: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Raise `JointError` unless `annotated` is (b k) for labels (b d h w)."""
+    if annotated.shape != (len(labels), num_classes):
+        raise JointError(
+            f"annotated {tuple(annotated.shape)} must be (batch, labels) = {(len(labels), num_classes)}, bool"
+        )
+
+
+def only_annotated(labels: Tensor, annotated: Tensor) -> Tensor:
+    """Labels (b d h w) with those not looked for, by annotated (b k), turned to 0; an ignore label stays."""
+    known = annotated.gather(1, labels.flatten(1).long().clamp(0, annotated.shape[1] - 1)).view_as(labels)
+    return labels.masked_fill(~known & (labels < annotated.shape[1]), 0)
+
+
+def merge_unannotated(logits: Tensor, annotated: Tensor) -> Tensor:
+    """Logits (b k d h w) in which label 0 holds the summed probability of itself and U, and U none (-inf)."""
+    open_ = ~annotated[..., None, None, None]
+    rest = torch.cat([torch.ones_like(open_[:, :1]), open_[:, 1:]], 1)
+    merged = logits.masked_fill(~rest, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.cat([merged, logits[:, 1:].masked_fill(open_[:, 1:], -torch.inf)], 1)
+
+
+def unmatched_class_loss(class_logits: Tensor, annotated: Tensor) -> Tensor:
+    """(b n) minus log of the summed probability of "no object" and U; class logits (b n k+1), annotated (b k)."""
+    closed = F.pad(annotated, (0, 1), value=False).unsqueeze(1)
+    return -class_logits.log_softmax(-1).masked_fill(closed, -torch.inf).logsumexp(-1)
+
+
+@torch.no_grad()
+def claimed_share(class_logits: Tensor, annotated: Tensor) -> Tensor:
+    """(b n) each query's probability of being one of U; class logits (b n k+1), annotated (b k)."""
+    return class_logits.float().softmax(-1)[..., :-1].masked_fill(annotated.unsqueeze(1), 0).sum(-1).clamp_max(1)
+
+
+@torch.no_grad()
+def log_unclaimed(masks: Tensor, share: Tensor) -> Tensor:
+    """(r n v) log-probability that a query does not claim a voxel, 1 - share σ(mask), at least exp(-30).
+
+    masks (r n v) logits, share (r n): `claimed_share`, 0 for those who have no say.
+    """
+    return torch.log1p(-(share.unsqueeze(-1) * masks.float().sigmoid())).clamp_min(-30)
+
+
+def explain_rest(background: Tensor, target: Tensor, log_free: Tensor) -> tuple[Tensor, Tensor]:
+    """BCE and p (... v): the voxels of label 0 explained jointly by the background's query and by the claims of others.
+
+    With `background` logits, `target` 0 or 1, `log_free` the log-probability that no other claims the voxel, ≤ 0:
+    p = 1 - (1 - σ(background)) exp(log_free) and BCE = -t log p - (1 - t) log(1 - σ(background)), which without claims
+    are the ordinary ones.
+    """
+    outside = F.logsigmoid(-background)
+    log_p = torch.logaddexp(F.logsigmoid(background), outside + (-log_free.expm1()).log())
+    return -target * log_p - (1 - target) * outside, log_p.exp()
+
+
+@torch.no_grad()
+def partial_costs(
+    costs: Tensor,
+    masks: Tensor,
+    class_logits: Tensor,
+    rest: Tensor,
+    annotated: Tensor,
+    *,
+    weights: Weights,
+    valid: Tensor | None,
+) -> Tensor:
+    """Costs (b n t) of `matching_costs` where not every label was looked for; the other arguments are those of it.
+
+    The background's, target 0 with mask `rest` (b v), as in the loss, with every other query as a possible claimant; and
+    each query's share of U is charged at the sum of the weights.
+    """
+    with full_precision(masks):
+        share = claimed_share(class_logits, annotated)
+        log_free = log_unclaimed(masks, share)
+        log_free = (log_free.sum(1, keepdim=True) - log_free).clamp_max(0)
+        target = rest.float().unsqueeze(1)
+        bce, dice = mask_terms(*explain_rest(masks.float(), target, log_free), target, valid)
+        background = -weights[0] * class_logits.float().softmax(-1)[..., 0] + weights[1] * bce + weights[2] * dice
+        is_partial = ~annotated.all(1, keepdim=True)
+        first = torch.where(is_partial, background, costs[..., 0]).unsqueeze(2)
+        return torch.cat([first, costs[..., 1:]], 2) + sum(weights) * share.unsqueeze(2)

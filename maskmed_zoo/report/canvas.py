@@ -1,0 +1,64 @@
+"""A sheet to draw on, measured in inches from its upper left corner; matplotlib is imported when it is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from maskmed_zoo.errors import UserError
+
+DPI = 150
+
+
+def require_matplotlib() -> None:
+    """Raise `UserError` without matplotlib."""
+    try:
+        import matplotlib.figure  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as error:
+        raise UserError('pictures need matplotlib: pip install "maskmed-zoo[report]"') from error
+
+
+class Sheet:
+    """A white figure of `width` x `height` inches; raises `UserError` without matplotlib."""
+
+    def __init__(self, width: float, height: float) -> None:
+        require_matplotlib()
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width, height), facecolor="white")
+        FigureCanvasAgg(self.figure)
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Any:
+        """Axes in a box."""
+        bottom = self.height - top - height
+        box = (left / self.width, bottom / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(box)
+
+    def text(self, left: float, top: float, text: str, **style: Any) -> None:
+        """Text whose upper left corner is at a place."""
+        where: dict[str, Any] = {"ha": "left", "va": "top", "fontsize": 8} | style
+        self.figure.text(left / self.width, 1 - top / self.height, text, **where)
+
+    def legend(self, left: float, top: float, entries: list[tuple[str, str]], columns: int = 1) -> None:
+        """Coloured squares with text beside them; `entries` are (text, colour)."""
+        from matplotlib.patches import Patch
+
+        patches = [Patch(facecolor=colour, edgecolor="0.3", linewidth=0.5, label=text) for text, colour in entries]
+        self.figure.legend(
+            handles=patches,
+            loc="upper left",
+            bbox_to_anchor=(left / self.width, 1 - top / self.height),
+            ncols=columns,
+            fontsize=8,
+            frameon=False,
+            borderaxespad=0,
+            handlelength=1.2,
+        )
+
+    def save(self, path: Path) -> Path:
+        """Write a PNG, and its folder where that is missing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.figure.savefig(path, dpi=DPI, format="png")
+        return path

@@ -1,0 +1,86 @@
+"""`explain`: what a run's queries are, which classes they answer for, and where they look (MaskMed Fig. 3-5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskmed_zoo.data.dataset import Case, RawDataset
+from maskmed_zoo.data.sources import Data
+from maskmed_zoo.errors import DataError, UserError, nearest
+from maskmed_zoo.explain.places import Point
+from maskmed_zoo.report.canvas import require_matplotlib
+from maskmed_zoo.runner.display import Display
+from maskmed_zoo.runner.explain_case import aim_of, foreground_of, look, read_subject
+from maskmed_zoo.runner.explain_report import Explained, write_report
+from maskmed_zoo.runner.predict import Predictor, input_cases, validation_cases
+from maskmed_zoo.runner.run_folder import RunFolder, Which, make_folder, now
+
+VALIDATION_CASES = 4
+
+
+def explain(
+    run: RunFolder,
+    out: Path,
+    images: Sequence[Path] = (),
+    *,
+    validation: int | None = None,
+    data: Data | None = None,
+    device: str | None = None,
+    which: Which = "last",
+    label: str | None = None,
+    point: Point | None = None,
+    display: Display | None = None,
+) -> list[Path]:
+    """Explain a run on image files or folders, or on its first `validation` validation cases; returns what it wrote.
+
+    `data` is where the data sets lie now, if they have moved. Attention and sampling are of the window centred on
+    `point` (z, y, x, voxels of the image in RAS order), or on `label`, or on the largest label predicted. Raises
+    `UserError` for a label the run does not have, a point outside of an image, or without matplotlib.
+    """
+    display = display or Display()
+    require_matplotlib()
+    if images and (validation is not None or data is not None):
+        raise UserError("explain: give either images or validation cases (--validation, --data)")
+    if validation is not None and validation < 1:
+        raise UserError(f"explain: expected at least 1 validation case, got {validation}")
+    predictor = Predictor(run, which=which, device=device)
+    names = predictor.model.class_names or ()
+    if label is not None and label not in names:
+        raise UserError(f"the run has no label '{label}'{nearest(label, names)} (labels: {', '.join(names)})")
+    cases = _cases(predictor, run, images, validation or VALIDATION_CASES, data)
+    explained: list[Explained] = []
+    with display.task("looking into cases") as progress:
+        for name, (case, dataset) in cases.items():
+            subject = read_subject(predictor, name, case, dataset)
+            aim = aim_of(subject, None if label is None else names.index(label), point, names)
+            views = [look(predictor, subject, each) for each in (foreground_of(subject), aim)]
+            explained.append(Explained(name, *views))
+            progress(len(explained), len(cases))
+    make_folder(out)
+    facts = {
+        "recipe": predictor.recipe.name,
+        "head": predictor.recipe.model.head.model_dump()["kind"],
+        "neck": predictor.recipe.model.neck.model_dump()["kind"],
+        "weights": which,
+        "weights_sha256": predictor.weights_sha256,
+        "date": now(),
+        "class_names": list(names),
+        "spacing": list(predictor.recipe.data.spacing),
+        "window_size": list(predictor.recipe.data.patch_size),
+    }
+    return write_report(out, facts, explained, display)
+
+
+def _cases(
+    predictor: Predictor, run: RunFolder, images: Sequence[Path], validation: int, data: Data | None
+) -> dict[str, tuple[Case, RawDataset | None]]:
+    channels = predictor.recipe.data.channels or ()
+    if not images:
+        found = validation_cases(run.manifest(), data, channels)
+        return {name: found[name] for name in list(found)[:validation]}
+    cases = input_cases(images, channels)
+    by_name: dict[str, tuple[Case, RawDataset | None]] = {case.identifier: (case, None) for case in cases}
+    if len(by_name) != len(cases):
+        raise DataError("explain: two images have the same name; explain them one by one")
+    return by_name
