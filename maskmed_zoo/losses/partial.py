@@ -10,8 +10,8 @@ latter claim is taken as given (detached): labels not looked for give no signal 
 
 Two labels that no sample has looked for together never compete for queries, so that matching would give both to the
 one query that finds organs at all, and each would be learnt half. A query's share of U is therefore charged to it in
-matching: where U was not looked for, who stands for U is spoken for (ours; in toy runs of two such organs 12 of 40
-learnt both without it, 40 of 40 with it; `assigner: fixed` has no such trouble).
+matching: where U was not looked for, who stands for U is spoken for (ours). In toy runs both organs are then found; one
+query may still hold both of them, each with half of its class probability. `assigner: fixed` has no such trouble.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def partial_costs(
 ) -> Tensor:
     """Costs (b n t) of `matching_costs` where not every label was looked for; the other arguments are those of it.
 
-    The background's, target 0 with mask `rest` (b v), as in the loss, with every other query as a possible claimant; and
-    each query's share of U is charged at the sum of the weights.
+    The background's, target 0 with mask `rest` (b v), as in the loss, with every other query as a possible claimant;
+    and each query's share of U is charged at the sum of the weights.
     """
     with full_precision(masks):
         share = claimed_share(class_logits, annotated)

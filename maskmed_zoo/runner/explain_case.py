@@ -46,11 +46,20 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Aim:
+    """Where a window is to lie in the padded volume, why there, and the label to be drawn first, 0 for none."""
+
+    point: Point
+    reason: str
+    label: int = 0
+
+
+@dataclass(frozen=True)
 class View:
     """What the network does in one window; outputs and blocks in the order they are computed in, the final one last."""
 
     start: Size3
-    centred_on: str
+    aim: Aim
     scene: Scene
     classes: list[Array]
     embeddings: list[Array]
@@ -91,15 +100,15 @@ def read_subject(predictor: Predictor, name: str, case: Case, dataset: RawDatase
     )
 
 
-def foreground_of(subject: Subject) -> tuple[Point, str]:
+def foreground_of(subject: Subject) -> Aim:
     """The middle of everything predicted."""
     mask = subject.labels > 0
     if mask.any():
-        return centroid(mask), "all predicted foreground"
-    return centroid(np.ones_like(mask)), "the volume, as no foreground is predicted"
+        return Aim(centroid(mask), "all predicted foreground")
+    return Aim(centroid(np.ones_like(mask)), "the volume, as no foreground is predicted")
 
 
-def aim_of(subject: Subject, label: int | None, point: Point | None, names: Sequence[str]) -> tuple[Point, str]:
+def aim_of(subject: Subject, label: int | None, point: Point | None, names: Sequence[str]) -> Aim:
     """The point given (z, y, x in the image), the middle of the label given, or that of the largest one predicted.
 
     Raises `UserError` for a point outside of the image.
@@ -114,20 +123,22 @@ def aim_of(subject: Subject, label: int | None, point: Point | None, names: Sequ
             p + b
             for p, b in zip(on_other_grid(point, subject.original, subject.unpadded), subject.padding, strict=True)
         )
-        return (z, y, x), f"voxel {tuple(int(p) for p in point)} of the image"
+        there = int(subject.labels[round(z), round(y), round(x)])
+        return Aim((z, y, x), f"voxel {tuple(int(p) for p in point)} of the image", there)
     largest = largest_label(subject.labels)
     if label is not None and (subject.labels == label).any():
-        return centroid(subject.labels == label), f"'{names[label]}' as predicted"
+        return Aim(centroid(subject.labels == label), f"'{names[label]}' as predicted", label)
     if largest is None:
         return foreground_of(subject)
     missing = "" if label is None else f", as '{names[label]}' is not predicted"
-    return centroid(subject.labels == largest), f"'{names[largest]}', the largest label predicted{missing}"
+    reason = f"'{names[largest]}', the largest label predicted{missing}"
+    return Aim(centroid(subject.labels == largest), reason, largest)
 
 
-def look(predictor: Predictor, subject: Subject, aim: tuple[Point, str]) -> View:
+def look(predictor: Predictor, subject: Subject, aim: Aim) -> View:
     """Run the network on the window around a point."""
     data = predictor.recipe.data
-    place = window_around(aim[0], subject.labels.shape, data.patch_size)
+    place = window_around(aim.point, subject.labels.shape, data.patch_size)
     window = subject.image[(slice(None), *place)]
     with autocast(predictor.dtype, predictor.device):
         seen = observe(predictor.model, window.to(predictor.device))
@@ -141,7 +152,7 @@ def look(predictor: Predictor, subject: Subject, aim: tuple[Point, str]) -> View
     z, y, x = (p.start - b for p, b in zip(place, subject.padding, strict=True))
     return View(
         start=(z, y, x),
-        centred_on=aim[1],
+        aim=aim,
         scene=Scene(window[0].numpy(), labels, data.spacing, class_names(data.labels or {})),
         classes=classes,
         embeddings=[e.float().cpu().numpy() for e in seen.mask_embeddings[::-1]],
@@ -154,10 +165,10 @@ def look(predictor: Predictor, subject: Subject, aim: tuple[Point, str]) -> View
 
 
 def organs(view: View) -> list[tuple[int, Size3]]:
-    """Foreground labels predicted in the window, largest first, each with the voxel in its middle."""
+    """Foreground labels predicted in the window, the one aimed at and then the largest first, with their middle."""
     counts = np.bincount(view.scene.labels.ravel())
-    found = [k for k in np.argsort(-counts, kind="stable").tolist() if k and counts[k]]
-    return [(k, middle_voxel(view.scene.labels == k)) for k in found]
+    found = sorted(np.flatnonzero(counts[1:]) + 1, key=lambda k: (k != view.aim.label, -counts[k]))
+    return [(k, middle_voxel(view.scene.labels == k)) for k in map(int, found)]
 
 
 def lookers(view: View) -> list[Looker]:

@@ -97,11 +97,10 @@ class _Report:
         self.purities = [purity(row) for row in self.answers]
         self.order = query_order(self.purities, len(self.names))
         self.rows = [f"{self._class(self.purities[q].most_frequent)}  q{q}" for q in self.order]
-        self.notes = self._notes()
+        self.notes: list[str] = []
+        self._note_absent()
 
     def write(self) -> list[Path]:
-        for note in self.notes:
-            self.display.say(note)
         files: list[Path] = []
         with self.display.task("drawing") as progress:
             for index, case in enumerate(self.explained):
@@ -118,22 +117,26 @@ class _Report:
             "pictures": [str(path.relative_to(self.out)) for path in files],
         }
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
-        text = re.sub(
-            r"\[[\s\d.,eE+-]*\]", lambda found: " ".join(found[0].split()), text
-        )  # numbers of a row side by side
+        # Numbers of a row stand side by side.
+        text = re.sub(r"\[[\s\d.,eE+-]*\]", lambda found: " ".join(found[0].split()), text)
         write_atomically(self.out / FILE, lambda p: p.write_text(text + "\n", encoding="utf-8"))
         return [*files, self.out / FILE]
 
-    def _notes(self) -> list[str]:
+    def _note_absent(self) -> None:
         """One line for everything that this network does not have."""
         view, head, neck = self.explained[0].chosen, self.facts["head"], self.facts["neck"]
-        absent = {
-            f"head '{head}' has no class embeddings: its masks are the labels themselves; no binding": not view.classes,
-            f"head '{head}' has no mask embeddings that are known here": not view.embeddings,
-            f"head '{head}' has no cross-attention": not view.attention,
-            f"neck '{neck}' samples no points": not view.sampling,
-        }
-        return [note for note, is_absent in absent.items() if is_absent]
+        if not view.classes:
+            self._note(f"head '{head}' has no class embeddings: its masks are the labels themselves; no binding")
+        if not view.embeddings:
+            self._note(f"head '{head}' has no mask embeddings that are known here")
+        if not view.attention:
+            self._note(f"head '{head}' has no cross-attention")
+        if not view.sampling:
+            self._note(f"neck '{neck}' samples no points")
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self.display.say(text)
 
     def _draw(self, case: Explained) -> list[Path]:
         """The pictures of one case, in a folder of its own."""
@@ -164,12 +167,14 @@ class _Report:
                 )
                 for index, block in enumerate(case.chosen.attention)
             ]
-            title = f"Where queries of {case.name} look; window centred on {case.chosen.centred_on}"
+            title = f"Where queries of {case.name} look; window centred on {case.chosen.aim.reason}"
             files.append(attention_figure(folder / "attention.png", title, case.chosen.scene, shown, blocks))
+        elif case.chosen.attention:
+            self._note(f"{case.name}: no query answers for a label predicted in the window, so no attention.png")
         for index, sampling in enumerate(case.chosen.sampling):
             points = samples(case.chosen, sampling)[:DRAWN]
             suffix = f"_{index + 1}" if len(case.chosen.sampling) > 1 else ""
-            title = f"Where voxels of {case.name} sample; window centred on {case.chosen.centred_on}"
+            title = f"Where voxels of {case.name} sample; window centred on {case.chosen.aim.reason}"
             path = folder / f"sampling{suffix}.png"
             if points:
                 files.append(sampling_figure(path, title, case.chosen.scene, points, sampling.levels))
@@ -243,7 +248,7 @@ class _Report:
         view, chosen = case.foreground, case.chosen
         return {
             "case": case.name,
-            "foreground_window": {"start": list(view.start), "centred_on": view.centred_on},
+            "foreground_window": {"start": list(view.start), "centred_on": view.aim.reason},
             "stages": [
                 {
                     "size": list(size),
@@ -256,7 +261,7 @@ class _Report:
             "matching": None
             if view.served is None
             else {self.names[k]: {"query": q, "dice": dice} for k, (q, dice) in view.served.items()},
-            "window": {"start": list(chosen.start), "centred_on": chosen.centred_on},
+            "window": {"start": list(chosen.start), "centred_on": chosen.aim.reason},
             "attention": attention_record(chosen),
             "sampling": sampling_record(chosen),
         }

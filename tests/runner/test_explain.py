@@ -113,6 +113,7 @@ def test_every_head_and_neck(run: RunFolder, tmp_path: Path, head: str, neck: st
     expected -= {"attention.png"} if head == "learned_class" else set()
     if "attention.png" not in pictures and head in HEADS[2:4]:  # random queries may be bound to no label predicted
         assert not any(block["queries"] for block in case["attention"])
+        assert "no attention.png" in found["notes"].pop()
         expected -= {"attention.png"}
     assert pictures == expected
     assert found["pictures"] == [str(p.relative_to(tmp_path / "out")) for p in written if p.suffix == ".png"]
@@ -175,6 +176,7 @@ def test_window_goes_where_it_is_asked_to(run: RunFolder, tmp_path: Path) -> Non
         ({"point": (0, 0, 17)}, [0, 0, 2], "voxel (0, 0, 17) of the image"),
         ({"point": (8, 17, 0)}, [1, 2, 0], "voxel (8, 17, 0) of the image"),
         ({"label": "left"}, None, "'left' as predicted"),
+        ({"label": "right"}, None, "'right' as predicted"),
     ):
         explain(run, tmp_path, [image(run, 0)], device="cpu", **arguments)
         (case,) = document(tmp_path)["cases"]
@@ -182,6 +184,7 @@ def test_window_goes_where_it_is_asked_to(run: RunFolder, tmp_path: Path) -> Non
         assert start in (None, case["window"]["start"])
         named = [voxel["class"] for voxel in case["sampling"][0]["voxels"]]
         assert sorted(named) == ["left", "right"]
+        assert named[0] == arguments.get("label", named[0]), "the label asked for is drawn first"
 
 
 def test_volumes_smaller_than_the_window_are_padded(run: RunFolder, tmp_path: Path) -> None:
