@@ -58,10 +58,13 @@ def row_of(run: Path) -> dict[str, Any]:
         "train_wall_seconds": round(sum(float(e["seconds"]) for e in epochs)),
         "cases": len(scores["cases"]),
         "mean_dice": round(scores["mean_dice"], 4),
-        "label_dice": json.dumps({name: round(row["mean"], 4) for name, row in scores["labels"].items()}),
+        "label_dice": json.dumps(
+            {name: round(row["mean"], 4) for name, row in scores["labels"].items() if row["mean"] is not None}
+        ),
         "absent": scores["absent"],
         "weights": scores["weights"],
         "tta": scores["test_time_augmentation"],
+        "unannotated": recipe["data"]["unannotated"],
     }
 
 
