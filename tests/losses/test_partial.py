@@ -197,7 +197,7 @@ def test_extreme_logits_stay_finite(background, other, share):
     assert m.grad.isfinite().all()
 
 
-def test_costs_of_the_background_count_what_others_may_claim():
+def test_costs_of_the_background_are_those_of_explaining_label_zero():
     output, labels = example()
     masks, class_logits = (x.detach() for x in leaves(output)[:2])
     masks, rest = masks.flatten(2), (labels == 0).flatten(1)
@@ -209,14 +209,13 @@ def test_costs_of_the_background_count_what_others_may_claim():
     for b in (0, 2):
         keep, p = valid[b, 0], class_logits[b].double().softmax(-1)
         share, covers = p[:, :CLASSES][:, ~PART[b]].sum(1), masks[b].double().sigmoid()[:, keep]
-        torch.testing.assert_close(costs[b, :, 1], (plain[b, :, 1] + 22 * share).float(), rtol=1e-5, atol=1e-5)
-        t = rest[b, keep].double()
+        torch.testing.assert_close(costs[b, :, 1], (plain[b, :, 1] + 2 * 22 * share).float(), rtol=1e-5, atol=1e-5)
+        covers = covers[:, rest[b, keep]]
         for q in range(QUERIES):
             free = torch.stack([1 - share[o] * covers[o] for o in range(QUERIES) if o != q]).prod(0)
             explained = 1 - (1 - covers[q]) * free
-            bce = -(t * explained.log() + (1 - t) * (1 - covers[q]).log()).mean()
-            dice = 1 - (2 * (explained * t).sum() + 1) / (explained.sum() + t.sum() + 1)
-            expected = 2 * -p[q, 0] + 10 * bce + 10 * dice + 22 * share[q]
+            dice = 1 - (2 * explained.sum() + 1) / (explained.sum() + len(explained) + 1)
+            expected = 2 * -p[q, 0] - 10 * explained.log().mean() + 10 * dice
             assert float(costs[b, q, 0]) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -392,7 +391,7 @@ def learnt(loss: nn.Module, seed: int, is_told: bool) -> tuple[float, float]:
         value.backward()
         optimizer.step()
     image, labels = scenes(generator, 16)
-    p = predict(image).log_probabilities().exp()
+    p = predict(image).log_probabilities().exp().detach()
     dices, sure = [], []
     for k in (1, 2):
         found, there = p.argmax(1) == k, labels == k
@@ -401,14 +400,13 @@ def learnt(loss: nn.Module, seed: int, is_told: bool) -> tuple[float, float]:
     return min(dices), min(sure)
 
 
-@pytest.mark.parametrize("kind", ["ce_dice", "hungarian", "fixed"])
-def test_two_organs_are_learnt_from_samples_that_hold_one_each(kind):
+@pytest.mark.parametrize(("kind", "untold"), [("ce_dice", 0.8), ("hungarian", 0.5), ("fixed", 0.5)])
+def test_two_organs_are_learnt_from_samples_that_hold_one_each(kind, untold):
+    """Without being told, half the samples call an organ background."""
     config = SetCriterionConfig(assigner=kind) if kind != "ce_dice" else None
     loss = CEDiceLoss(num_classes=3) if config is None else SetCriterion(num_classes=3, config=config)
-    naive = learnt(loss, 0, is_told=False)[1]  # half the samples call it background
-    for seed in range(2):
+    for seed in (0, 1):
         dice, sure = learnt(loss, seed, is_told=True)
         assert dice > 0.95
-        # Matching may leave one query with both organs, which no sample ever holds at once: then each is half sure.
-        assert sure > (0.45 if kind == "hungarian" else 0.85)
-        assert sure > naive + 0.15
+        assert sure > (0.9 if kind == "ce_dice" else 0.75)
+    assert learnt(loss, 0, is_told=False)[1] < untold
