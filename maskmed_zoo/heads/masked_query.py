@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from maskmed_zoo.contracts import FeatureSpec, Head, HeadOutput, PositiveInt, Size3, Spacing3, StageOutput, resize
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.query_decoder import QueryConfig, QueryDecoder
-from maskmed_zoo.layers.transformer import mlp
+from maskmed_zoo.layers.transformer import init_outputs, mlp
 
 
 class MaskedQueryConfig(QueryConfig):
@@ -105,6 +105,10 @@ class MaskedQueryHead(Head):
         width = config.width
         self.mask_embeddings = nn.ModuleList(mlp(width, in_spec.channels[stage], 3) for stage in predicted)
         self.classifiers = nn.ModuleList(mlp(width, num_classes + 1, 2) for _ in predicted)
+        # Masks start at about 1, as by a convolution; from near 0, where torch starts an MLP, they are learnt late.
+        for embed, classify, stage in zip(self.mask_embeddings, self.classifiers, predicted, strict=True):
+            init_outputs(embed, (2 / in_spec.channels[stage]) ** 0.5)
+            init_outputs(classify, 1.0)
         mapped = ((schedule[0],) if config.predict_first else ()) + schedule
         outputs = mapped if config.mask_features == "own" else (0,) * len(mapped)
         self.out_strides = tuple(in_spec.strides[stage] for stage in outputs[::-1])

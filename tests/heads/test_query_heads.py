@@ -70,16 +70,17 @@ def test_queries_per_class_multiply_the_labels(name: str) -> None:
     assert build(name, num_queries=7, queries_per_class=4).num_queries == 7
 
 
-def test_products_of_two_learned_factors_start_as_large_as_a_convolution() -> None:
-    """Masks that start near 0 hardly let the class embeddings learn, and the other way round."""
+@pytest.mark.parametrize(("name", "classes"), [("attention_mask_class", 6**-0.5), ("masked_query", 1.0)])
+def test_masks_and_classes_of_queries_start_as_large_as_a_convolution(name: str, classes: float) -> None:
+    """From masks and classes near 0 the networks of the CPU recipes lose the first hundreds of steps."""
     spec = FeatureSpec((12, 24, 48), SPEC.strides)
-    cls = registry.component("attention_mask_class", "head")
+    cls = registry.component(name, "head")
     torch.manual_seed(0)
     head = cls(in_spec=spec, num_classes=6, config=cls.Config(width=48))  # pyright: ignore
     features = [nn.functional.leaky_relu(torch.randn(2, c, 8, 8, 8), 0.01) for c in spec.channels]
     for stage in head(features).stages:
         assert 0.5 < stage.masks.std().item() < 2
-        assert 0.2 < stage.class_logits.std().item() < 0.8
+        assert 0.5 * classes < stage.class_logits.std().item() < 2 * classes
 
 
 def test_one_block_is_hugging_faces_masked_attention_layer() -> None:
