@@ -16,6 +16,7 @@ from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.recipe.grid import Grid, GridFile, load_grid
 from maskmed_zoo.runner.cell import Cell, Task, cell_of
 from maskmed_zoo.runner.device import pick_device
+from maskmed_zoo.runner.train import check_folder, run_facts
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,26 @@ def plan(
     """Read a grid, check and build all of its rows; makes nothing on disk.
 
     `recipe` stands in for the grid's base recipe, `overrides` come last in every row. Raises `RecipeError` holding the
-    problems of all rows, `DataError` for data sets or a fold that cannot be used.
+    problems of all rows, `DataError` for data sets or a fold that cannot be used, `CheckpointError` where `out` holds a
+    finished cell of data sets that have changed or have the same names.
     """
     if seeds < 1:
         raise UserError(f"seeds: expected 1 or more, got {seeds}")
     pick_device(device)
     file = load_grid(grid)
     sources = open_sources(data)
-    for source in sources:
-        source.splits(fold)
-    networks, recipes = build_rows(file, file.recipes(recipe, overrides), [source.dataset for source in sources])
+    facts = run_facts(sources, [source.splits(fold) for source in sources], fold)
+    datasets = [source.dataset for source in sources]
+    networks, recipes = build_rows(file, file.recipes(recipe, overrides), datasets)
     names = tuple(source.title for source in sources)
+    cells = tuple(
+        cell_of(name, load_recipe(row, {"train.seed": seed}), out, names, fold)
+        for name, row in recipes.items()
+        for seed in range(seeds)
+    )
+    for cell in cells:
+        if cell.scores() is not None:  # of an unfinished one, its own process says so
+            check_folder(cell.run, bind(cell.recipe, *datasets), facts, resume=True)
     return Ablation(
         grid=file.grid,
         recipe=recipe or file.grid.recipe,
@@ -70,11 +80,7 @@ def plan(
         task=Task(tuple(str(path) for path in data), fold, device),
         out=out,
         networks=networks,
-        cells=tuple(
-            cell_of(name, load_recipe(row, {"train.seed": seed}), out, names, fold)
-            for name, row in recipes.items()
-            for seed in range(seeds)
-        ),
+        cells=cells,
     )
 
 

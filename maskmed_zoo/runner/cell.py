@@ -1,9 +1,9 @@
 """A cell of an ablation: one recipe with one seed, trained and scored in a process of its own.
 
 Idea: a process per cell, so that a crash stays in its cell and the peak memory is that of one network. A cell is named
-after all that decides its result, so grids that share a folder share equal cells. Beside the run folder `KEY/` lie
-`KEY.lock`, held for as long as somebody works on the cell, `KEY.log`, what the process said, and `KEY.failed`, in one
-line why it ended early.
+after recipe, data sets, fold and seed, so grids that share a folder share equal cells; the version of the package that
+trained it is in its manifest and not in its name. Beside the run folder `KEY/` lie `KEY.lock`, held for as long as
+somebody works on the cell, `KEY.log`, what the process said, and `KEY.failed`, in one line why it ended early.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ def work(order: dict[str, Any]) -> None:
     run = RunFolder(Path(order["out"]))
     cell = Cell("", recipe, run)
     before = len(cell.epochs())
+    run.evaluation_file.unlink(missing_ok=True)  # of fewer epochs, or cut off: else nobody would have called this
     train(
         recipe,
         data=order["data"],

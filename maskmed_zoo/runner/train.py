@@ -60,8 +60,8 @@ def train(
     splits = [source.splits(fold) for source in sources]
     run = RunFolder(out)
     workers = pick_workers(workers, target)
-    facts = _facts(sources, splits, fold)
-    _check_folder(run, recipe, facts, resume)
+    facts = run_facts(sources, splits, fold)
+    check_folder(run, recipe, facts, resume)
     trainer = Trainer(recipe, target, display.say)
     trainer.model.encoder.out_spec.check_patch(recipe.data.patch_size)
     caches: list[CaseCache] = []
@@ -212,7 +212,7 @@ class _Loop:
             raise CheckpointError(f"{path}: cannot be continued from ({reason}); train into a new folder") from error
 
 
-def _facts(sources: Sequence[Source], splits: Splits, fold: int) -> dict[str, Any]:
+def run_facts(sources: Sequence[Source], splits: Splits, fold: int) -> dict[str, Any]:
     """What a run has to keep to when it is resumed."""
     pairs = list(zip(sources, splits, strict=True))
     return {
@@ -224,7 +224,8 @@ def _facts(sources: Sequence[Source], splits: Splits, fold: int) -> dict[str, An
     }
 
 
-def _check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: bool) -> None:
+def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: bool) -> None:
+    """Raise `CheckpointError` unless `run` is free or, to `resume`, holds one of this recipe and these `run_facts`."""
     if not run.exists():
         if resume:
             raise CheckpointError(f"{run.path}: nothing to resume, no recipe.yaml here; leave --resume out to start")

@@ -15,13 +15,15 @@ from scipy.stats import wilcoxon
 
 from maskmed_zoo.build import report
 from maskmed_zoo.cli.main import main
-from maskmed_zoo.errors import DataError, RecipeError, UserError, ZooError
+from maskmed_zoo.errors import CheckpointError, DataError, RecipeError, UserError, ZooError
 from maskmed_zoo.runner import ablate as module
+from maskmed_zoo.runner import cell_process
 from maskmed_zoo.runner.ablate import ablate
 from maskmed_zoo.runner.ablation import Ablation, plan
 from maskmed_zoo.runner.cell import Cell, Task, order
 from maskmed_zoo.runner.cell_process import work
 from maskmed_zoo.runner.lock import locked
+from maskmed_zoo.runner.predict import evaluate
 from maskmed_zoo.runner.trainer import Trainer
 from tests.conftest import make_dataset
 
@@ -284,3 +286,45 @@ def test_a_decoder_grows_to_the_size_of_another_row(make: Callable[..., Ablation
     assert size["larger"] == pytest.approx(size["query"], rel=0.05)
     assert size["larger"] > 1.2 * size["pointwise"]
     assert make().cells[2].recipe.model.decoder.model_dump()["parameters"] > 0
+
+
+def test_a_score_of_an_earlier_epoch_does_not_pass_for_the_last(
+    make: Callable[..., Ablation], here: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after the first epoch, looked at by hand, trained to the end, and stopped again before it is scored."""
+    with monkeypatch.context() as patch:
+        stop_when(patch, Trainer, "step", calls=3)
+        with pytest.raises(KeyboardInterrupt):
+            ablate(make())
+    first, _ = make().cells
+    evaluate(first.run, device="cpu")
+    with monkeypatch.context() as patch:
+        stop_when(patch, cell_process, "evaluate", calls=1)
+        with pytest.raises(KeyboardInterrupt):
+            ablate(make())
+    assert len(first.epochs()) == 2
+    assert first.scores() is None
+
+
+def stop_when(patch: pytest.MonkeyPatch, owner: object, name: str, calls: int) -> None:
+    """Interrupt at the call of that number."""
+    original, count = getattr(owner, name), iter(range(1, 1000))
+
+    def counted(*args: object, **keywords: object) -> object:
+        if next(count) == calls:
+            raise KeyboardInterrupt
+        return original(*args, **keywords)
+
+    patch.setattr(owner, name, counted)
+
+
+def test_cells_of_other_cases_are_not_taken_for_these(
+    make: Callable[..., Ablation], here: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    """Another data set that calls itself the same, into the same folder."""
+    quick = ["train.epochs=1", "train.iterations_per_epoch=1"]
+    ablate(make(overrides=quick))
+    other = make_dataset(tmp_path / "Dataset002_More", cases=5, seed=1)
+    with pytest.raises(CheckpointError, match="the run is on training cases that are now others"):
+        make(overrides=quick, data=[other])
+    assert len(make(overrides=quick).cells) == 2
