@@ -9,7 +9,7 @@ Deviation from nnU-Net: its `foreground_mean` is our `mean_dice_over_labels`; `m
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -26,6 +26,7 @@ from maskmed_zoo.data.dataset import (
     foreground_labels,
 )
 from maskmed_zoo.data.nifti import check_same_geometry, read_labels
+from maskmed_zoo.data.predicted import labels_of, renumbered
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.dice import dice_per_label
 from maskmed_zoo.evaluation.instances import Matches, is_objects_file, match_files, objects_beside, summarize_objects
@@ -99,11 +100,12 @@ def evaluate_folders(pred: Path, ref: Path, labels: dict[str, int] | None = None
     """`summarize` over every `*.nii.gz` in `ref` and the file of the same name in `pred`.
 
     `labels` maps names to values, with 'background' 0 and perhaps 'ignore'. Without it they come from `dataset.json` in
-    `ref` or beside it, else from the values found, named `label_1`, …. An `annotated.json` in `ref` or beside it says
+    `ref` or beside it, else from the values found, named `label_1`, …. Label maps of `predict` are compared by the
+    names of their labels, whatever the values: see `data.predicted`. An `annotated.json` in `ref` or beside it says
     which labels were looked for in each case; it has to list every reference. Predictions without a reference are left
     out and listed under `unreferenced`. Where predictions have maps of objects beside them, these are scored too, under
-    `instances`; see `match_files`. Raises `DataError` for no cases, a missing prediction, maps that do not lie on
-    one another, values that are no label, and an annotated.json that the references contradict.
+    `instances`; see `match_files`. Raises `DataError` for no cases, a missing prediction, maps that do not lie on one
+    another, values that are no label, and an annotated.json that the references contradict.
     """
     pred, ref = Path(pred), Path(ref)
     for folder in (pred, ref):
@@ -117,9 +119,9 @@ def evaluate_folders(pred: Path, ref: Path, labels: dict[str, int] | None = None
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(f"{pred}: no prediction for {', '.join(missing[:3])}{more} of the {len(names)} cases in {ref}")
-    labels = (
-        labels or _labels_of_dataset(ref) or _labels_found([folder / name for folder in (pred, ref) for name in names])
-    )
+    labels = labels or _labels_of_dataset(ref)
+    is_named = labels is not None
+    labels = labels or _labels_found([folder / name for folder in (pred, ref) for name in names])
     scored = foreground_labels(labels)
     if not scored:
         raise DataError(f"no foreground label to score among {labels}")
@@ -132,6 +134,8 @@ def evaluate_folders(pred: Path, ref: Path, labels: dict[str, int] | None = None
     for name, identifier in zip(names, identifiers, strict=True):
         reference, prediction = read_labels(ref / name), read_labels(pred / name)
         check_same_geometry(reference, prediction)
+        own = labels_of(pred / name) if is_named else None
+        prediction = replace(prediction, array=renumbered(prediction.array, own, labels))
         for volume in (reference, prediction):
             values = set(np.unique(volume.array).tolist())
             unknown = values - {0, *labels.values()}

@@ -15,7 +15,8 @@ from maskmed_zoo.build import model_of
 from maskmed_zoo.contracts import HeadOutput
 from maskmed_zoo.data.dataset import ENDING, Case, RawDataset, find_cases, foreground_labels, load_case, open_dataset
 from maskmed_zoo.data.instances import components, read_instances
-from maskmed_zoo.data.nifti import Geometry, write_labels
+from maskmed_zoo.data.nifti import Geometry
+from maskmed_zoo.data.predicted import weights_of
 from maskmed_zoo.data.preprocess import normalize, resample_image, schemes
 from maskmed_zoo.data.sources import Data, open_sources
 from maskmed_zoo.errors import DataError
@@ -29,14 +30,8 @@ from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.recipe.schema import class_names
 from maskmed_zoo.runner.device import autocast, autocast_dtype, pick_device
 from maskmed_zoo.runner.display import Display
-from maskmed_zoo.runner.predictions import (
-    Prediction,
-    files_of,
-    weights_of,
-    write_instances,
-    write_prediction,
-)
-from maskmed_zoo.runner.run_folder import RunFolder, Which, make_folder, now
+from maskmed_zoo.runner.predictions import Prediction, files_of, write_prediction
+from maskmed_zoo.runner.run_folder import RunFolder, Which, now
 
 
 class Predictor:
@@ -182,7 +177,6 @@ def evaluate(
     channels, merged = predictor.recipe.data.channels or (), predictor.recipe.data.labels or {}
     cases = validation_cases(manifest, data, channels)
     names = class_names(merged)
-    make_folder(run.predictions)
     scores: list[CaseScores] = []
     matches: dict[str, dict[str, Matches]] = {}
     with display.task("evaluating") as progress:
@@ -191,13 +185,12 @@ def evaluate(
             if reference is None:
                 raise DataError(f"{dataset.root}: validation case '{identifier}' has no label map")
             prediction = predictor.segment(image, geometry)
-            labels, target = prediction.labels, run.predictions / f"{identifier}{ENDING}"
-            write_labels(target, labels, geometry)
+            target = run.predictions / f"{identifier}{ENDING}"
+            write_prediction(target, prediction, names, predictor.weights_sha256)
             if prediction.instances is not None:
-                write_instances(target, prediction.instances, names, geometry)
                 matches[identifier] = _match(prediction, reference, case, dataset, predictor.recipe)
             reference = dataset.renumbering(merged)[reference]
-            dice = dice_per_label(labels, reference, range(1, len(names)), merged.get("ignore"))
+            dice = dice_per_label(prediction.labels, reference, range(1, len(names)), merged.get("ignore"))
             found = {names[label]: value for label, value in dice.items()}
             scores.append(CaseScores(identifier, found, frozenset(names[1:]) - dataset.annotated(case)))
             progress(index + 1, len(cases))

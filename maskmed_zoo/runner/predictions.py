@@ -4,7 +4,7 @@
 OUT/NAME.nii.gz                 label map
 OUT/NAME_instances.nii.gz       where objects are told apart: their numbers 1, 2, …
 OUT/NAME_instances.json         number -> label, volume_mm3, score: the class probability of its query, or null
-OUT/.maskmed_predictions.json   label map -> sha256 of the weights file
+OUT/.maskmed_predictions.json   which weights made which label map, and what its values mean; see `data.predicted`
 ```
 A case is written in such an order that its label map stands there only when all the rest does.
 """
@@ -22,12 +22,10 @@ from numpy.typing import NDArray
 
 from maskmed_zoo.data.dataset import ENDING
 from maskmed_zoo.data.nifti import Geometry, write_labels
+from maskmed_zoo.data.predicted import LABELS, STAMP, WEIGHTS, read_stamp
 from maskmed_zoo.evaluation.instances import objects_beside
 from maskmed_zoo.inference.instances import Instances
 from maskmed_zoo.runner.run_folder import make_folder, write_atomically
-
-STAMP = ".maskmed_predictions.json"
-_KEY = "weights_sha256"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +43,6 @@ def files_of(target: Path, *, with_instances: bool) -> list[Path]:
     return [numbers, _facts_file(numbers), target] if with_instances else [target]
 
 
-def weights_of(target: Path) -> str | None:
-    """Checksum of the weights that made a label map, None where it is not known."""
-    return _read_stamp(target.parent).get(target.name)
-
-
 def write_prediction(target: Path, prediction: Prediction, names: Sequence[str], weights_sha256: str) -> None:
     """Write a case's files; `names` are those of the labels 0, 1, ….
 
@@ -57,8 +50,10 @@ def write_prediction(target: Path, prediction: Prediction, names: Sequence[str],
     """
     make_folder(target.parent)
     target.unlink(missing_ok=True)
-    stamp = _read_stamp(target.parent) | {target.name: weights_sha256}
-    _write_json(target.parent / STAMP, {_KEY: dict(sorted(stamp.items()))})
+    stamp = read_stamp(target.parent)
+    stamp[WEIGHTS] = dict(sorted((stamp[WEIGHTS] | {target.name: weights_sha256}).items()))
+    stamp[LABELS] |= {weights_sha256: {name: value for value, name in enumerate(names)}}
+    _write_json(target.parent / STAMP, stamp)
     if prediction.instances is not None:
         write_instances(target, prediction.instances, names, prediction.geometry)
     write_labels(target, prediction.labels, prediction.geometry)
@@ -78,15 +73,6 @@ def write_instances(target: Path, found: Instances, names: Sequence[str], geomet
 
 def _facts_file(numbers: Path) -> Path:
     return numbers.with_name(f"{numbers.name.removesuffix(ENDING)}.json")
-
-
-def _read_stamp(folder: Path) -> dict[str, str]:
-    """Label map's name to checksum; empty for a file that is missing or damaged."""
-    try:
-        content = json.loads((folder / STAMP).read_text(encoding="utf-8"))[_KEY]
-        return {str(name): str(value) for name, value in content.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

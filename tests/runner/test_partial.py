@@ -12,8 +12,9 @@ from monai.metrics.meandice import compute_dice
 
 from maskmed_zoo.data.nifti import read_labels
 from maskmed_zoo.errors import CheckpointError, DataError
+from maskmed_zoo.evaluation.aggregate import evaluate_folders
 from maskmed_zoo.recipe import Recipe, load_recipe
-from maskmed_zoo.runner.predict import evaluate
+from maskmed_zoo.runner.predict import evaluate, predict
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 from maskmed_zoo.runner.trainer import Trainer
@@ -61,6 +62,21 @@ def test_scores_are_of_the_labels_looked_for(run: RunFolder, partial: Path) -> N
         assert reference[reference == own].size
 
 
+def test_folders_are_compared_by_the_names_of_labels(run: RunFolder, partial: Path, tmp_path: Path) -> None:
+    """The run numbers right, third and left 2, 3, 1, the data set 1, 2, 3."""
+    scores = {case["case"]: case["dice"] for case in evaluate(run, device="cpu")["cases"]}
+    assert any(scores["part_00"].values())
+    predict(run, [partial / "imagesTr"], tmp_path / "predicted", device="cpu")
+    for folder in (tmp_path / "predicted", run.predictions):
+        references = tmp_path / f"references for {folder.name}" / "labelsTr"
+        references.mkdir(parents=True)
+        for name in ("part_00.nii.gz", "dataset.json", "annotated.json"):
+            source = next(partial.rglob(name))
+            (references / name).write_bytes(source.read_bytes())
+        (case,) = evaluate_folders(folder, references)["cases"]
+        assert case["dice"] == scores["part_00"]
+
+
 def test_all_cases_of_a_data_set_can_train(recipe: Recipe, dataset: Path, partial: Path, tmp_path: Path) -> None:
     run = train(recipe, data=[dataset, f"{partial}@all"], out=tmp_path / "whole", device="cpu")
     manifest = run.manifest()
@@ -102,7 +118,7 @@ def test_cases_of_one_name_keep_apart(recipe: Recipe, dataset: Path, tmp_path: P
     run = train(recipe, data=[dataset, other], out=tmp_path / "two", device="cpu")
     assert run.manifest()["validation"] == ["case_00", "Other_case_01"]
     assert [case["case"] for case in evaluate(run, device="cpu")["cases"]] == ["case_00", "Other_case_01"]
-    assert {path.name for path in run.predictions.iterdir()} == {"case_00.nii.gz", "Other_case_01.nii.gz"}
+    assert {path.name for path in run.predictions.glob("*.nii.gz")} == {"case_00.nii.gz", "Other_case_01.nii.gz"}
 
 
 def test_the_fingerprint_is_that_of_all_training_cases(

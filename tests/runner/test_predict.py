@@ -13,10 +13,10 @@ import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from maskmed_zoo.data.nifti import read_labels
+from maskmed_zoo.data.predicted import STAMP
 from maskmed_zoo.errors import CheckpointError, DataError
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.runner.predict import Predictor, evaluate, input_cases, predict
-from maskmed_zoo.runner.predictions import STAMP
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 
