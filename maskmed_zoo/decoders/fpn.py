@@ -6,7 +6,9 @@ width, the lowest included, so that queries can attend to it.
 
 Source: Cheng et al., MaskFormer (2021), Mask2Former (2022); the tests compare with Hugging Face's. Deviations:
 nnU-Net's norm and activation (instance norm, leaky ReLU) instead of group norm and ReLU; trilinear resizing, as
-bilinear in Mask2Former (MaskFormer: nearest); the finest stage itself takes the place of the mask features.
+bilinear in Mask2Former (MaskFormer: nearest); the finest stage itself takes the place of the mask features; queries
+read stages of this pyramid, those of MaskFormer the encoder's lowest level and those of Mask2Former the levels that its
+deformable attention gives.
 """
 
 from __future__ import annotations
