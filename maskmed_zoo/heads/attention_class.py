@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from maskmed_zoo.contracts import FeatureSpec, Head, HeadOutput, Spacing3, StageOutput
 from maskmed_zoo.layers.conv import conv3d, init_he
 from maskmed_zoo.layers.query_decoder import QueryConfig, QueryDecoder
-from maskmed_zoo.layers.transformer import mlp
+from maskmed_zoo.layers.transformer import init_outputs, mlp
 
 
 class AttentionClassConfig(QueryConfig):
@@ -52,6 +52,8 @@ class AttentionClassHead(Head):
             spacing=spacing,
         )
         self.classifiers = nn.ModuleList(mlp(config.width, num_classes, 2) for _ in in_spec.channels)
+        for classify in self.classifiers:  # as `learned_class` starts
+            init_outputs(classify, self.num_queries**-0.5)
 
     def forward(self, stages: list[Tensor]) -> HeadOutput:
         """One (b c_l d_l h_l w_l) per stage, finest first."""

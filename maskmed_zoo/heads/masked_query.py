@@ -133,7 +133,10 @@ class MaskedQueryHead(Head):
         """Attention mask (b n t) from the last masks (b n d h w), detached; None where there is none."""
         if not outputs or self.config.masked_attention == "off":
             return None
-        logits = resize(outputs[-1].spatial.detach().float(), grid).flatten(2)
+        masks = outputs[-1].spatial.detach().float()
+        if self.config.mask_features == "own":  # sampled at token centres, organs smaller than a token would vanish
+            masks = F.adaptive_max_pool3d(masks, [min(n, m) for n, m in zip(masks.shape[2:], grid, strict=True)])
+        logits = resize(masks, grid).flatten(2)
         if self.config.masked_attention == "soft":
             return F.logsigmoid(logits)
         allowed = logits >= 0

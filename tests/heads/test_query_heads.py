@@ -9,7 +9,7 @@ from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerMaskedAttentionDecoderLayer
 
 from maskmed_zoo import registry
-from maskmed_zoo.contracts import FeatureSpec, Head
+from maskmed_zoo.contracts import FeatureSpec, Head, StageOutput
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.heads.masked_query import MaskedQueryConfig, MaskedQueryHead
 from maskmed_zoo.layers.transformer import QueryBlock
@@ -70,7 +70,9 @@ def test_queries_per_class_multiply_the_labels(name: str) -> None:
     assert build(name, num_queries=7, queries_per_class=4).num_queries == 7
 
 
-@pytest.mark.parametrize(("name", "classes"), [("attention_mask_class", 6**-0.5), ("masked_query", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "classes"), [("attention_class", 6**-0.5), ("attention_mask_class", 6**-0.5), ("masked_query", 1.0)]
+)
 def test_masks_and_classes_of_queries_start_as_large_as_a_convolution(name: str, classes: float) -> None:
     """From masks and classes near 0 the networks of the CPU recipes lose the first hundreds of steps."""
     spec = FeatureSpec((12, 24, 48), SPEC.strides)
@@ -171,3 +173,15 @@ def test_the_first_prediction_restricts_the_first_block() -> None:
     assert len(b.stages) == len(a.stages) + 1
     assert b.stages[-1].masks.shape == b.stages[-2].masks.shape
     assert not torch.equal(a.stages[-1].queries, b.stages[-2].queries)
+
+
+def test_a_mask_smaller_than_a_token_leaves_its_token_open() -> None:
+    """Stage 0 is read on a grid of 2 x 4 x 6 tokens; the mask before it has one voxel inside, off their centres."""
+    head = build("masked_query", max_tokens=48)
+    assert isinstance(head, MaskedQueryHead)
+    masks = torch.full((1, 1, 4, 8, 12), -9.0)
+    masks[0, 0, 3, 7, 11] = 0.1
+    prior = head._prior([StageOutput(masks=masks)], (2, 4, 6))
+    expected = torch.zeros(1, 1, 2, 4, 6, dtype=torch.bool)
+    expected[0, 0, 1, 3, 5] = True
+    assert torch.equal(prior, expected.flatten(2))
