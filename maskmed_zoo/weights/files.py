@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,8 @@ def _read_safetensors(path: Path) -> State:
 
 def _read_pickle(path: Path) -> State:
     try:
-        with torch.serialization.safe_globals(_NUMPY):
+        with torch.serialization.safe_globals(_NUMPY), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on the pickle protocol
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a hostile file makes it raise
         if "GLOBAL" in str(error) or "nsupported" in str(error):
