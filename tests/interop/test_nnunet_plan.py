@@ -28,7 +28,9 @@ def checkpoint(weights: dict[str, torch.Tensor], path: Path) -> Path:
     """What nnU-Net's trainer saves: weights, and logs made of numpy's numbers."""
     logs = {"mean_fg_dice": [np.float64(0.5)], "train_losses": [np.float32(1)]}
     arguments = {"plans": {}, "fold": 0, "device": torch.device("cpu")}
-    torch.save({"network_weights": weights, "logging": logs, "_best_ema": np.float64(0.1), "init_args": arguments}, path)
+    torch.save(
+        {"network_weights": weights, "logging": logs, "_best_ema": np.float64(0.1), "init_args": arguments}, path
+    )
     return path
 
 
