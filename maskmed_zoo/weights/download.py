@@ -27,6 +27,10 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)$")
 
 
+class InterruptedDownloadError(CheckpointError):
+    """The connection failed; what has arrived is kept, and the next call goes on from there."""
+
+
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
     def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
         where = headers.get("Location") or headers.get("URI") or ""
@@ -57,7 +61,8 @@ def fetch(
         size: bytes of the file.
         largest: bytes at most, where `size` is not known.
 
-    Raises `CheckpointError` where it cannot be had, or is not what it should be.
+    Raises `InterruptedDownloadError` where the next call can go on, and `CheckpointError` where it cannot be had, or is
+    not what it should be.
     """
     check_url(url)
     if sha256 is not None and target.is_file() and sha256_of(target) == sha256:
@@ -75,8 +80,9 @@ def fetch(
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
         reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else str(error) or repr(error)
-        again = "run it again to go on" if sha256 is not None and partial.exists() else "try again"
-        raise CheckpointError(f"{url}: could not be downloaded ({reason}); {again}") from error
+        if partial.exists():
+            raise InterruptedDownloadError(f"{url}: interrupted ({reason}); run it again to go on") from error
+        raise CheckpointError(f"{url}: could not be downloaded ({reason}); try again") from error
     except CheckpointError:
         partial.unlink(missing_ok=True)
         raise

@@ -59,7 +59,7 @@ def read_state(path: Path) -> State:
         raise CheckpointError(f"{path}: no such file; give a .safetensors, .pt or .pth file, or an exported folder")
     state = _read_pickle(path) if path.suffix in PICKLES else _read_safetensors(path)
     for name, tensor in state.tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() and not (tensor if tensor.itemsize > 1 else tensor.float()).isfinite().all():
             raise CheckpointError(f"{path}: '{name}' holds NaN or infinity; these weights cannot be used")
     return state
 

@@ -16,7 +16,7 @@ from typing import Any
 from maskmed_zoo.errors import CheckpointError, UserError
 from maskmed_zoo.weights.archive import unpack
 from maskmed_zoo.weights.card import CARD, FILES, LARGEST_CARD, check_folder, read_card
-from maskmed_zoo.weights.download import check_url, fetch
+from maskmed_zoo.weights.download import InterruptedDownloadError, check_url, fetch
 
 HUB = "hf:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -39,9 +39,10 @@ def pull(source: str, folder: Path, *, revision: str | None = None, sha256: str 
     try:
         card = _receive(source, arriving, revision, sha256)
         arriving.replace(folder)
-    except CheckpointError:
-        if not any(arriving.glob(".*.partial")):
-            shutil.rmtree(arriving, ignore_errors=True)
+    except InterruptedDownloadError:
+        raise
+    except UserError:
+        shutil.rmtree(arriving, ignore_errors=True)
         raise
     except OSError as error:
         shutil.rmtree(arriving, ignore_errors=True)

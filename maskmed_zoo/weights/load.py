@@ -103,7 +103,7 @@ def _fit(module: nn.Module, tensors: Mapping[str, Tensor], context: Context) -> 
         else:
             found = adapt(name, value, target, context)
             if found is None:
-                report.missing[name] = f"{tuple(value.shape)} in the file, {tuple(target.shape)} in the network"
+                report.missing[name] = f"{_kind(value, target)} in the file, {_kind(target, value)} in the network"
                 continue
             value, report.adapted[name] = found
         fitted[name] = value
@@ -111,6 +111,11 @@ def _fit(module: nn.Module, tensors: Mapping[str, Tensor], context: Context) -> 
     report.unexpected = [name for name in tensors if name not in own and not name.endswith(DERIVED)]
     report.share = filled / max(1, total)
     return fitted, report
+
+
+def _kind(tensor: Tensor, other: Tensor) -> str:
+    """What tells a tensor from the other: its shape, or its type."""
+    return str(tensor.dtype if tensor.shape == other.shape else tuple(tensor.shape))
 
 
 def _check_labels(old: tuple[str, ...] | None, new: tuple[str, ...] | None, place: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import stat
@@ -187,6 +188,10 @@ def test_a_zip_that_lies_about_its_size(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_hub_by_a_stand_in(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")  # the stand-in takes what the library takes
+    inspect.signature(hub.snapshot_download).bind("me/x", revision=None, local_dir="x", allow_patterns=["x"])
+    inspect.signature(hub.HfApi.create_repo).bind(None, "me/x", private=True, exist_ok=True)
+    inspect.signature(hub.HfApi.upload_folder).bind(None, repo_id="me/x", folder_path="x", allow_patterns=["x"])
     store: dict[str, dict[str, bytes]] = {}
     private: list[bool] = []
 

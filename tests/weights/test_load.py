@@ -148,6 +148,8 @@ def test_report_counts_everything(tiny_recipe: Path) -> None:
     model = tiny(tiny_recipe)
     state = dict(model.state_dict())
     taken = state.pop("encoder.levels.0.0.conv.weight")
+    message = refusal(model, state | {"encoder.levels.0.0.conv.weight": taken.int()})
+    assert "torch.int32 in the file, torch.float32 in the network" in message
     report = zoo.load_weights(model, state | {"other": taken}, strict=False)
     assert len(report.loaded) == len(state)
     assert report.missing == {"encoder.levels.0.0.conv.weight": "not in the file"}
