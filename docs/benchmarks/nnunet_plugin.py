@@ -14,7 +14,8 @@ In nnU-Net's environment, with this package installed::
     python nnunet_plugin.py --data DATA --dataset 4 --folds 0 1 --validation 12 --work W --csv nnunet_plugin.csv \\
         --trainers maskmed_hippocampus_cpu default
 
-nnU-Net runs with one thread, through its own entry points. It sets no seed; one run each.
+nnU-Net runs with one thread, through its own entry points. It sets no seed; one run each. Trainings that are finished
+under --work are not repeated, and have no `cpu_seconds` then.
 """
 
 from __future__ import annotations
@@ -111,14 +112,33 @@ def train(run: Run, number: int, interrupt: bool) -> None:
 def predict(run: Run, number: int, source: Path) -> float:
     """Segment the validation images again, from the raw files, and score them."""
     names = [path.name.removesuffix(".nii.gz") for path in (run.results / "validation").glob("*.nii.gz")]
-    inputs, outputs = run.work / "inputs", run.work / "outputs" / run.trainer / str(run.fold)
-    shutil.rmtree(inputs, ignore_errors=True)
-    inputs.mkdir(parents=True)
+    inputs, references = run.work / "inputs", run.work / "references"
+    outputs = run.work / "outputs" / run.trainer / str(run.fold)
+    for folder in (inputs, references):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    shutil.copy(source / "dataset.json", run.work)  # beside the references, for the names of the labels
     for name in names:
-        shutil.copy(source / "imagesTr" / f"{name}_0000.nii.gz", inputs)
+        shutil.copyfile(source / "imagesTr" / f"{name}_0000.nii.gz", inputs / f"{name}_0000.nii.gz")
+        shutil.copyfile(source / "labelsTr" / f"{name}.nii.gz", references / f"{name}.nii.gz")
     words = ("-i", str(inputs), "-o", str(outputs), "-d", str(number), "-c", CONFIGURATION, "-f", str(run.fold))
-    finish(start(run, "nnUNetv2_predict", *words, "-tr", run.trainer, "-p", run.plans, "-npp", "1", "-nps", "1"))
-    return round(evaluate_folders(outputs, source / "labelsTr")["mean_dice_over_labels"], 4)
+    finish(
+        start(
+            run,
+            "nnUNetv2_predict",
+            *words,
+            "-tr",
+            run.trainer,
+            "-p",
+            run.plans,
+            "-npp",
+            "1",
+            "-nps",
+            "1",
+            "--continue_prediction",
+        )
+    )
+    return round(evaluate_folders(outputs, references)["mean_dice_over_labels"], 4)
 
 
 def epoch_seconds(run: Run) -> float:
@@ -132,7 +152,9 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def make_row(run: Run, patch: list[int], cpu: float, interrupted: bool, predicted: float | None) -> dict[str, Any]:
+def make_row(
+    run: Run, patch: list[int], cpu: float | None, interrupted: bool, predicted: float | None
+) -> dict[str, Any]:
     per_label, mean = read_dice(run)
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -149,7 +171,7 @@ def make_row(run: Run, patch: list[int], cpu: float, interrupted: bool, predicte
         "epochs": run.epochs,
         "iterations": run.iterations,
         "killed_and_continued": "yes" if interrupted else "no",
-        "cpu_seconds": round(cpu),
+        "cpu_seconds": "" if cpu is None else round(cpu),
         "epoch_wall_seconds": round(epoch_seconds(run)),
         "dice_per_label": json.dumps(per_label),
         "mean_dice": mean,
@@ -201,8 +223,10 @@ def main() -> None:
             configuration = write_plans(run)
             run.write_trainer()
             before, is_first = cpu_seconds(), run.recipe is not None and fold == args.folds[0]
-            train(run, args.dataset, is_first)
-            cpu = cpu_seconds() - before
+            is_done = (run.results / "validation" / "summary.json").exists()
+            if not is_done:
+                train(run, args.dataset, is_first)
+            cpu = None if is_done else cpu_seconds() - before
             predicted = predict(run, args.dataset, source) if is_first else None
             append_row(args.csv, make_row(run, configuration["patch_size"], cpu, is_first, predicted))
 
