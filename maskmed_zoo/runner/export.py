@@ -47,6 +47,7 @@ def export(run: RunFolder, out: Path, *, licence: str, which: Which = "last") ->
             "channels": list(recipe.data.channels or ()),
             "class_names": list(model.class_names or ()),
             "data": {name: manifest[name] for name in ("dataset", "fold", "seed")},
+            "fingerprint": manifest["fingerprint"],
             "iterations": recipe.train.iterations,
             "weights": which,
             "metrics": _metrics(run, sha256),

@@ -7,6 +7,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
@@ -55,6 +57,25 @@ def test_export_pull_create(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     folder.load_weights(trained, "last", folder.recipe())
     own = model.state_dict()
     assert all(torch.equal(own[name], value) for name, value in trained.state_dict().items())
+
+
+def test_exported_weights_predict_as_the_run_does(
+    run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, image = tmp_path / "exported", dataset / "imagesTr" / "case_00_0000.nii.gz"
+    assert main(["export", str(run), "--out", str(out), "--licence", "CC0-1.0"]) == 0
+    maps = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    for folder, target in zip((run, out), maps, strict=True):
+        assert main(["predict", str(folder), str(image), str(target), "--device", "cpu"]) == 0
+    first, second = (np.asarray(nib.load(path).dataobj) for path in maps)
+    assert np.array_equal(first, second)
+    capsys.readouterr()
+    assert "this needs the run that made them" in refused(capsys, "evaluate", out)
+    content = bytearray((out / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (out / "weights.safetensors").write_bytes(content)
+    assert "sha256 is not the card's" in refused(capsys, "predict", out, image, tmp_path / "c.nii.gz")
+    assert not (tmp_path / "c.nii.gz").exists()
 
 
 def test_export_of_weights_that_were_not_scored(run: Path, tmp_path: Path) -> None:
