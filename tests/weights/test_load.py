@@ -75,6 +75,17 @@ def test_swin_unetr_of_monai_gives_its_own_output(theirs: SwinUNETR, prefix: str
         torch.testing.assert_close(model(image).stages[0].logits, theirs(image), rtol=1e-4, atol=1e-4)
 
 
+def test_the_second_version_of_swin_unetr() -> None:
+    torch.manual_seed(0)
+    network = SwinUNETR(1, 3, feature_size=12, window_size=4, use_v2=True).eval()
+    encoder = {**SWIN["model.encoder"], "version": "v2"}  # type: ignore[dict-item]
+    model = zoo.create(zoo.load_recipe("swin_unetr_amos", SWIN | {"model.encoder": encoder})).eval()
+    assert zoo.load_weights(model, network.state_dict()).share == 1
+    image = torch.randn(1, 1, 32, 32, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(image).stages[0].logits, network(image), rtol=1e-4, atol=1e-4)
+
+
 def test_swin_unetr_for_other_channels_labels_and_windows(theirs: SwinUNETR) -> None:
     settings = SWIN | {"model.encoder": {**SWIN["model.encoder"], "window_size": 7}}  # type: ignore[dict-item]
     settings |= {"data.channels": ["T1", "T2"], "data.labels": {"background": 0, "a": 1, "b": 2, "c": 3}}
