@@ -26,8 +26,8 @@ from tests.conftest import make_dataset
 pytestmark = pytest.mark.skipif(find_spec("nnunetv2") is None, reason="nnunetv2 is not installed")
 NAME = "nnUNetTrainer_MaskMed_tiny"
 DRIVER = """
-import sys
-import multiprocessing
+import multiprocessing, os, sys
+from pathlib import Path
 
 multiprocessing.cpu_count = lambda: 1
 
@@ -35,6 +35,8 @@ if __name__ == "__main__":
     from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry
     from nnunetv2.inference.predict_from_raw_data import predict_entry_point
     from nnunetv2.run.run_training import run_training_entry
+    from maskmed_zoo.errors import CheckpointError
+    from maskmed_zoo.interop import nnunet_trainer
     from maskmed_zoo.interop.nnunet_trainer import MaskMedTrainer
 
     def call(entry, *words):
@@ -47,6 +49,7 @@ if __name__ == "__main__":
     name, images, out = sys.argv[1:]
     training = ["1", "3d_fullres", "0", "-tr", name, "-device", "cpu"]
     call(plan_and_preprocess_entry, "-d", "1", "-c", "3d_fullres", "-npfp", "1", "-np", "1")
+    os.environ["nnUNet_n_proc_DA"] = "0"  # augment in this process; the planner refuses that
     begin = MaskMedTrainer.on_train_epoch_start
     MaskMedTrainer.on_train_epoch_start = lambda self: kill(self) if self.current_epoch == 1 else begin(self)
     try:
@@ -54,6 +57,16 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("killed in epoch 1")
     MaskMedTrainer.on_train_epoch_start = begin
+    recipe = Path(os.environ["nnUNet_extTrainer"], name + ".yaml")
+    own = recipe.read_text()
+    recipe.write_text(own.replace("gradient_clip: 12.0", "gradient_clip: 6.0"))
+    nnunet_trainer._read.cache_clear()
+    try:
+        call(run_training_entry, *training, "--c")
+    except CheckpointError as error:
+        print("refused:", error)
+    recipe.write_text(own)
+    nnunet_trainer._read.cache_clear()
     call(run_training_entry, *training, "--c")
     call(predict_entry_point, "-i", images, "-o", out, "-d", "1", "-c", "3d_fullres", "-tr", name, "-f", "0",
          "-device", "cpu", "-npp", "1", "-nps", "1", "--save_probabilities")
@@ -101,6 +114,7 @@ def test_plan_train_kill_continue_validate_predict(
     done = run(folders)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "killed in epoch 1" in done.stdout
+    assert re.search(r"^refused: .*recipe.yaml: the training was begun with another recipe", done.stdout, re.MULTILINE)
     assert len(re.findall(r"^.*: Epoch 0 *$", done.stdout, re.MULTILINE)) == 1
     assert len(re.findall(r"^.*: Epoch 1 *$", done.stdout, re.MULTILINE)) == 1
     # Warm-up 2 of 4 steps, poly .9: the first steps of both epochs, each group by its own base rate.
