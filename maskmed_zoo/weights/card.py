@@ -13,6 +13,7 @@ A card comes from outside, so its names are checked before they become paths.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -25,6 +26,7 @@ CARD, RECIPE, WEIGHTS, README = "card.json", "recipe.yaml", "weights.safetensors
 FILES = (RECIPE, WEIGHTS, README)
 """What an exported folder may hold beside its card."""
 LARGEST_CARD = 2**20
+HUB_LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,13 @@ def weights_in(path: Path) -> Path:
     return path / WEIGHTS
 
 
+def _hub_licence(licence: str) -> list[str]:
+    """The hub knows a list of names, and refuses others unless they are declared as such."""
+    if licence.lower() in HUB_LICENCES:
+        return [f"license: {licence.lower()}"]
+    return ["license: other", f"license_name: {json.dumps(re.sub(r'[^a-z0-9.]+', '-', licence.lower()).strip('-'))}"]
+
+
 def readme(card: dict[str, Any]) -> str:
     """The card for people; the head is what model hubs read."""
     metrics = card["metrics"] or {}
@@ -104,7 +113,7 @@ def readme(card: dict[str, Any]) -> str:
     return "\n".join(
         [
             "---",
-            f"license: {json.dumps(card['licence'])}",
+            *_hub_licence(str(card["licence"])),
             "library_name: maskmed-zoo",
             "tags: [medical, image-segmentation]",
             "---",

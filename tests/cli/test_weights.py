@@ -43,7 +43,7 @@ def test_export_pull_create(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "dice left" in card["metrics"]
     assert card["files"]["weights.safetensors"]["sha256"] == scores["weights_sha256"]
     shown = (out / "README.md").read_text()
-    assert shown.startswith('---\nlicense: "CC-BY-4.0"\n')
+    assert shown.startswith("---\nlicense: cc-by-4.0\n")
     assert not [text for text in (json.dumps(card), shown) if str(tmp_path) in text or "case_" in text]
 
     with zipfile.ZipFile(tmp_path / "m.zip", "w") as file:
@@ -80,9 +80,11 @@ def test_exported_weights_predict_as_the_run_does(
 
 def test_export_of_weights_that_were_not_scored(run: Path, tmp_path: Path) -> None:
     (run / "evaluation.json").write_text(json.dumps({"weights_sha256": "other"}))
-    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--licence", "unknown"]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--licence", "Ask me!"]) == 0
     assert json.loads((tmp_path / "out" / "card.json").read_text())["metrics"] is None
-    assert "not evaluated" in (tmp_path / "out" / "README.md").read_text()
+    shown = (tmp_path / "out" / "README.md").read_text()
+    assert "not evaluated" in shown
+    assert shown.startswith('---\nlicense: other\nlicense_name: "ask-me"\n')
 
 
 def test_mistakes(
