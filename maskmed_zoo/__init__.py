@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from torch import Tensor, nn
+
     from maskmed_zoo.model import SegmentationModel
     from maskmed_zoo.recipe import Recipe
+    from maskmed_zoo.weights.keys import KeyMap
+    from maskmed_zoo.weights.load import LoadReport
 
 __version__ = "0.1.0"
-__all__ = ["create", "describe", "list", "load_recipe", "register"]
+__all__ = ["create", "describe", "list", "load_recipe", "load_weights", "register"]
 
 
 def create(
@@ -30,21 +34,56 @@ def create(
     *,
     in_channels: int | None = None,
     num_classes: int | None = None,
+    pretrained: bool | str | Path = False,
+    strict: bool = True,
     **overrides: Any,
 ) -> SegmentationModel:
-    """The network of a recipe, with fresh weights.
+    """The network of a recipe, with fresh weights or those of a file.
 
     Args:
         name_or_recipe: a model's name (`zoo.list(kind="model")`), a path to a recipe, or a loaded one.
         in_channels: input channels; default: the recipe's.
         num_classes: labels, background counted; default: the recipe's.
+        pretrained: a file or an exported folder, see `load_weights`; True: the weights published on the model's card.
+        strict: refuse weights that do not fit whole.
         **overrides: recipe settings by path, with `__` for the dot: `model__head__queries="per_stage"`.
 
-    Raises `RecipeError` for a wrong name, key or value and `JointError` where two components do not fit.
+    Raises `RecipeError` for a wrong name, key or value, `JointError` where two components do not fit, and
+    `CheckpointError` for weights that cannot be had, read or fitted.
     """
     from maskmed_zoo.build import create as build
 
-    return build(name_or_recipe, in_channels, num_classes, overrides)
+    model = build(name_or_recipe, in_channels, num_classes, overrides)
+    if pretrained is not False:
+        from maskmed_zoo.weights.published import published
+
+        name = getattr(name_or_recipe, "name", None) or str(name_or_recipe)
+        load_weights(model, published(name) if pretrained is True else pretrained, strict=strict)
+    return model
+
+
+def load_weights(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    keys: KeyMap | None = None,
+    strict: bool = True,
+    minimum: float = 0.5,
+) -> LoadReport:
+    """Fill a network from weights of this package, nnU-Net v2 or MONAI's SwinUNETR, and report.
+
+    Args:
+        model: a network of `create`, or any module.
+        source: a `.safetensors`, `.pt` or `.pth` file, an exported folder, or a state dict.
+        keys: a function from the file's state dict and the module to one under the module's names; default: recognised.
+        strict: refuse what does not fit whole. Else input channels, classes and tables of positions are adapted.
+        minimum: smallest share of the network's numbers that must come from the file, where not strict.
+
+    Raises `CheckpointError`, with the model unchanged, for files that cannot be read or do not fit.
+    """
+    from maskmed_zoo.weights.load import load_weights as load
+
+    return load(model, source, keys=keys, strict=strict, minimum=minimum)
 
 
 def list(pattern: str = "*", *, kind: str | None = None) -> Sequence[str]:

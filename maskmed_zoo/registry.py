@@ -28,7 +28,7 @@ COMPONENT_KINDS = ("encoder", "neck", "decoder", "head", "loss")
 KINDS = (*COMPONENT_KINDS, "model")
 FOLDERS = {kind: "losses" if kind == "loss" else kind + "s" for kind in KINDS}
 ENTRY_POINT_GROUP = "maskmed_zoo.components"
-_FIELDS = {"summary", "target", "recipe", "paper", "section", "licence", "needs", "deviations", "results"}
+_FIELDS = {"summary", "target", "recipe", "paper", "section", "licence", "needs", "deviations", "results", "weights"}
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _ComponentT = TypeVar("_ComponentT", bound="type[Component]")
 

@@ -40,10 +40,13 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"data"},
     "report": {"contracts"},
     "explain": {"contracts", "layers", "heads", "model"},
-    "interop": {"contracts", "registry", "recipe", "model", "build", "layers", "encoders", "decoders", "heads"},
-    "runner": {"root", "contracts", "recipe", "model", "build", "data", "inference", "evaluation", "report", "explain"},
-    "cli": {"root", "registry", "recipe", "build", "evaluation", "runner"},
-    "root": {"registry", "recipe", "model", "build"},
+    "weights": {"registry"},
+    "interop": COMPONENT
+    | {"registry", "recipe", "model", "build", "encoders", "decoders", "heads", "runner", "weights"},
+    "runner": {"root", "contracts", "recipe", "model", "build", "weights"}
+    | {"data", "inference", "evaluation", "report", "explain"},
+    "cli": {"root", "registry", "recipe", "build", "evaluation", "runner", "weights", "interop"},
+    "root": {"registry", "recipe", "model", "build", "weights"},
     "__main__": {"cli"},
 }
 SAFE_LOADING = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False", "numpy.load": "allow_pickle=False"}

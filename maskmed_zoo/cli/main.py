@@ -25,6 +25,10 @@ VERBS = {
     "evaluate": "score a run, or a folder of label maps",
     "explain": "what a run's queries are and where they look",
     "ablate": "train and compare the rows of a grid",
+    "export": "a run's weights with a card, for others",
+    "pull": "weights from an address or the hub, checked",
+    "push": "exported weights to the hub",
+    "nnunet": "trainers for nnU-Net v2",
     "demo": "a data set, a training and a picture in minutes",
 }
 

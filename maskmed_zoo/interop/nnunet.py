@@ -7,31 +7,19 @@ nnU-Net's `PlainConvUNet` and `ResidualEncoderUNet` under other names, so a chec
 model.load_state_dict(import_state_dict(checkpoint["network_weights"], model))
 ```
 
-Source: dynamic-network-architectures (Isensee et al.), compared output by output in the tests. nnU-Net stores every
-layer twice (`all_modules`, `decoder.encoder`) and counts decoder stages from the lowest; here stage 0 is the finest.
+Source: dynamic-network-architectures (Isensee et al.), compared output by output in the tests. The names are those of
+`maskmed_zoo.weights.keys`; to load a file, with a report and parts that differ, take `maskmed_zoo.load_weights`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.model import SegmentationModel
-
-_DUPLICATES = re.compile(r"^decoder\.encoder\.|\.all_modules\.")
-_ENCODER_RULES = (
-    (re.compile(r"^encoder\.stem\.convs\.(\d+)\."), r"encoder.stem.\1."),
-    (re.compile(r"^encoder\.stages\.(\d+)\.(?:0\.convs|blocks)\.(\d+)\."), r"encoder.levels.\1.\2."),
-    (re.compile(r"\.skip\.\d+\."), ".skip.1."),  # nnU-Net leaves the pooling out of the list where there is none
-)
-_DECODER_RULES = (
-    (re.compile(r"^decoder\.transpconvs\.(\d+)\."), "decoder.upsamplers.{}."),
-    (re.compile(r"^decoder\.stages\.(\d+)\.convs\."), "decoder.stages.{}."),
-    (re.compile(r"^decoder\.seg_layers\.(\d+)\."), "head.projections.{}."),
-)
+from maskmed_zoo.weights.keys import is_duplicate, nnunet_name
 
 
 def import_state_dict(state: Mapping[str, Tensor], model: SegmentationModel) -> dict[str, Tensor]:
@@ -43,9 +31,9 @@ def import_state_dict(state: Mapping[str, Tensor], model: SegmentationModel) -> 
     stages = len(model.decoder.out_spec)
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
-        if _DUPLICATES.search(key):
+        if is_duplicate(key):
             continue
-        name = _rename(key, stages)
+        name = nnunet_name(key, stages)
         if name not in expected:
             raise CheckpointError(
                 f"nnU-Net key '{key}' has no counterpart in the model; it must have nnU-Net's number of levels and "
@@ -61,13 +49,3 @@ def import_state_dict(state: Mapping[str, Tensor], model: SegmentationModel) -> 
         if name not in renamed:
             raise CheckpointError(f"the model's '{name}' is not in the nnU-Net state dict: it is another network's")
     return renamed
-
-
-def _rename(key: str, stages: int) -> str:
-    for pattern, name in _DECODER_RULES:
-        match = pattern.match(key)
-        if match:
-            return name.format(stages - 1 - int(match[1])) + key[match.end() :]
-    for pattern, name in _ENCODER_RULES:
-        key = pattern.sub(name, key)
-    return key

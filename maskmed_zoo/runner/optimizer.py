@@ -26,10 +26,10 @@ def build_optimizer(model: SegmentationModel, config: Optimizer) -> torch.optim.
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: TrainRecipe) -> LambdaLR:
     """Linear warm-up, then (1 - progress) ** power, stepped once per iteration; every group keeps its proportion."""
-    config, total = recipe.optimizer, recipe.iterations
+    return LambdaLR(optimizer, lambda iteration: rate_factor(recipe.optimizer, iteration, recipe.iterations))
 
-    def factor(iteration: int) -> float:
-        warm = min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
-        return warm * max(0.0, 1 - iteration / total) ** config.poly_power
 
-    return LambdaLR(optimizer, factor)
+def rate_factor(config: Optimizer, iteration: int, total: int) -> float:
+    """What the base rates are multiplied with at an iteration of `total`."""
+    warm = min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
+    return warm * max(0.0, 1 - iteration / total) ** config.poly_power

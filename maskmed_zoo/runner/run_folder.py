@@ -1,5 +1,7 @@
 """A run on disk: `recipe.yaml, manifest.json, metrics.csv, weights_*.safetensors, state_last.pt, evaluation.json,
-predictions/`. Files are replaced as a whole, so a killed run leaves the last complete one."""
+predictions/`. Files are replaced as a whole, so a killed run leaves the last complete one.
+
+Exported weights are a folder of another shape that predicts too: `card.json, recipe.yaml, weights.safetensors`."""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ from maskmed_zoo.data.preprocess import Fingerprint, IntensityStats
 from maskmed_zoo.errors import CheckpointError, DataError, nearest
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
+from maskmed_zoo.weights.card import CARD, WEIGHTS, check_folder
 
 Which = Literal["best", "last"]
 
@@ -55,7 +58,14 @@ class RunFolder:
     def predictions(self) -> Path:
         return self.path / "predictions"
 
+    @property
+    def is_exported(self) -> bool:
+        """Whether these are exported weights: one set of them, and no training to go on with."""
+        return (self.path / CARD).is_file()
+
     def weights_file(self, which: Which) -> Path:
+        if self.is_exported:
+            return self.path / WEIGHTS
         return self.path / f"weights_{which}.safetensors"
 
     def exists(self) -> bool:
@@ -70,6 +80,8 @@ class RunFolder:
 
     def manifest(self) -> dict[str, Any]:
         """What the run was made from; raises `CheckpointError` if it is missing or broken."""
+        if self.is_exported:
+            raise CheckpointError(f"{self.path}: exported weights, which predict; this needs the run that made them")
         try:
             manifest = json.loads(self.manifest_file.read_text(encoding="utf-8"))
             known = {"data", "dataset", "fold", "seed", "validation", "fingerprint"} <= manifest.keys()
@@ -80,8 +92,9 @@ class RunFolder:
         return manifest
 
     def fingerprint(self) -> Fingerprint:
-        """Intensity statistics of the training cases, from the manifest."""
-        return tuple(IntensityStats.from_dict(stats) for stats in self.manifest()["fingerprint"])
+        """Intensity statistics of the training cases, from the manifest or the card, whose files are checked."""
+        stats = check_folder(self.path).get("fingerprint") if self.is_exported else self.manifest()["fingerprint"]
+        return tuple(IntensityStats.from_dict(channel) for channel in stats or ())
 
     def write_recipe(self, recipe: Recipe) -> None:
         make_folder(self.path)

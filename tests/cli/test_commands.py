@@ -29,6 +29,10 @@ def test_verbs_are_frozen() -> None:
         "evaluate",
         "explain",
         "ablate",
+        "export",
+        "pull",
+        "push",
+        "nnunet",
         "demo",
     ]
 

@@ -1,0 +1,26 @@
+"""Export a run's weights with a card: recipe, data, licence, metrics, checksums."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from maskmed_zoo.cli.output import add_weights, write
+from maskmed_zoo.runner.export import export
+from maskmed_zoo.runner.run_folder import RunFolder
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder")
+    parser.add_argument(
+        "--licence", metavar="L", required=True, help="of the weights, as the training data allow: CC-BY-4.0, …"
+    )
+    add_weights(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the folder and name it."""
+    export(RunFolder(args.run), args.out, licence=args.licence, which=args.weights)
+    write(str(args.out))

@@ -1,0 +1,79 @@
+"""`export`: a run's weights as a folder with a card, which others can check, load and publish.
+
+The card names the data set and not where it lies, and no case.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskmed_zoo import __version__
+from maskmed_zoo.build import model_of
+from maskmed_zoo.errors import CheckpointError
+from maskmed_zoo.recipe import dump_recipe
+from maskmed_zoo.runner.run_folder import RunFolder, Which, make_folder
+from maskmed_zoo.weights.card import CARD, FORMAT, README, RECIPE, WEIGHTS, FileFacts, check_folder, readme
+
+SCORES = ("mean_dice", "mean_dice_over_labels", "test_time_augmentation", "overlap", "date")
+
+
+def export(run: RunFolder, out: Path, *, licence: str, which: Which = "last") -> dict[str, Any]:
+    """Write the weights `which` of a run with its recipe and card to `out`, which must be new; returns the card.
+
+    Raises `CheckpointError` for a run without whole weights of its own recipe, and where `out` is there.
+    """
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; give a new folder")
+    if not licence.strip():
+        raise CheckpointError("the licence is empty; name the one that weights and training data allow, or 'unknown'")
+    recipe, manifest = run.recipe(), run.manifest()
+    model = model_of(recipe)
+    sha256 = run.load_weights(model, which, recipe)  # whole, and of this recipe
+    arriving = out.with_name(f".{out.name}.arriving")
+    make_folder(arriving)
+    try:
+        shutil.copyfile(run.weights_file(which), arriving / WEIGHTS)
+        (arriving / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
+        card: dict[str, Any] = {
+            "format": FORMAT,
+            "name": recipe.name,
+            "recipe": recipe.name,
+            "licence": licence.strip(),
+            "channels": list(recipe.data.channels or ()),
+            "class_names": list(model.class_names or ()),
+            "data": {name: manifest[name] for name in ("dataset", "fold", "seed")},
+            "fingerprint": manifest["fingerprint"],
+            "iterations": recipe.train.iterations,
+            "weights": which,
+            "metrics": _metrics(run, sha256),
+            "versions": {"maskmed_zoo": __version__, "torch": torch.__version__},
+        }
+        (arriving / README).write_text(readme(card), encoding="utf-8")
+        files = {name: FileFacts.of(arriving / name) for name in (RECIPE, WEIGHTS, README)}
+        card["files"] = {name: {"size": fact.size, "sha256": fact.sha256} for name, fact in files.items()}
+        (arriving / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        check_folder(arriving)
+        arriving.replace(out)
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written ({error.strerror or error}); free space or rights") from error
+    finally:
+        shutil.rmtree(arriving, ignore_errors=True)
+    return card
+
+
+def _metrics(run: RunFolder, sha256: str) -> dict[str, Any] | None:
+    """The run's scores with these very weights, if it has any."""
+    try:
+        scores: dict[str, Any] = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if scores.get("weights_sha256") != sha256:
+        return None
+    labels = {f"dice {name}": row["mean"] for name, row in scores["labels"].items()}
+    means = {name: scores[name] for name in SCORES if name in scores}
+    return means | labels | {"validation_cases": len(scores["cases"])}

@@ -1,0 +1,138 @@
+"""Exported weights: a folder with a card that says what they are, checked before anything in it is used.
+
+```
+card.json            format, recipe, data, licence, metrics, and size and sha256 of every other file
+recipe.yaml          the network, and how it was trained
+weights.safetensors
+README.md            the card for people, with the head that model hubs read
+```
+
+A card comes from outside, so its names are checked before they become paths.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from maskmed_zoo.errors import CheckpointError
+from maskmed_zoo.weights.files import sha256_of
+
+FORMAT = 1
+CARD, RECIPE, WEIGHTS, README = "card.json", "recipe.yaml", "weights.safetensors", "README.md"
+FILES = (RECIPE, WEIGHTS, README)
+"""What an exported folder may hold beside its card."""
+LARGEST_CARD = 2**20
+HUB_LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Size in bytes and checksum of a file."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileFacts:
+        """Of a file on disk."""
+        return cls(path.stat().st_size, sha256_of(path))
+
+    def check(self, path: Path) -> None:
+        """Raise `CheckpointError` unless the file is whole and the one described."""
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is missing; the card names it, get the weights again")
+        if path.stat().st_size != self.size:
+            raise CheckpointError(
+                f"{path}: {path.stat().st_size} bytes, the card says {self.size}; get the weights again"
+            )
+        if sha256_of(path) != self.sha256:
+            raise CheckpointError(f"{path}: sha256 is not the card's: altered or damaged; get the weights again")
+
+
+def safe_name(name: str, place: str) -> str:
+    """`name` if it is a plain relative path; raises `CheckpointError` for one that leads out of its folder."""
+    parts = PurePosixPath(name).parts
+    is_plain = bool(parts) and not name.startswith("/") and ".." not in parts and "." not in name.split("/")
+    if not is_plain or "" in name.split("/") or any(c in name for c in '\\:\0"*?<>|') or not name.isprintable():
+        raise CheckpointError(f"{place}: the name {name[:80]!r} leads out of the folder or is no plain name; refused")
+    return name
+
+
+def read_card(path: Path) -> tuple[dict[str, Any], dict[str, FileFacts]]:
+    """A card and the files it names; raises `CheckpointError` for one that is broken, or names other files."""
+    try:
+        if path.stat().st_size > LARGEST_CARD:
+            raise ValueError("larger than 1 MiB")
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(card, dict) or card.get("format") != FORMAT:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"'format' is not {FORMAT}")
+        named = cast(dict[str, dict[str, Any]], card["files"])
+        facts = {str(name): FileFacts(int(entry["size"]), str(entry["sha256"])) for name, entry in named.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a card of exported weights ({error}); export them again") from error
+    for name in facts:
+        safe_name(name, str(path))
+    if not {RECIPE, WEIGHTS} <= facts.keys() <= set(FILES):
+        raise CheckpointError(f"{path}: names {', '.join(sorted(facts))}, expected {', '.join(FILES)}")
+    return card, facts
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """The card of an exported folder, after checking every file it names."""
+    card, facts = read_card(folder / CARD)
+    for name, fact in facts.items():
+        if (folder / name).is_symlink():
+            raise CheckpointError(f"{folder / name}: is a link, expected a file; get the weights again")
+        fact.check(folder / name)
+    return card
+
+
+def weights_in(path: Path) -> Path:
+    """The weights file that a path stands for: itself, or that of an exported folder, which is checked."""
+    if not path.is_dir():
+        return path
+    check_folder(path)
+    return path / WEIGHTS
+
+
+def _hub_licence(licence: str) -> list[str]:
+    """The hub knows a list of names, and refuses others unless they are declared as such."""
+    if licence.lower() in HUB_LICENCES:
+        return [f"license: {licence.lower()}"]
+    return ["license: other", f"license_name: {json.dumps(re.sub(r'[^a-z0-9.]+', '-', licence.lower()).strip('-'))}"]
+
+
+def readme(card: dict[str, Any]) -> str:
+    """The card for people; the head is what model hubs read."""
+    metrics = card["metrics"] or {}
+    scores = [f"* {name}: {value}" for name, value in metrics.items()] or ["* not evaluated"]
+    return "\n".join(
+        [
+            "---",
+            *_hub_licence(str(card["licence"])),
+            "library_name: maskmed-zoo",
+            "tags: [medical, image-segmentation]",
+            "---",
+            f"# {card['name']}",
+            "",
+            f"Weights of the recipe `{card['recipe']}` of maskmed-zoo, trained on {card['data']['dataset']}, fold "
+            f"{card['data']['fold']}, seed {card['data']['seed']}. Licence: {card['licence']}.",
+            "",
+            f"Channels: {', '.join(card['channels'])}. Labels: {', '.join(card['class_names'])}.",
+            "",
+            *scores,
+            "",
+            "Research software, no medical device.",
+            "",
+            "```python",
+            "import maskmed_zoo as zoo",
+            "",
+            f'model = zoo.create("DIR/{RECIPE}", pretrained="DIR")',
+            "```",
+            "",
+        ]
+    )

@@ -1,0 +1,125 @@
+"""Exported weights to and from elsewhere: an address, a zip file, or a repository of the Hugging Face hub.
+
+A folder is put together under a hidden name, checked against its card, and put in place in one step. The hub is reached
+through `huggingface_hub` (extra `hub`), which also holds the login; nothing here reads one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from maskmed_zoo.errors import CheckpointError, UserError
+from maskmed_zoo.weights.archive import unpack
+from maskmed_zoo.weights.card import CARD, FILES, LARGEST_CARD, check_folder, read_card
+from maskmed_zoo.weights.download import InterruptedDownloadError, check_url, fetch
+
+HUB = "hf:"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def pull(source: str, folder: Path, *, revision: str | None = None, sha256: str | None = None) -> dict[str, Any]:
+    """Exported weights into `folder`, which must be new; returns their card.
+
+    Args:
+        source: `https://…/card.json` with the files beside it, `https://….zip`, a local `.zip`, or `hf:OWNER/NAME`.
+        folder: made new.
+        revision: of a hub repository: a branch, tag or commit.
+        sha256: of a zip file; an interrupted download is gone on with.
+
+    Raises `CheckpointError`, with nothing left behind but what an interrupted download can go on from.
+    """
+    if folder.exists():
+        raise CheckpointError(f"{folder}: exists already; give a new folder")
+    arriving = folder.with_name(f".{folder.name}.arriving")
+    try:
+        card = _receive(source, arriving, revision, sha256)
+        arriving.replace(folder)
+    except InterruptedDownloadError:
+        raise
+    except UserError:
+        shutil.rmtree(arriving, ignore_errors=True)
+        raise
+    except OSError as error:
+        shutil.rmtree(arriving, ignore_errors=True)
+        raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    return card
+
+
+def push(folder: Path, repository: str, *, public: bool = False) -> str:
+    """Upload an exported folder, checked before, to a hub repository, made private if new; returns its address."""
+    check_folder(folder)
+    api = _hub().HfApi()
+    try:
+        address = api.create_repo(_repository(repository), private=not public, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=str(folder), allow_patterns=[CARD, *FILES])
+    except Exception as error:  # whatever the library, the network or the server says
+        raise CheckpointError(f"{HUB}{repository}: could not be uploaded ({_line(error)})") from error
+    return str(address)
+
+
+def _receive(source: str, arriving: Path, revision: str | None, sha256: str | None) -> dict[str, Any]:
+    if source.startswith(HUB):
+        _from_hub(_repository(source.removeprefix(HUB)), arriving, revision)
+    elif source.endswith(".zip"):
+        _from_zip(source, arriving, sha256)
+    else:
+        _from_address(source, arriving)
+    for path in arriving.iterdir():
+        if path.name not in (CARD, *FILES):
+            raise CheckpointError(f"{source}: holds '{path.name}', expected {CARD}, {', '.join(FILES)}")
+    return check_folder(arriving)
+
+
+def _from_address(source: str, arriving: Path) -> None:
+    check_url(source)
+    if not urllib.parse.urlsplit(source).path.endswith(f"/{CARD}"):
+        raise CheckpointError(f"{source}: expected an address that ends in /{CARD} or .zip, or {HUB}OWNER/NAME")
+    fetch(source, arriving / CARD, largest=LARGEST_CARD)
+    _, facts = read_card(arriving / CARD)
+    for name, fact in facts.items():
+        fetch(urllib.parse.urljoin(source, name), arriving / name, sha256=fact.sha256, size=fact.size)
+
+
+def _from_zip(source: str, arriving: Path, sha256: str | None) -> None:
+    if "://" not in source:
+        unpack(Path(source), arriving)
+        return
+    # Beside the folder and not in it, so that an interrupted download outlives the folder.
+    archive = fetch(source, arriving.with_name(f"{arriving.name}.zip"), sha256=sha256)
+    try:
+        unpack(archive, arriving)
+    finally:
+        archive.unlink(missing_ok=True)
+
+
+def _from_hub(repository: str, arriving: Path, revision: str | None) -> None:
+    try:
+        _hub().snapshot_download(repository, revision=revision, local_dir=str(arriving), allow_patterns=[CARD, *FILES])
+    except UserError:
+        raise
+    except Exception as error:  # whatever the library, the network or the server says
+        raise CheckpointError(f"{HUB}{repository}: could not be downloaded ({_line(error)})") from error
+    shutil.rmtree(arriving / ".cache", ignore_errors=True)  # the library's own notes
+
+
+def _repository(name: str) -> str:
+    if not _REPOSITORY.fullmatch(name) or ".." in name:
+        raise CheckpointError(f"'{name}': no name of a hub repository; expected OWNER/NAME")
+    return name
+
+
+def _hub() -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise UserError("the hub needs the package huggingface_hub: pip install 'maskmed-zoo[hub]'") from error
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__
