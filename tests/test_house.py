@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "interop": {"contracts", "registry", "recipe", "model", "build", "layers", "encoders", "decoders", "heads"},
     "runner": {"root", "contracts", "recipe", "model", "build", "data", "inference", "evaluation", "report", "explain"},
     "cli": {"root", "registry", "recipe", "build", "evaluation", "runner"},
-    "root": {"registry", "recipe", "model", "build"},
+    "root": {"registry", "recipe", "model", "build", "interop"},
     "__main__": {"cli"},
 }
 SAFE_LOADING = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False", "numpy.load": "allow_pickle=False"}
