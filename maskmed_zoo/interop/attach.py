@@ -5,8 +5,8 @@ it, and the decoder's last features at every coarser resolution but the bottlene
 gives the head every decoder stage). Layers without a part in those, such as heads for deep supervision, are taken out
 too, so that every parameter that is left is trained. All others stay as they are, values, names and hooks.
 
-Deviation from a recipe's model: where the finest features are coarser than the image, the final masks are resized to it,
-which is what resizing the features would give, because masks are linear in them.
+Deviation from a recipe's model: where the finest features are coarser than the image, the final masks are resized to
+it, which is what resizing the features would give, because masks are linear in them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from maskmed_zoo import registry
 from maskmed_zoo.contracts import FeatureSpec, Head, HeadOutput, ParameterGroup, Size3, Spacing3, StageOutput, resize
 from maskmed_zoo.errors import JointError, RegistryError
-from maskmed_zoo.layers.probe import CONVOLUTIONS, Trace, cut, last_maps, output_layer, replace_module, trace, used_parameters
+from maskmed_zoo.layers.probe import (
+    CONVOLUTIONS,
+    Trace,
+    cut,
+    last_maps,
+    output_layer,
+    replace_module,
+    trace,
+    used_parameters,
+)
 from maskmed_zoo.layers.taps import Taps
 
 

@@ -1,15 +1,15 @@
-"""Where the features of a network are that somebody else has built: one run on a small patch, with every module watched.
+"""Where the features are in a network that somebody else has built: one run on a small patch, every module watched.
 
 The run is on the meta device, with stand-ins for all parameters and buffers: no arithmetic, no random numbers, and the
-network stays as it is. One that cannot be run there (it reads numbers back, or keeps tensors that are no buffers) is run
-where it lives. Which layers make the output, which tensors lead to it and which parameters have a part in it follows
-from autograd's graph, not from names.
+network stays as it is. One that cannot be run there (it reads numbers back, or keeps tensors that are no buffers) is
+run where it lives. Which layers make the output, which tensors lead to it and which parameters have a part in it
+follows from autograd's graph, not from names.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -214,9 +214,9 @@ def _run(network: nn.Module, in_channels: int, patch: Size3, device: torch.devic
     handles = [m.register_forward_hook(partial(record, name)) for name, m in network.named_modules() if name]
     try:
         network.eval()
-        with _stand_ins(network, device) as parameters, torch.enable_grad():
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                output = network(torch.zeros(1, in_channels, *patch, device=device, requires_grad=True))
+        here = [device] if device.type == "cuda" else []
+        with _stand_ins(network, device) as parameters, torch.enable_grad(), torch.random.fork_rng(here):
+            output = network(torch.zeros(1, in_channels, *patch, device=device, requires_grad=True))
     finally:
         for handle in handles:
             handle.remove()
@@ -226,7 +226,7 @@ def _run(network: nn.Module, in_channels: int, patch: Size3, device: torch.devic
 
 
 @contextmanager
-def _stand_ins(network: nn.Module, device: torch.device) -> Iterator[dict[str, Tensor]]:
+def _stand_ins(network: nn.Module, device: torch.device) -> Generator[dict[str, Tensor]]:
     """Other tensors in the place of every parameter and buffer, those of the parameters by name; shared ones once."""
 
     def stand_in(x: Tensor) -> Tensor:
