@@ -23,9 +23,11 @@ from maskmed_zoo.contracts import FeatureSpec, Head, HeadOutput, ParameterGroup,
 from maskmed_zoo.errors import JointError, RegistryError
 from maskmed_zoo.layers.probe import (
     CONVOLUTIONS,
+    Outputs,
     Trace,
     cut,
     last_maps,
+    module_maps,
     output_layer,
     replace_module,
     trace,
@@ -87,27 +89,15 @@ def attach_head(
         raise JointError(f"freeze is 'body' or None, got {freeze!r}")
     channels = in_channels or _in_channels(network)
     run = trace(network, channels, patch_size)
-    names = _found(network, run) if stages is None else _given(network, run, stages)
+    names = _found(network, run) if stages is None else module_maps(run, stages, type(network).__name__)
     taps = Taps(network, names)
-    maps = trace(_Tapped(network, taps), channels, patch_size)
+    maps = trace(Outputs(network, taps), channels, patch_size)
     spec = maps.spec(maps.outputs)
-    cut(network, {name.removeprefix("network.") for name in used_parameters(maps, maps.outputs)}, names)
-    trace(_Tapped(network, taps), channels, patch_size)  # still runs, and leaves nothing behind in the network
+    cut(network, used_parameters(maps), names)
+    trace(Outputs(network, taps), channels, patch_size)  # still runs, and leaves nothing behind in the network
     return AttachedModel(
         network, _make_head(head, spec, num_classes, spacing), taps, num_classes=num_classes, frozen=freeze == "body"
     )
-
-
-class _Tapped(nn.Module):
-    """The network as the head sees it."""
-
-    def __init__(self, network: nn.Module, taps: Taps) -> None:
-        super().__init__()
-        self.network, self.taps = network, taps
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Image (b c d h w) to one (b c_l d_l h_l w_l) per stage."""
-        return self.taps.run(self.network, image)
 
 
 def _in_channels(network: nn.Module) -> int:
@@ -138,23 +128,6 @@ def _found(network: nn.Module, run: Trace) -> list[str]:
     coarser = [call.name for call in maps if _is_coarser(run.strides(call.given), finest)]
     replace_module(network, layer.module, nn.Identity())
     return [layer.name, *coarser[:-1]]
-
-
-def _given(network: nn.Module, run: Trace, stages: Sequence[str]) -> list[str]:
-    """The named modules, finest output first."""
-    called = {call.name: run.strides(call.given) for call in run.calls}
-    strides: dict[str, Size3] = {}
-    for name in stages:
-        stride = called.get(name)
-        if stride is None or name not in run.once():
-            raise JointError(
-                f"stages: the module '{name}' of {type(network).__name__} is not called exactly once or gives no map "
-                f"(b c d h w) whose size divides the patch {run.patch}; named_modules() lists the names"
-            )
-        strides[name] = stride
-    if not strides:
-        raise JointError("stages names no module; leave it out to have the stages found")
-    return sorted(strides, key=lambda name: strides[name])
 
 
 def _is_coarser(stride: Size3 | None, than: Size3) -> bool:

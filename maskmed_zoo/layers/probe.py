@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from maskmed_zoo.contracts import FeatureSpec, Size3
-from maskmed_zoo.errors import JointError
+from maskmed_zoo.errors import JointError, nearest
+from maskmed_zoo.layers.taps import Taps
 
 CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -79,6 +80,8 @@ def trace(network: nn.Module, in_channels: int, patch: Size3) -> Trace:
         try:
             return _run(network, in_channels, patch, where)
         except Exception as error:
+            if isinstance(error, JointError):
+                raise
             said = " ".join(str(error).split())[:160]
             flat = " (a 2-D network: it has Conv2d and no Conv3d)" if _is_flat(network) else ""
             raise JointError(
@@ -123,15 +126,38 @@ def output_layer(run: Trace) -> int | None:
     return max(sizes, key=lambda i: (sizes[i], i), default=None)
 
 
-def used_parameters(run: Trace, maps: Iterable[Tensor]) -> set[str]:
-    """Names of the parameters that `maps` depend on."""
-    reached = {id(node.variable) for node in ancestors(x.grad_fn for x in maps) if hasattr(node, "variable")}
+def module_maps(run: Trace, names: Iterable[str], network: str) -> list[str]:
+    """`names` sorted by the resolution of what those modules give, finest first.
+
+    Raises `JointError` for a module that gives no map, or is not called exactly once.
+    """
+    given, once = {call.name: run.strides(call.given) for call in run.calls}, run.once()
+    strides: dict[str, Size3] = {}
+    for name in names:
+        stride = given.get(name)
+        if stride is None or name not in once:
+            raise JointError(
+                f"the module '{name}' of {network} gives no map (b c d h w) whose size divides the patch "
+                f"{run.patch}, or is not called exactly once{nearest(name, once)}; named_modules() lists the names"
+            )
+        strides[name] = stride
+    if not strides:
+        raise JointError(f"no module of {network} is named; leave the names out to have them found")
+    return sorted(strides, key=lambda name: prod(strides[name]))
+
+
+def used_parameters(run: Trace) -> set[str]:
+    """Names of the parameters that the outputs depend on."""
+    reached = {id(node.variable) for node in ancestors(x.grad_fn for x in run.outputs) if hasattr(node, "variable")}
     return {name for name, parameter in run.parameters.items() if id(parameter) in reached}
 
 
 def cut(network: nn.Module, used: set[str], tapped: Iterable[str]) -> None:
-    """Put a `Cut` wherever a module holds parameters of which none is used, and no tapped module."""
-    known = {id(p): name for name, p in network.named_parameters()}
+    """Put a `Cut` wherever a module holds parameters of which none is used, and no tapped module.
+
+    `used` holds their names in `Outputs`.
+    """
+    known = {id(p): f"network.{name}" for name, p in network.named_parameters()}
     kept = {id(m) for name in tapped for m in _path(network, name)}
 
     def is_idle(module: nn.Module) -> bool:
@@ -150,6 +176,18 @@ def replace_module(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if child is old:
                 setattr(module, name, new)
+
+
+class Outputs(nn.Module):
+    """A network whose outputs are what its taps give."""
+
+    def __init__(self, network: nn.Module, taps: Taps) -> None:
+        super().__init__()
+        self.network, self.taps = network, taps
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Image (b c d h w) to one (b c_l d_l h_l w_l) per tap."""
+        return self.taps.run(self.network, image)
 
 
 class Cut(nn.Module):
