@@ -4,9 +4,10 @@ The whole network is built with its own arguments and watched in one run without
 are what the last module gave at every resolution until the coarsest was reached; `levels` names other modules. What has
 no part in those, the decoder and the output, is taken out, and a run ends with the last level.
 
-Deviations: none in the layers kept. A level that MONAI makes by a function rather than by a module is taken before that
-function (SwinUNETR's norm of its fourth map). Where the network's first map is coarser than the image, a residual block
-on the image is put before it. `swin_unetr`, `unetr` and `mednext` are encoders of their own, level by level the papers'.
+Deviations: none in the layers kept. A level that MONAI makes by a function rather than by a module is taken before
+that function (SwinUNETR's norm of its fourth map). Where the network's first map is coarser than the image, a residual
+block on the image is put before it. `swin_unetr`, `unetr` and `mednext` are encoders of their own, level by level the
+papers'.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import inspect
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from maskmed_zoo.contracts import ComponentConfig, Encoder, PositiveInt, Triple
@@ -24,6 +25,10 @@ from maskmed_zoo.layers.levels import WithFullResolution
 from maskmed_zoo.layers.probe import Outputs, cut, last_maps, module_maps, trace, used_parameters
 from maskmed_zoo.layers.taps import Taps
 
+NETWORKS = (
+    "AttentionUnet", "BasicUNet", "DynUNet", "FlexibleUNet", "MedNeXt", "SegResNet", "SegResNetDS", "SwinUNETR", "UNet",
+    "VNet",
+)  # fmt: skip
 OURS = {"spatial_dims": 3, "out_channels": 2}
 """Arguments that are not the user's: the second is of the part that is cut off."""
 
@@ -32,10 +37,9 @@ class MONAIConfig(ComponentConfig):
     """Settings of `monai`."""
 
     kind: Literal["monai"] = "monai"
-    network: Literal[
-        "AttentionUnet", "BasicUNet", "DynUNet", "FlexibleUNet", "MedNeXt", "SegResNet", "SegResNetDS", "SwinUNETR",
-        "UNet", "VNet",
-    ] = Field(default="SegResNet", description="a class of monai.networks.nets")  # fmt: skip
+    network: str = Field(
+        default="SegResNet", description="a class of monai.networks.nets", json_schema_extra={"enum": [*NETWORKS]}
+    )
     arguments: dict[str, Any] = Field(default={}, description="of that class, as in its documentation")
     levels: tuple[str, ...] | None = Field(
         default=None, description="names of modules whose outputs are the levels; null: found"
@@ -46,6 +50,13 @@ class MONAIConfig(ComponentConfig):
     stem_channels: PositiveInt = Field(
         default=16, description="of the level at full resolution, if the network itself has none"
     )
+
+    @field_validator("network")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in NETWORKS:
+            raise ValueError(f"no encoder is known in '{name}'{nearest(name, NETWORKS)} (known: {', '.join(NETWORKS)})")
+        return name
 
 
 class MONAIEncoder(Encoder):

@@ -83,10 +83,9 @@ def trace(network: nn.Module, in_channels: int, patch: Size3) -> Trace:
             if isinstance(error, JointError):
                 raise
             said = " ".join(str(error).split())[:160]
-            flat = " (a 2-D network: it has Conv2d and no Conv3d)" if _is_flat(network) else ""
             raise JointError(
                 f"{type(network).__name__} does not take an image (1, {in_channels}, {', '.join(map(str, patch))})"
-                f"{flat}: {said}; give the in_channels and a patch_size that it takes"
+                f": {said}; give the in_channels and a patch_size that it takes"
             ) from error
 
 
@@ -232,11 +231,6 @@ def _width(call: Call) -> int:
 
 def _is_finer(stride: Size3 | None, other: Size3 | None) -> bool:
     return stride is not None and other is not None and prod(stride) < prod(other)
-
-
-def _is_flat(network: nn.Module) -> bool:
-    kinds = {type(m) for m in network.modules()}
-    return any(issubclass(k, nn.Conv2d) for k in kinds) and not any(issubclass(k, CONVOLUTIONS) for k in kinds)
 
 
 def _run(network: nn.Module, in_channels: int, patch: Size3, device: torch.device) -> Trace:
