@@ -85,7 +85,7 @@ def trace(network: nn.Module, in_channels: int, patch: Size3) -> Trace:
             said = " ".join(str(error).split())[:160]
             raise JointError(
                 f"{type(network).__name__} does not take an image (1, {in_channels}, {', '.join(map(str, patch))})"
-                f": {said}; give the in_channels and a patch_size that it takes"
+                f": {said}; state the number of channels and a patch size that it takes"
             ) from error
 
 
