@@ -15,8 +15,8 @@ from maskmed_zoo.layers.inflate import inflate_kernel
 from maskmed_zoo.layers.timm import WHOLE
 
 SLICE = (32, 64)
-# Batch norm, group convolutions, an averaged shortcut, squeeze-and-excitation of both kinds; layer norm with a linear and
-# a convolutional MLP, response norm; class token, registers, no prefix and no position of the prefix.
+# Batch norm, group convolutions, an averaged shortcut, both kinds of squeeze-and-excitation; layer norm with a linear
+# and a convolutional MLP, response norm; class token, registers, no prefix and no position of the prefix.
 CONVOLUTIONAL = (
     "test_resnet", "resnet26d", "seresnext26d_32x4d", "test_convnext", "test_convnext2", "convnextv2_atto",
     "test_efficientnet", "efficientnetv2_rw_t",
