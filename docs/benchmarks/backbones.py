@@ -3,7 +3,7 @@
     python docs/benchmarks/backbones.py --machine "2 CPU cores (AVX2)"
 
 Writes `backbones.csv` beside this file; docs/generate.py makes the table of it. The networks are narrow ones, but for
-timm's, which are those of the given name. The tests build, train and run the same matrix with smaller timm networks.
+timm's, which are those of the given name. The tests build, train and run the same matrix with smaller networks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from maskmed_zoo.model import SegmentationModel, build_loss
 from maskmed_zoo.recipe import Recipe, recipe_type
 
 HERE = Path(__file__).resolve().parent
-PATCH = (64, 64, 64)
-STEPS = 3
+PATCH = (32, 64, 64)
+STEPS = 2
 CHANNELS = [16, 32, 64, 128]
 UNET = {"kind": "unet", "blocks": 1}
 
@@ -98,7 +98,7 @@ def example(patch: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def seconds_per_step(cell: Recipe, model: SegmentationModel) -> float:
-    """Median over `STEPS` training steps of batch 1, after one that is not counted."""
+    """Mean over `STEPS` training steps of batch 1, after one that is not counted."""
     loss = build_loss(cell.model, num_classes=model.num_classes, ignore_label=None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     image, labels = example(PATCH)
@@ -109,7 +109,7 @@ def seconds_per_step(cell: Recipe, model: SegmentationModel) -> float:
         loss(model(image), labels)[0].backward()
         optimizer.step()
         taken.append(time.process_time() - start)
-    return statistics.median(taken[1:])
+    return statistics.mean(taken[1:])
 
 
 def main() -> None:
