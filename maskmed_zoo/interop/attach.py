@@ -95,9 +95,9 @@ def attach_head(
     spec = maps.spec(maps.outputs)
     cut(network, used_parameters(maps), names)
     trace(Outputs(network, taps), channels, patch_size)  # still runs, and leaves nothing behind in the network
-    return AttachedModel(
-        network, _make_head(head, spec, num_classes, spacing), taps, num_classes=num_classes, frozen=freeze == "body"
-    )
+    made = _make_head(head, spec, num_classes, spacing)
+    made.to(next((p.device for p in network.parameters()), None))
+    return AttachedModel(network, made, taps, num_classes=num_classes, frozen=freeze == "body")
 
 
 def _in_channels(network: nn.Module) -> int:
