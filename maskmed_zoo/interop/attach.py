@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self, cast
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -96,7 +97,8 @@ def attach_head(
     cut(network, used_parameters(maps), names)
     trace(Outputs(network, taps), channels, patch_size)  # still runs, and leaves nothing behind in the network
     made = _make_head(head, spec, num_classes, spacing)
-    made.to(next((p.device for p in network.parameters()), None))
+    device = next((p.device for p in network.parameters()), torch.get_default_device())
+    made.to(device, maps.outputs[0].dtype)
     return AttachedModel(network, made, taps, num_classes=num_classes, frozen=freeze == "body")
 
 

@@ -248,7 +248,8 @@ def _run(network: nn.Module, in_channels: int, patch: Size3, device: torch.devic
         network.eval()
         here = [device] if device.type == "cuda" else []
         with _stand_ins(network, device) as parameters, torch.enable_grad(), torch.random.fork_rng(here):
-            output = network(torch.zeros(1, in_channels, *patch, device=device, requires_grad=True))
+            dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+            output = network(torch.zeros(1, in_channels, *patch, device=device, dtype=dtype, requires_grad=True))
     finally:
         for handle in handles:
             handle.remove()

@@ -251,6 +251,21 @@ def test_bfloat16_autocast():
     assert (found.exp() - model.predict(image).exp()).abs().max() < 0.1
 
 
+def test_the_head_has_the_type_of_the_network():
+    model = attach(dyn_unet().double())
+    assert model(torch.randn(1, 1, 16, 16, 16, dtype=torch.float64)).stages[0].masks.dtype == torch.float64
+
+
+def test_is_exported_and_stored_whole(tmp_path):
+    model, image = attach(dyn_unet()).eval(), torch.randn(1, 1, 16, 16, 16)
+    expected = model.predict(image)
+    program = torch.export.export(model, (image,), strict=True).module()
+    torch.testing.assert_close(program(image).log_probabilities(), expected)
+    torch.save(model, tmp_path / "model.pth")
+    stored = torch.load(tmp_path / "model.pth", weights_only=False)
+    torch.testing.assert_close(stored.predict(image), expected)
+
+
 def test_shared_weights_and_batch_norm_survive_the_probe():
     class Tied(nn.Module):
         def __init__(self) -> None:
