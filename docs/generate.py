@@ -104,10 +104,11 @@ def backbones_page() -> str:
         "|---|---|---|---|---:|---:|---:|---:|",
     ]
     for cell in measured:
+        seconds = f"{float(cell['cpu_seconds_per_step']):.2f}"
         numbers = [f"{int(cell['parameters']) / 1e6:.2f}", f"{int(cell['macs']) / 1e9:.1f}"]
         parts = f"`{cell['encoder']}`, `{cell['decoder']}`"
         named = [cell["backbone"], parts, f"`{cell['neck']}`", f"`{cell['head']}`", cell["levels"]]
-        lines.append(f"| {' | '.join([*named, *numbers, cell['cpu_seconds_per_step']])} |")
+        lines.append(f"| {' | '.join([*named, *numbers, seconds])} |")
     where = {f"{c['machine']}, torch {c['torch']}, patch {c['patch']}, {c['date'][:7]}" for c in measured}
     return "\n".join([*lines, "", f"Measured on: {'; '.join(sorted(where))}.", ""])
 
