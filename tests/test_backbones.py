@@ -37,7 +37,9 @@ def load_script() -> Any:
         if "backbone" in encoder:
             encoder["backbone"] = SMALL.get(encoder["backbone"], encoder["backbone"])
         if encoder["kind"] == "unetr":
-            encoder["img_size"] = list(PATCH)
+            encoder |= {"img_size": list(PATCH), "width": 24}
+        if encoder.get("network") == "SegResNet":
+            encoder["arguments"]["init_filters"] = 8
     return module
 
 
@@ -61,17 +63,16 @@ def test_builds_trains_and_predicts(backbone, neck, head):
     cell = MATRIX.recipe(backbone, neck, head, PATCH)
     model = model_of(cell).train()
     loss = build_loss(cell.model, num_classes=3, ignore_label=None)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     image, labels = MATRIX.example(PATCH)
     value, _ = loss(model(image), labels)
     value.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None and not is_unsupervised(cell, name)]
     assert not without
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    before = [p.detach().clone() for p in model.parameters()]
+    touched = [p for p in model.parameters() if p.grad is not None and p.grad.count_nonzero()]
+    assert len(touched) >= 0.9 * len([*model.parameters()])  # the gradient of a bias before a norm may be exactly zero
     optimizer.step()
-    moved = [not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True)]
-    assert sum(moved) >= 0.9 * len(moved)  # a bias before a norm has a gradient of exactly zero now and then
     with torch.inference_mode():
         log_probabilities = model.eval().predict(image)
     assert log_probabilities.shape == (1, 3, *PATCH)
