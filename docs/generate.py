@@ -1,11 +1,12 @@
-"""Pages made from the code: the recipe's keys from its schema, the components from their cards and configs, and what
-every recipe and every row of an ablation is made of.
+"""Pages made from the code: the recipe's keys from its schema, the components from their cards and configs, what
+every recipe and every row of an ablation is made of, and the measured table of backbones.
 
 Called by conf.py at every build; writes to reference/generated/, which is not kept in the repository.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def main() -> None:
     write("recipe.md", recipe_page(schema))
     write("components.md", components_page())
     write("models.md", models_page())
+    write("backbones.md", backbones_page())
 
 
 def write(name: str, text: str) -> None:
@@ -91,6 +93,24 @@ def models_page() -> str:
         lines += ["", f"## Ablation `{name}`", "", *HEADING]
         lines += [row(label, networks[label]) for label in grid.grid.rows]
     return "\n".join([*lines, ""])
+
+
+def backbones_page() -> str:
+    """The rows of benchmarks/backbones.csv, with the machine and the day they were measured."""
+    with (FOLDER.parents[1] / "benchmarks" / "backbones.csv").open(newline="", encoding="utf-8") as file:
+        measured = list(csv.DictReader(file))
+    lines = [
+        "| backbone | encoder, decoder | neck | head | levels | M parameters | GMACs | CPU s per step |",
+        "|---|---|---|---|---:|---:|---:|---:|",
+    ]
+    for cell in measured:
+        seconds = f"{float(cell['cpu_seconds_per_step']):.2f}"
+        numbers = [f"{int(cell['parameters']) / 1e6:.2f}", f"{int(cell['macs']) / 1e9:.1f}"]
+        parts = f"`{cell['encoder']}`, `{cell['decoder']}`"
+        named = [cell["backbone"], parts, f"`{cell['neck']}`", f"`{cell['head']}`", cell["levels"]]
+        lines.append(f"| {' | '.join([*named, *numbers, seconds])} |")
+    where = {f"{c['machine']}, torch {c['torch']}, patch {c['patch']}, {c['date'][:7]}" for c in measured}
+    return "\n".join([*lines, "", f"Measured on: {'; '.join(sorted(where))}.", ""])
 
 
 def row(label: str, facts: dict[str, Any]) -> str:

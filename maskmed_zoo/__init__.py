@@ -7,7 +7,7 @@ zoo.list("*amos*")
 model = zoo.create("maskmed_amos")
 ```
 
-Importing the package imports no torch; `create` and `register` do.
+Importing the package imports no torch; `create`, `attach_head` and `register` do.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+    from typing import Literal
 
     from torch import Tensor, nn
 
+    from maskmed_zoo.attach import AttachedModel
     from maskmed_zoo.model import SegmentationModel
     from maskmed_zoo.recipe import Recipe
     from maskmed_zoo.weights.keys import KeyMap
     from maskmed_zoo.weights.load import LoadReport
 
 __version__ = "0.1.0"
-__all__ = ["create", "describe", "list", "load_recipe", "load_weights", "register"]
+__all__ = ["attach_head", "create", "describe", "list", "load_recipe", "load_weights", "register"]
 
 
 def create(
@@ -84,6 +86,47 @@ def load_weights(
     from maskmed_zoo.weights.load import load_weights as load
 
     return load(model, source, keys=keys, strict=strict, minimum=minimum)
+
+
+def attach_head(
+    network: nn.Module,
+    head: str | Mapping[str, Any] = "masked_query",
+    *,
+    num_classes: int,
+    in_channels: int | None = None,
+    patch_size: tuple[int, int, int] = (64, 64, 64),
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    stages: Sequence[str] | None = None,
+    freeze: Literal["body"] | None = None,
+) -> AttachedModel:
+    """A finished network (b c d h w) -> (b k d h w), of MONAI or your own, with another head. Its weights stay loaded.
+
+    Args:
+        network: changed in place: its output convolution, and what the new head makes idle, is taken out.
+        head: a head's name (`zoo.list(kind="head")`), or its settings with `kind`.
+        num_classes: labels, background counted.
+        in_channels: input channels; default: those of its first convolution.
+        patch_size: a size (z, y, x) that the network takes and that its strides divide; nothing is computed for it.
+        spacing: voxel size of the input in mm (z, y, x).
+        stages: names of the modules whose outputs the head reads; default: what entered the output convolution, and
+            the decoder's last features at every coarser resolution.
+        freeze: "body" trains the head alone.
+
+    Returns a module that is called like the network and gives a `HeadOutput`; `predict` gives log-probabilities.
+    Raises `JointError` if the network does not take such an image or no features are found.
+    """
+    from maskmed_zoo.attach import attach_head as attach
+
+    return attach(
+        network,
+        head,
+        num_classes,
+        in_channels=in_channels,
+        patch_size=patch_size,
+        spacing=spacing,
+        stages=stages,
+        freeze=freeze,
+    )
 
 
 def list(pattern: str = "*", *, kind: str | None = None) -> Sequence[str]:

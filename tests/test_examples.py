@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,17 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 PRINTS = {
     "create_and_predict.py": "label map (1, 32, 40, 32)",
     "instances.py": "panoptic quality 0.",
+    "lightning_module.py": "after 4 steps: loss",
+    "loose_criterion.py": "gradient of the masks 0.",
+    "loose_head.py": "log-probabilities (2, 3, 8, 32, 32)",
+    "loose_matcher.py": "queries answer for objects [2, 0, 1, -1]",
+    "loose_neck.py": "(1, 32, 4, 8, 8) enriched",
+    "loose_op.py": "sampled (1, 5, 2, 6) within the values: True",
     "loose_parts.py": "step 2: loss",
+    "plain_loop.py": "step 19: loss",
 }
+NEEDS = {"lightning_module.py": "lightning"}
+LOOSE = ("head", "criterion", "matcher", "neck", "op")
 
 
 def test_all_are_listed() -> None:
@@ -22,6 +32,8 @@ def test_all_are_listed() -> None:
 
 @pytest.mark.parametrize("program", PRINTS)
 def test_runs(program: str, tmp_path: Path) -> None:
+    if program in NEEDS and importlib.util.find_spec(NEEDS[program]) is None:
+        pytest.skip(f"{program} needs {NEEDS[program]}, which is not installed: pip install {NEEDS[program]}")
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / program)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -40,3 +52,20 @@ def test_loose_parts_learn(tmp_path: Path) -> None:
     assert len(losses) == 3
     assert losses == sorted(losses, reverse=True)
     assert len(source.read_text(encoding="utf-8").splitlines()) <= 40
+
+
+@pytest.mark.parametrize("part", LOOSE)
+def test_loose_parts_are_short_and_need_nothing_of_recipes_or_the_runner(part: str) -> None:
+    """About twenty lines after the docstring, and no import of what puts recipes, data and runs together."""
+    source = (EXAMPLES / f"loose_{part}.py").read_text(encoding="utf-8")
+    body = source.split('"""', 2)[2].strip().splitlines()
+    assert len(body) <= 22
+    imported = [line.split()[1] for line in body if line.startswith("from maskmed_zoo")]
+    assert imported
+    allowed = ("contracts", "heads", "losses", "necks", "ops")
+    assert all(module.split(".")[1] in allowed for module in imported)
+    printed = "import sys; before = set(sys.modules); import " + ", ".join(imported)
+    printed += "; print(*sorted(m for m in set(sys.modules) - before if m.startswith('maskmed_zoo.')))"
+    loaded = subprocess.run([sys.executable, "-c", printed], capture_output=True, text=True, check=True).stdout.split()
+    assert loaded
+    assert not [m for m in loaded if m.split(".")[1] in ("recipe", "registry", "runner", "data", "model", "build")]

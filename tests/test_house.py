@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "losses": {"contracts"},
     "recipe": {"contracts", "registry"},
     "model": {"contracts", "registry", "recipe"},
+    "attach": {"contracts", "registry", "layers"},
     "build": {"contracts", "registry", "recipe", "model", "ops"},
     "data": {"contracts", "recipe"},
     "inference": {"contracts"},
@@ -46,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "runner": {"root", "contracts", "recipe", "model", "build", "weights"}
     | {"data", "inference", "evaluation", "report", "explain"},
     "cli": {"root", "registry", "recipe", "build", "evaluation", "runner", "weights", "interop"},
-    "root": {"registry", "recipe", "model", "build", "weights"},
+    "root": {"registry", "recipe", "model", "build", "attach", "weights"},
     "__main__": {"cli"},
 }
 SAFE_LOADING = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False", "numpy.load": "allow_pickle=False"}

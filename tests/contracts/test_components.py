@@ -27,7 +27,7 @@ from maskmed_zoo.contracts import Component, FeatureSpec, HeadOutput, StageOutpu
 from maskmed_zoo.layers.conv import ConvNormAct
 from maskmed_zoo.layers.transformer import MultiHeadAttention
 
-FLOORS = {"encoder": 6, "neck": 2, "decoder": 4, "head": 2, "loss": 2}
+FLOORS = {"encoder": 8, "neck": 2, "decoder": 4, "head": 2, "loss": 2}
 STRIDES = ((1, 1, 1), (1, 2, 2), (2, 4, 4))
 SPEC = FeatureSpec((4, 6, 8), STRIDES)
 PATCHES = [(8, 12, 8), (6, 12, 20)]  # the second has odd levels: 6 x 6 x 10, 3 x 3 x 5
@@ -46,6 +46,8 @@ TINY: dict[str, dict[str, Any]] = {
         "width": 12,
         "attention_heads": 2,
         "ffn_ratio": 2,
+        "backbone": "test_convnext",
+        "stem_channels": 4,
     },
     "neck": {"query_levels": 2, "layers": 2, "width": 12, "attention_heads": 2, "points": 2, "ffn_ratio": 2},
     "decoder": {"kernels": ((1, 3, 3), (3, 3, 5)), "blocks": 2, "channels": 6},

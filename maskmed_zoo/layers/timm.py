@@ -1,0 +1,91 @@
+"""2-D backbones of timm by name, with fresh weights, those of a file or those that timm downloads."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from maskmed_zoo.errors import CheckpointError, JointError, nearest
+
+FAMILIES = ("resnet", "convnext", "efficientnet", "vision_transformer", "swin_transformer")
+"""Modules of timm.models whose networks can be inflated."""
+WHOLE: dict[str, dict[str, Any]] = {
+    "vision_transformer": {"dynamic_img_size": True},
+    "swin_transformer": {"strict_img_size": False, "always_partition": True},
+}
+"""Families whose forward pass is ours when inflated, and what makes theirs take images of any size."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A 2-D network that maps (b c h w) to a list of features, and what is known about those."""
+
+    module: nn.Module
+    family: str
+    in_channels: int
+    channels: tuple[int, ...]
+    reductions: tuple[int, ...]
+    is_channels_last: bool
+
+
+def build_2d(name: str, in_channels: int, weights: str | None, any_family: bool) -> Backbone:
+    """A backbone of timm; vision and Swin transformers as whole networks unless `any_family`.
+
+    Raises `JointError` for a name that is unknown, gives no features or is of no family that can be inflated, and
+    `CheckpointError` for weights that cannot be read or are those of another network.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise JointError(f"encoder 'timm': timm has no model '{name}'{nearest(name, timm.list_models())}")
+    family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+    if not any_family and family not in FAMILIES:
+        raise JointError(
+            f"encoder 'timm': '{name}' is of timm's {family}, which has no 3-D form here ({', '.join(FAMILIES)}); take "
+            f"one of those, or 'mode: slices'"
+        )
+    settings: dict[str, Any] = WHOLE.get(family, {}) | ({"drop_path_rate": 0.0} if family in FAMILIES else {})
+    is_whole = family in WHOLE and not any_family
+    settings |= {"num_classes": 0} if is_whole else {"features_only": True}
+    if weights is not None and torch.get_default_device().type != "meta":
+        settings["pretrained"] = True
+        if weights != "timm":
+            settings["pretrained_cfg_overlay"] = {"state_dict": _read(Path(weights))}
+    try:
+        module: Any = timm.create_model(name, in_chans=in_channels, **settings)
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        if "pretrained" in settings:
+            raise CheckpointError(f"encoder 'timm': the weights '{weights}' do not fit '{name}': {said}") from error
+        raise JointError(f"encoder 'timm': '{name}' gives no features: {said}") from error
+    info = module.feature_info if is_whole else module.feature_info.get_dicts()
+    return Backbone(
+        module=module,
+        family=family,
+        in_channels=in_channels,
+        channels=tuple(int(level["num_chs"]) for level in info),
+        reductions=tuple(int(level["reduction"]) for level in info),
+        is_channels_last=str(getattr(module, "output_fmt", "NCHW")).endswith("NHWC"),
+    )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """A state dict from a file; no code in it is run."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        said = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"encoder 'timm': weights '{path}' cannot be read: {said}") from error
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"encoder 'timm': weights '{path}' hold no state dict of tensors")
+    return state
