@@ -1,0 +1,563 @@
+/* 3-D multi-scale deformable attention on the CPU: forward and backward, without any header of PyTorch.
+ *
+ * Idea: rows of c channels are gathered in an order no hardware prefetcher guesses, so the time goes into cache misses.
+ * Samples are therefore handled in blocks of 16: while one block is summed up, the rows of the next one, located just
+ * before, are prefetched sample by sample. A corner outside its level reads a row of zeros, so that nothing branches.
+ * The forward pass is split over (batch, head, queries). The backward pass is split over (batch, head) or (batch, head,
+ * level): each part owns its rows of the gradient and takes its samples in the order of the queries, so there are no
+ * atomics, and the result is the same, bit by bit, for any number of threads.
+ *
+ * The file includes itself once per instruction set and type of the values; the caller picks by number. */
+
+#ifndef MSDA_KERNEL
+
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define BLOCK 16
+#define LINE 64
+
+/* Strides of values (b s h c) count elements, the stride of c is 1; everything else is contiguous. Locations, weights
+ * and their gradients are double where the values are, else float; grad_values likewise. NULL: gradient not wanted. */
+typedef struct {
+    const void *values, *locations, *weights, *grad_output;
+    void *output, *grad_values, *grad_locations, *grad_weights;
+    const int64_t *shapes;
+    int64_t b, s, q, h, c, l, p;
+    int64_t stride_b, stride_s, stride_h;
+    int64_t threads;
+} problem;
+
+typedef int (*part)(const problem *, int64_t);
+
+typedef struct {
+    const problem *of;
+    part run;
+    int64_t parts, next;
+    int failed;
+} work;
+
+static void *worker(void *shared) {
+    work *todo = shared;
+    int64_t i;
+    while ((i = __atomic_fetch_add(&todo->next, 1, __ATOMIC_RELAXED)) < todo->parts)
+        if (todo->run(todo->of, i)) __atomic_store_n(&todo->failed, 1, __ATOMIC_RELAXED);
+    return NULL;
+}
+
+/* Threads live for one call: nothing to hold in a forked process, and a start costs less than a thousandth of a pass. */
+static int parallel(const problem *of, part run, int64_t parts, int64_t threads) {
+    work todo = {of, run, parts, 0, 0};
+    pthread_t started[256];
+    int64_t n = threads < parts ? threads : parts, got = 0;
+    if (n > 256) n = 256;
+    while (got < n - 1 && pthread_create(&started[got], NULL, worker, &todo) == 0) got++;
+    worker(&todo);
+    for (int64_t i = 0; i < got; i++) pthread_join(started[i], NULL);
+    return todo.failed;
+}
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Queries of one part of the forward pass: their sums stay in the first-level cache. */
+static int64_t queries_per_part(const problem *of) {
+    int64_t n = 4096 / (of->c > 0 ? of->c : 1);
+    return n < 8 ? 8 : n;
+}
+
+static int by_level(const problem *of) { return of->b * of->h < 4 * of->threads; }
+
+static const int64_t ZEROED = 1 << 22;
+
+static int64_t gradient_bytes(const problem *of, int64_t size) { return of->b * of->s * of->h * of->c * size; }
+
+static int zero_float(const problem *of, int64_t i) {
+    int64_t all = gradient_bytes(of, 4);
+    memset((char *)of->grad_values + i * ZEROED, 0, smaller(ZEROED, all - i * ZEROED));
+    return 0;
+}
+
+static int zero_double(const problem *of, int64_t i) {
+    int64_t all = gradient_bytes(of, 8);
+    memset((char *)of->grad_values + i * ZEROED, 0, smaller(ZEROED, all - i * ZEROED));
+    return 0;
+}
+
+/* Fresh memory comes in pages of 4 KiB, each a fault; a gradient of 1 GB spends more time on them than on sums. */
+static void ask_for_large_pages(void *start, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    uintptr_t large = 1 << 21, first = ((uintptr_t)start + large - 1) & ~(large - 1);
+    uintptr_t last = ((uintptr_t)start + bytes) & ~(large - 1);
+    if (last > first) madvise((void *)first, last - first, MADV_HUGEPAGE);
+#else
+    (void)start, (void)bytes;
+#endif
+}
+
+#define MSDA_KERNEL
+#define JOIN_(a, b, c) a##_##b##_##c
+#define JOIN(a, b, c) JOIN_(a, b, c)
+#define NAME(x) JOIN(x, ISA, TYPE)
+
+#define ISA generic
+#define VECTOR 16
+#include "native.c"
+#undef ISA
+#undef VECTOR
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define ISA avx2
+#define VECTOR 32
+#include "native.c"
+#undef ISA
+#undef VECTOR
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+#endif
+#define ISA avx512
+#define VECTOR 64
+#include "native.c"
+#undef ISA
+#undef VECTOR
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+/* 0 plain C, 1 AVX2, 2 AVX-512: the best this processor has. */
+int msda_best(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+            return 2;
+        return 1;
+    }
+#endif
+    return 0;
+}
+
+#if defined(__x86_64__)
+#define PICK(pass) {{pass##_generic_f32, pass##_generic_bf16, pass##_generic_f64}, \
+                    {pass##_avx2_f32, pass##_avx2_bf16, pass##_avx2_f64}, \
+                    {pass##_avx512_f32, pass##_avx512_bf16, pass##_avx512_f64}}
+#else
+#define PICK(pass) {{pass##_generic_f32, pass##_generic_bf16, pass##_generic_f64}}
+#endif
+
+/* `type` is 0 float, 1 bfloat16, 2 double. Both return 0, or 1 where memory ran out. */
+int msda_forward(const problem *of, int set, int type) {
+    static const part table[][3] = PICK(forward);
+    int64_t chunks = (of->q + queries_per_part(of) - 1) / queries_per_part(of);
+    return parallel(of, table[set][type], of->b * of->h * chunks, of->threads);
+}
+
+int msda_backward(const problem *of, int set, int type) {
+    static const part table[][3] = PICK(backward);
+    if (of->grad_values) {
+        int64_t all = gradient_bytes(of, type == 2 ? 8 : 4);
+        ask_for_large_pages(of->grad_values, all);
+        parallel(of, type == 2 ? zero_double : zero_float, (all + ZEROED - 1) / ZEROED, of->threads);
+    }
+    return parallel(of, table[set][type], of->b * of->h * (by_level(of) ? of->l : 1), of->threads);
+}
+
+#elif !defined(TYPE) /* one instruction set: all types */
+
+#define TYPE f32
+#define VALUE float
+#define REAL float
+#define INTEGER int32_t
+#include "native.c"
+#undef TYPE
+#undef VALUE
+#define TYPE bf16
+#define VALUE uint16_t
+#define HALF
+#include "native.c"
+#undef HALF
+#undef TYPE
+#undef VALUE
+#undef REAL
+#undef INTEGER
+#define TYPE f64
+#define VALUE double
+#define REAL double
+#define INTEGER int64_t
+#define DOUBLE
+#include "native.c"
+#undef DOUBLE
+#undef TYPE
+#undef VALUE
+#undef REAL
+#undef INTEGER
+
+#else /* one instruction set and type */
+
+#define LANES ((int64_t)(VECTOR / sizeof(REAL)))
+#define INLINE static inline __attribute__((always_inline))
+typedef REAL NAME(vector) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
+typedef REAL NAME(half) __attribute__((vector_size(VECTOR / 2), aligned(sizeof(REAL)), may_alias));
+#define V NAME(vector)
+#define W NAME(half)
+#if defined(HALF)
+typedef uint16_t NAME(raw) __attribute__((vector_size(VECTOR / 2), aligned(2), may_alias));
+typedef uint32_t NAME(wide) __attribute__((vector_size(VECTOR)));
+typedef uint16_t NAME(raw_half) __attribute__((vector_size(VECTOR / 4), aligned(2), may_alias));
+typedef uint32_t NAME(wide_half) __attribute__((vector_size(VECTOR / 2)));
+
+INLINE V NAME(load)(const VALUE *at) {
+    return (V)(__builtin_convertvector(*(const NAME(raw) *)at, NAME(wide)) << 16);
+}
+INLINE W NAME(load_half)(const VALUE *at) {
+    return (W)(__builtin_convertvector(*(const NAME(raw_half) *)at, NAME(wide_half)) << 16);
+}
+INLINE REAL NAME(load_one)(const VALUE *at) {
+    uint32_t bits = (uint32_t)*at << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+INLINE VALUE NAME(rounded)(REAL value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fc0;
+    return (VALUE)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+#else
+INLINE V NAME(load)(const VALUE *at) { return *(const V *)at; }
+INLINE W NAME(load_half)(const VALUE *at) { return *(const W *)at; }
+INLINE REAL NAME(load_one)(const VALUE *at) { return *at; }
+INLINE VALUE NAME(rounded)(REAL value) { return value; }
+#endif
+
+/* Where the samples of one block lie: per corner (z y x bits 4 2 1) the addresses of the rows of values and gradient
+ * and the interpolation weight times the attention weight; the position within the voxel; the attention weight. */
+typedef struct {
+    uint64_t row[8][BLOCK], grad[8][BLOCK];
+    REAL scale[8][BLOCK];
+    REAL fz[BLOCK], fy[BLOCK], fx[BLOCK], weight[BLOCK];
+    REAL position[3][BLOCK];
+    int64_t level, first, count;
+} __attribute__((aligned(64))) NAME(block);
+
+/* What all blocks of a part share. */
+typedef struct {
+    const REAL *locations, *weights; /* of the part's first query, its head */
+    const VALUE *values;             /* of its batch and head */
+    REAL *gradient;
+    const int64_t *shapes;
+    uint64_t nothing, nowhere; /* a row of zeros, and one that takes what is added outside */
+    int64_t points, samples, query_step, row_bytes, grad_bytes;
+    int64_t level, last_level, start, next; /* cursor: level, its first voxel, next sample of it */
+} NAME(stream);
+
+/* Reads the next block of samples of the stream. `count` is 0 at its end. */
+INLINE void NAME(locate)(NAME(stream) *from, NAME(block) *to, const int scatter) {
+    const int64_t *shape;
+    for (;;) {
+        if (from->level >= from->last_level) {
+            to->count = 0;
+            return;
+        }
+        shape = from->shapes + 3 * from->level;
+        if (from->next < from->samples) break;
+        from->start += shape[0] * shape[1] * shape[2];
+        from->level++;
+        from->next = 0;
+    }
+    const int64_t count = smaller(BLOCK, from->samples - from->next), points = from->points;
+    to->level = from->level;
+    to->first = from->next;
+    to->count = count;
+    int64_t query = from->next / points, point = from->next % points;
+    const REAL *location = from->locations + (query * from->query_step + from->level * points) * 3;
+    const REAL *weight = from->weights + query * from->query_step + from->level * points;
+    for (int64_t j = 0; j < count; j++) {
+        to->position[0][j] = location[3 * point];
+        to->position[1][j] = location[3 * point + 1];
+        to->position[2][j] = location[3 * point + 2];
+        to->weight[j] = weight[point];
+        if (++point == points) {
+            point = 0;
+            location += 3 * from->query_step;
+            weight += from->query_step;
+        }
+    }
+    for (int64_t j = count; j < BLOCK; j++)
+        to->position[0][j] = to->position[1][j] = to->position[2][j] = -9, to->weight[j] = 0;
+    from->next += count;
+
+    const INTEGER depth = (INTEGER)shape[0], height = (INTEGER)shape[1], width = (INTEGER)shape[2];
+    const REAL d = (REAL)depth, h = (REAL)height, w = (REAL)width;
+    const uint64_t base = (uint64_t)(from->values) + from->start * from->row_bytes;
+    const uint64_t grad_base = (uint64_t)(from->gradient) + from->start * from->grad_bytes;
+    const int64_t row_bytes = from->row_bytes, grad_bytes = from->grad_bytes;
+    INTEGER voxel[BLOCK], inside[8][BLOCK];
+    for (int j = 0; j < BLOCK; j++) {
+        REAL z = to->position[0][j] * d - (REAL)0.5, y = to->position[1][j] * h - (REAL)0.5;
+        REAL x = to->position[2][j] * w - (REAL)0.5;
+        /* False for NaN too, and before any conversion to an integer. */
+        INTEGER in = -(INTEGER)((z > -1) & (z < d) & (y > -1) & (y < h) & (x > -1) & (x < w));
+        z = in ? z : 0, y = in ? y : 0, x = in ? x : 0;
+        INTEGER iz = (INTEGER)z, iy = (INTEGER)y, ix = (INTEGER)x;
+        iz -= z < (REAL)iz, iy -= y < (REAL)iy, ix -= x < (REAL)ix;
+        REAL fz = z - (REAL)iz, fy = y - (REAL)iy, fx = x - (REAL)ix;
+        REAL gz = 1 - fz, gy = 1 - fy, gx = 1 - fx;
+        INTEGER z0 = in & -(INTEGER)(iz >= 0), z1 = in & -(INTEGER)(iz + 1 < depth);
+        INTEGER y0 = -(INTEGER)(iy >= 0), y1 = -(INTEGER)(iy + 1 < height);
+        INTEGER x0 = -(INTEGER)(ix >= 0), x1 = -(INTEGER)(ix + 1 < width);
+        voxel[j] = (iz * height + iy) * width + ix;
+        inside[0][j] = z0 & y0 & x0, inside[1][j] = z0 & y0 & x1;
+        inside[2][j] = z0 & y1 & x0, inside[3][j] = z0 & y1 & x1;
+        inside[4][j] = z1 & y0 & x0, inside[5][j] = z1 & y0 & x1;
+        inside[6][j] = z1 & y1 & x0, inside[7][j] = z1 & y1 & x1;
+        REAL a = to->weight[j], a0 = a * gz, a1 = a * fz;
+        REAL a00 = a0 * gy, a01 = a0 * fy, a10 = a1 * gy, a11 = a1 * fy;
+        to->fz[j] = fz, to->fy[j] = fy, to->fx[j] = fx;
+        to->scale[0][j] = a00 * gx, to->scale[1][j] = a00 * fx;
+        to->scale[2][j] = a01 * gx, to->scale[3][j] = a01 * fx;
+        to->scale[4][j] = a10 * gx, to->scale[5][j] = a10 * fx;
+        to->scale[6][j] = a11 * gx, to->scale[7][j] = a11 * fx;
+    }
+    for (int k = 0; k < 8; k++) {
+        const int64_t ahead = ((k >> 2 & 1) * height + (k >> 1 & 1)) * width + (k & 1);
+        for (int j = 0; j < BLOCK; j++) {
+            const int64_t at = voxel[j] + ahead, in = inside[k][j];
+            to->row[k][j] = in ? base + at * row_bytes : from->nothing;
+            if (scatter) to->grad[k][j] = in ? grad_base + at * grad_bytes : from->nowhere;
+        }
+    }
+}
+
+INLINE void NAME(prefetch)(const NAME(block) *next, int64_t j, int64_t bytes, const int scatter) {
+    for (int k = 0; k < 8; k++)
+        for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch((const char *)next->row[k][j] + at, 0);
+    if (scatter)
+        for (int k = 0; k < 8; k++)
+            for (int64_t at = 0; at < bytes * (int64_t)(sizeof(REAL) / sizeof(VALUE)); at += LINE)
+                __builtin_prefetch((const char *)next->grad[k][j] + at, 1);
+}
+
+/* One sample: `sum` += its eight rows, scaled. */
+INLINE void NAME(gather)(const NAME(block) *now, int64_t j, REAL *sum, const int64_t c) {
+    const VALUE *row[8];
+    REAL scale[8];
+    int64_t i = 0;
+    for (int k = 0; k < 8; k++) row[k] = (const VALUE *)now->row[k][j], scale[k] = now->scale[k][j];
+    for (; i + LANES <= c; i += LANES) {
+        V even = NAME(load)(row[0] + i) * scale[0], odd = NAME(load)(row[1] + i) * scale[1];
+        even += NAME(load)(row[2] + i) * scale[2], odd += NAME(load)(row[3] + i) * scale[3];
+        even += NAME(load)(row[4] + i) * scale[4], odd += NAME(load)(row[5] + i) * scale[5];
+        even += NAME(load)(row[6] + i) * scale[6], odd += NAME(load)(row[7] + i) * scale[7];
+        *(V *)(sum + i) += even + odd;
+    }
+    for (; i + LANES / 2 <= c; i += LANES / 2) {
+        W all = NAME(load_half)(row[0] + i) * scale[0];
+        for (int k = 1; k < 8; k++) all += NAME(load_half)(row[k] + i) * scale[k];
+        *(W *)(sum + i) += all;
+    }
+    for (; i < c; i++)
+        for (int k = 0; k < 8; k++) sum[i] += NAME(load_one)(row[k] + i) * scale[k];
+}
+
+INLINE int NAME(forward_of)(const problem *of, int64_t index, const int64_t c) {
+    const int64_t size = queries_per_part(of), chunks = (of->q + size - 1) / size, samples = of->l * of->p;
+    const int64_t first = index % chunks * size, n = smaller(size, of->q - first);
+    const int64_t head = index / chunks % of->h, batch = index / chunks / of->h;
+    const int64_t lane = (batch * of->q + first) * of->h + head;
+    REAL *memory = aligned_alloc(LINE, ((n + 1) * c * sizeof(REAL) + LINE) / LINE * LINE);
+    if (!memory) return 1;
+    REAL *sums = memory, *nothing = memory + n * c;
+    memset(memory, 0, (n + 1) * c * sizeof(REAL));
+    NAME(stream) from = {
+        .locations = (const REAL *)of->locations + lane * samples * 3,
+        .weights = (const REAL *)of->weights + lane * samples,
+        .values = (const VALUE *)of->values + batch * of->stride_b + head * of->stride_h,
+        .shapes = of->shapes, .nothing = (uint64_t)nothing, .points = of->p, .samples = n * of->p,
+        .query_step = of->h * samples, .row_bytes = of->stride_s * sizeof(VALUE), .last_level = of->l};
+    NAME(block) blocks[2], *now = &blocks[0], *next = &blocks[1];
+    const int64_t bytes = c * sizeof(VALUE), points = of->p;
+    NAME(locate)(&from, now, 0);
+    while (now->count) {
+        NAME(locate)(&from, next, 0);
+        int64_t query = now->first / points, point = now->first % points;
+        REAL *sum = sums + query * c;
+        for (int64_t j = 0; j < now->count; j++) {
+            if (j < next->count) NAME(prefetch)(next, j, bytes, 0);
+            NAME(gather)(now, j, sum, c);
+            if (++point == points) point = 0, sum += c;
+        }
+        NAME(block) *done = now;
+        now = next, next = done;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        VALUE *out = (VALUE *)of->output + (lane + i * of->h) * c;
+        for (int64_t k = 0; k < c; k++) out[k] = NAME(rounded)(sums[i * c + k]);
+    }
+    free(memory);
+    return 0;
+}
+
+/* Sums over the lanes of eight vectors. */
+INLINE void NAME(fold)(const V *v, REAL *to) {
+#if defined(__x86_64__) && !defined(DOUBLE) && VECTOR >= 32
+    __m256 a[8];
+    for (int k = 0; k < 8; k++) {
+#if VECTOR == 64
+        a[k] = _mm256_add_ps(_mm512_castps512_ps256((__m512)v[k]), _mm512_extractf32x8_ps((__m512)v[k], 1));
+#else
+        a[k] = (__m256)v[k];
+#endif
+    }
+    __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+    __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
+    _mm256_storeu_ps(to, _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)));
+#else
+    for (int k = 0; k < 8; k++) {
+        REAL sum = 0;
+        for (int64_t i = 0; i < LANES; i++) sum += v[k][i];
+        to[k] = sum;
+    }
+#endif
+}
+
+/* One sample backwards: products (8) of the output's gradient with the rows; the gradient, scaled, added to their own. */
+INLINE void NAME(spread)(const NAME(block) *now, int64_t j, const REAL *g, REAL *products, const int64_t c,
+                         const int scatter) {
+    int64_t i = 0;
+    V sums[8];
+    REAL rest[8];
+    const VALUE *row[8];
+    for (int k = 0; k < 8; k++) sums[k] = (V){0}, rest[k] = 0, row[k] = (const VALUE *)now->row[k][j];
+    for (; i + LANES <= c; i += LANES) {
+        const V part = *(const V *)(g + i);
+        for (int k = 0; k < 8; k++) sums[k] += NAME(load)(row[k] + i) * part;
+    }
+    NAME(fold)(sums, products);
+    for (; i < c; i++)
+        for (int k = 0; k < 8; k++) rest[k] += NAME(load_one)(row[k] + i) * g[i];
+    if (c % LANES)
+        for (int k = 0; k < 8; k++) products[k] += rest[k];
+    if (!scatter) return;
+    for (int k = 0; k < 8; k++) {
+        REAL *grad = (REAL *)now->grad[k][j];
+        const REAL scale = now->scale[k][j];
+        for (i = 0; i + LANES <= c; i += LANES) *(V *)(grad + i) += *(const V *)(g + i) * scale;
+        for (; i < c; i++) grad[i] += g[i] * scale;
+    }
+}
+
+INLINE int NAME(backward_of)(const problem *of, int64_t index, const int64_t c, const int scatter) {
+    const int split = by_level(of);
+    const int64_t samples = of->l * of->p, points = of->p;
+    /* Neighbours in time work on different heads: gradients of two levels share cache lines. */
+    const int64_t head = index % of->h, batch = index / of->h % of->b, level = index / of->h / of->b;
+    const int64_t lane = batch * of->q * of->h + head;
+    REAL *nothing = aligned_alloc(LINE, (3 * c * sizeof(REAL) + LINE) / LINE * LINE);
+    if (!nothing) return 1;
+    REAL *nowhere = nothing + c, *row = nothing + 2 * c; /* `row`: the gradient, converted */
+    memset(nothing, 0, 2 * c * sizeof(REAL));
+    NAME(stream) from = {
+        .locations = (const REAL *)of->locations + lane * samples * 3,
+        .weights = (const REAL *)of->weights + lane * samples,
+        .values = (const VALUE *)of->values + batch * of->stride_b + head * of->stride_h,
+        .gradient = scatter ? (REAL *)of->grad_values + (batch * of->s * of->h + head) * c : NULL,
+        .shapes = of->shapes, .nothing = (uint64_t)nothing, .nowhere = (uint64_t)nowhere, .points = points,
+        .samples = of->q * points, .query_step = of->h * samples, .row_bytes = of->stride_s * sizeof(VALUE),
+        .grad_bytes = of->h * c * sizeof(REAL), .level = split ? level : 0, .last_level = split ? level + 1 : of->l};
+    for (int64_t i = 0; i < from.level; i++)
+        from.start += of->shapes[3 * i] * of->shapes[3 * i + 1] * of->shapes[3 * i + 2];
+    const VALUE *grads = (const VALUE *)of->grad_output + lane * c;
+    REAL *to_locations = of->grad_locations, *to_weights = of->grad_weights;
+    NAME(block) blocks[2], *now = &blocks[0], *next = &blocks[1];
+    REAL products[BLOCK][8];
+    NAME(locate)(&from, now, scatter);
+    while (now->count) {
+        NAME(locate)(&from, next, scatter);
+        int64_t query = now->first / points, point = now->first % points;
+        const int64_t *shape = of->shapes + 3 * now->level;
+        const REAL d = (REAL)shape[0], h = (REAL)shape[1], w = (REAL)shape[2];
+        const REAL *g = NULL;
+        for (int64_t j = 0; j < now->count; j++) {
+            if (j < next->count) NAME(prefetch)(next, j, c * sizeof(VALUE), scatter);
+            if (!g) {
+                const VALUE *grad = grads + query * of->h * c;
+                __builtin_prefetch(grad + 4 * of->h * c);
+                for (int64_t i = 0; i < c; i++) row[i] = NAME(load_one)(grad + i);
+                g = row;
+            }
+            NAME(spread)(now, j, g, products[j], c, scatter);
+            if (++point == points) point = 0, query++, g = NULL;
+        }
+        query = now->first / points, point = now->first % points;
+        int64_t at = (lane + query * of->h) * samples + now->level * points;
+        for (int64_t j = 0; j < now->count; j++) {
+            const REAL *v = products[j], fz = now->fz[j], fy = now->fy[j], fx = now->fx[j], a = now->weight[j];
+            REAL x00 = v[1] - v[0], x01 = v[3] - v[2], x10 = v[5] - v[4], x11 = v[7] - v[6];
+            REAL v00 = v[0] + fx * x00, v01 = v[2] + fx * x01, v10 = v[4] + fx * x10, v11 = v[6] + fx * x11;
+            REAL y0 = v01 - v00, y1 = v11 - v10, v0 = v00 + fy * y0, v1 = v10 + fy * y1;
+            REAL x0 = x00 + fy * (x01 - x00), x1 = x10 + fy * (x11 - x10), z = v1 - v0;
+            to_weights[at + point] = v0 + fz * z;
+            to_locations[3 * (at + point)] = a * d * z;
+            to_locations[3 * (at + point) + 1] = a * h * (y0 + fz * (y1 - y0));
+            to_locations[3 * (at + point) + 2] = a * w * (x0 + fz * (x1 - x0));
+            if (++point == points) point = 0, at += of->h * samples;
+        }
+        NAME(block) *done = now;
+        now = next, next = done;
+    }
+    free(nothing);
+    return 0;
+}
+
+/* The usual head widths get loops of known length. */
+static int NAME(forward)(const problem *of, int64_t index) {
+    switch (of->c) {
+        case 16: return NAME(forward_of)(of, index, 16);
+        case 24: return NAME(forward_of)(of, index, 24);
+        case 32: return NAME(forward_of)(of, index, 32);
+        case 64: return NAME(forward_of)(of, index, 64);
+        default: return NAME(forward_of)(of, index, of->c);
+    }
+}
+
+static int NAME(backward)(const problem *of, int64_t index) {
+    const int scatter = of->grad_values != NULL;
+    switch (scatter ? of->c : 0) {
+        case 0: return NAME(backward_of)(of, index, of->c, 0);
+        case 16: return NAME(backward_of)(of, index, 16, 1);
+        case 24: return NAME(backward_of)(of, index, 24, 1);
+        case 32: return NAME(backward_of)(of, index, 32, 1);
+        case 64: return NAME(backward_of)(of, index, 64, 1);
+        default: return NAME(backward_of)(of, index, of->c, 1);
+    }
+}
+
+#undef V
+#undef W
+#undef LANES
+#undef INLINE
+#endif
