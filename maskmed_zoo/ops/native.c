@@ -24,6 +24,8 @@
 
 #define BLOCK 16
 #define LINE 64
+#define UNROLL _Pragma("GCC unroll 8")
+#define NOWHERE (-9) /* a location outside of every level */
 
 /* Strides of values (b s h c) count elements, the stride of c is 1; everything else is contiguous. Locations, weights
  * and their gradients are double where the values are, else float; grad_values likewise. NULL: gradient not wanted. */
@@ -167,15 +169,20 @@ int msda_best(void) {
 #define PICK(pass) {{pass##_generic_f32, pass##_generic_bf16, pass##_generic_f64}}
 #endif
 
+/* Rows that are no whole number of long vectors go better in short ones. */
+static int fitting(const problem *of, int set) { return set == 2 && of->c % 16 ? 1 : set; }
+
 /* `type` is 0 float, 1 bfloat16, 2 double. Both return 0, or 1 where memory ran out. */
 int msda_forward(const problem *of, int set, int type) {
     static const part table[][3] = PICK(forward);
+    set = fitting(of, set);
     int64_t chunks = (of->q + queries_per_part(of) - 1) / queries_per_part(of);
     return parallel(of, table[set][type], of->b * of->h * chunks, of->threads);
 }
 
 int msda_backward(const problem *of, int set, int type) {
     static const part table[][3] = PICK(backward);
+    set = fitting(of, set);
     if (of->grad_values) {
         int64_t all = gradient_bytes(of, type == 2 ? 8 : 4);
         ask_for_large_pages(of->grad_values, all);
@@ -220,8 +227,14 @@ int msda_backward(const problem *of, int set, int type) {
 #define INLINE static inline __attribute__((always_inline))
 typedef REAL NAME(vector) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
 typedef REAL NAME(half) __attribute__((vector_size(VECTOR / 2), aligned(sizeof(REAL)), may_alias));
+typedef INTEGER NAME(integers) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
+typedef int64_t NAME(addresses) __attribute__((vector_size(VECTOR), aligned(8), may_alias));
+typedef INTEGER NAME(narrow) __attribute__((vector_size(VECTOR / 8 * sizeof(INTEGER)), aligned(sizeof(INTEGER)), may_alias));
 #define V NAME(vector)
 #define W NAME(half)
+#define I NAME(integers)
+#define A NAME(addresses)
+#define N NAME(narrow)
 #if defined(HALF)
 typedef uint16_t NAME(raw) __attribute__((vector_size(VECTOR / 2), aligned(2), may_alias));
 typedef uint32_t NAME(wide) __attribute__((vector_size(VECTOR)));
@@ -256,7 +269,7 @@ INLINE VALUE NAME(rounded)(REAL value) { return value; }
 /* Where the samples of one block lie: per corner (z y x bits 4 2 1) the addresses of the rows of values and gradient
  * and the interpolation weight times the attention weight; the position within the voxel; the attention weight. */
 typedef struct {
-    uint64_t row[8][BLOCK], grad[8][BLOCK];
+    int64_t row[8][BLOCK], grad[8][BLOCK];
     REAL scale[8][BLOCK];
     REAL fz[BLOCK], fy[BLOCK], fx[BLOCK], weight[BLOCK];
     REAL position[3][BLOCK];
@@ -269,13 +282,13 @@ typedef struct {
     const VALUE *values;             /* of its batch and head */
     REAL *gradient;
     const int64_t *shapes;
-    uint64_t nothing, nowhere; /* a row of zeros, and one that takes what is added outside */
+    int64_t nothing, nowhere; /* a row of zeros, and one that takes what is added outside */
     int64_t points, samples, query_step, row_bytes, grad_bytes;
     int64_t level, last_level, start, next; /* cursor: level, its first voxel, next sample of it */
 } NAME(stream);
 
 /* Reads the next block of samples of the stream. `count` is 0 at its end. */
-INLINE void NAME(locate)(NAME(stream) *from, NAME(block) *to, const int scatter) {
+INLINE void NAME(locate_for)(NAME(stream) *restrict from, NAME(block) *restrict to, const int scatter) {
     const int64_t *shape;
     for (;;) {
         if (from->level >= from->last_level) {
@@ -306,56 +319,65 @@ INLINE void NAME(locate)(NAME(stream) *from, NAME(block) *to, const int scatter)
             weight += from->query_step;
         }
     }
-    for (int64_t j = count; j < BLOCK; j++)
-        to->position[0][j] = to->position[1][j] = to->position[2][j] = -9, to->weight[j] = 0;
+    for (int64_t j = count; j < BLOCK; j++) to->position[0][j] = NOWHERE, to->weight[j] = 0;
     from->next += count;
 
     const INTEGER depth = (INTEGER)shape[0], height = (INTEGER)shape[1], width = (INTEGER)shape[2];
     const REAL d = (REAL)depth, h = (REAL)height, w = (REAL)width;
-    const uint64_t base = (uint64_t)(from->values) + from->start * from->row_bytes;
-    const uint64_t grad_base = (uint64_t)(from->gradient) + from->start * from->grad_bytes;
-    const int64_t row_bytes = from->row_bytes, grad_bytes = from->grad_bytes;
-    INTEGER voxel[BLOCK], inside[8][BLOCK];
-    for (int j = 0; j < BLOCK; j++) {
-        REAL z = to->position[0][j] * d - (REAL)0.5, y = to->position[1][j] * h - (REAL)0.5;
-        REAL x = to->position[2][j] * w - (REAL)0.5;
+    INTEGER voxel[BLOCK] __attribute__((aligned(64))), inside[8][BLOCK] __attribute__((aligned(64)));
+    for (int64_t j = 0; j < BLOCK; j += LANES) {
+        V z = *(V *)(to->position[0] + j) * d - (REAL)0.5, y = *(V *)(to->position[1] + j) * h - (REAL)0.5;
+        V x = *(V *)(to->position[2] + j) * w - (REAL)0.5;
         /* False for NaN too, and before any conversion to an integer. */
-        INTEGER in = -(INTEGER)((z > -1) & (z < d) & (y > -1) & (y < h) & (x > -1) & (x < w));
-        z = in ? z : 0, y = in ? y : 0, x = in ? x : 0;
-        INTEGER iz = (INTEGER)z, iy = (INTEGER)y, ix = (INTEGER)x;
-        iz -= z < (REAL)iz, iy -= y < (REAL)iy, ix -= x < (REAL)ix;
-        REAL fz = z - (REAL)iz, fy = y - (REAL)iy, fx = x - (REAL)ix;
-        REAL gz = 1 - fz, gy = 1 - fy, gx = 1 - fx;
-        INTEGER z0 = in & -(INTEGER)(iz >= 0), z1 = in & -(INTEGER)(iz + 1 < depth);
-        INTEGER y0 = -(INTEGER)(iy >= 0), y1 = -(INTEGER)(iy + 1 < height);
-        INTEGER x0 = -(INTEGER)(ix >= 0), x1 = -(INTEGER)(ix + 1 < width);
-        voxel[j] = (iz * height + iy) * width + ix;
-        inside[0][j] = z0 & y0 & x0, inside[1][j] = z0 & y0 & x1;
-        inside[2][j] = z0 & y1 & x0, inside[3][j] = z0 & y1 & x1;
-        inside[4][j] = z1 & y0 & x0, inside[5][j] = z1 & y0 & x1;
-        inside[6][j] = z1 & y1 & x0, inside[7][j] = z1 & y1 & x1;
-        REAL a = to->weight[j], a0 = a * gz, a1 = a * fz;
-        REAL a00 = a0 * gy, a01 = a0 * fy, a10 = a1 * gy, a11 = a1 * fy;
-        to->fz[j] = fz, to->fy[j] = fy, to->fx[j] = fx;
-        to->scale[0][j] = a00 * gx, to->scale[1][j] = a00 * fx;
-        to->scale[2][j] = a01 * gx, to->scale[3][j] = a01 * fx;
-        to->scale[4][j] = a10 * gx, to->scale[5][j] = a10 * fx;
-        to->scale[6][j] = a11 * gx, to->scale[7][j] = a11 * fx;
+        I in = (I)(z > -1) & (I)(z < d) & (I)(y > -1) & (I)(y < h) & (I)(x > -1) & (I)(x < w);
+        z = (V)((I)z & in), y = (V)((I)y & in), x = (V)((I)x & in);
+        I iz = __builtin_convertvector(z, I), iy = __builtin_convertvector(y, I), ix = __builtin_convertvector(x, I);
+        iz += (I)(z < __builtin_convertvector(iz, V)), iy += (I)(y < __builtin_convertvector(iy, V));
+        ix += (I)(x < __builtin_convertvector(ix, V));
+        const V fz = z - __builtin_convertvector(iz, V), fy = y - __builtin_convertvector(iy, V);
+        const V fx = x - __builtin_convertvector(ix, V), gx = 1 - fx;
+        const I z0 = in & (I)(iz >= 0), z1 = in & (I)(iz + 1 < depth), y0 = (I)(iy >= 0), y1 = (I)(iy + 1 < height);
+        const I x0 = (I)(ix >= 0), x1 = (I)(ix + 1 < width);
+        const V a = *(V *)(to->weight + j), a0 = a - a * fz, a1 = a * fz;
+        const V a00 = a0 - a0 * fy, a01 = a0 * fy, a10 = a1 - a1 * fy, a11 = a1 * fy;
+        const V scales[4] = {a00, a01, a10, a11};
+        const I rows[4] = {z0 & y0, z0 & y1, z1 & y0, z1 & y1};
+        *(V *)(to->fz + j) = fz, *(V *)(to->fy + j) = fy, *(V *)(to->fx + j) = fx;
+        *(I *)(voxel + j) = (iz * height + iy) * width + ix;
+        UNROLL
+        for (int k = 0; k < 4; k++) {
+            *(V *)(to->scale[2 * k] + j) = scales[k] * gx, *(V *)(to->scale[2 * k + 1] + j) = scales[k] * fx;
+            *(I *)(inside[2 * k] + j) = rows[k] & x0, *(I *)(inside[2 * k + 1] + j) = rows[k] & x1;
+        }
     }
-    for (int k = 0; k < 8; k++) {
-        const int64_t ahead = ((k >> 2 & 1) * height + (k >> 1 & 1)) * width + (k & 1);
-        for (int j = 0; j < BLOCK; j++) {
-            const int64_t at = voxel[j] + ahead, in = inside[k][j];
-            to->row[k][j] = in ? base + at * row_bytes : from->nothing;
-            if (scatter) to->grad[k][j] = in ? grad_base + at * grad_bytes : from->nowhere;
+    const int64_t base = (int64_t)from->values + from->start * from->row_bytes;
+    const int64_t grad_base = (int64_t)from->gradient + from->start * from->grad_bytes;
+    const int64_t row_bytes = from->row_bytes, grad_bytes = from->grad_bytes;
+    const A nothing = (A){0} + from->nothing, nowhere = (A){0} + from->nowhere;
+    for (int64_t j = 0; j < BLOCK; j += (int64_t)(VECTOR / 8)) {
+        const A at = __builtin_convertvector(*(N *)(voxel + j), A);
+        const A row = at * row_bytes + base, grad = at * grad_bytes + grad_base;
+        UNROLL
+        for (int k = 0; k < 8; k++) {
+            const int64_t ahead = ((k >> 2 & 1) * height + (k >> 1 & 1)) * (int64_t)width + (k & 1);
+            const A in = __builtin_convertvector(*(N *)(inside[k] + j), A);
+            *(A *)(to->row[k] + j) = ((row + ahead * row_bytes) & in) | (nothing & ~in);
+            if (scatter) *(A *)(to->grad[k] + j) = ((grad + ahead * grad_bytes) & in) | (nowhere & ~in);
         }
     }
 }
 
+static __attribute__((noinline)) void NAME(locate)(NAME(stream) *restrict from, NAME(block) *restrict to) {
+    if (from->gradient) NAME(locate_for)(from, to, 1);
+    else NAME(locate_for)(from, to, 0);
+}
+
 INLINE void NAME(prefetch)(const NAME(block) *next, int64_t j, int64_t bytes, const int scatter) {
+    UNROLL
     for (int k = 0; k < 8; k++)
         for (int64_t at = 0; at < bytes; at += LINE) __builtin_prefetch((const char *)next->row[k][j] + at, 0);
     if (scatter)
+        UNROLL
         for (int k = 0; k < 8; k++)
             for (int64_t at = 0; at < bytes * (int64_t)(sizeof(REAL) / sizeof(VALUE)); at += LINE)
                 __builtin_prefetch((const char *)next->grad[k][j] + at, 1);
@@ -366,6 +388,7 @@ INLINE void NAME(gather)(const NAME(block) *now, int64_t j, REAL *sum, const int
     const VALUE *row[8];
     REAL scale[8];
     int64_t i = 0;
+    UNROLL
     for (int k = 0; k < 8; k++) row[k] = (const VALUE *)now->row[k][j], scale[k] = now->scale[k][j];
     for (; i + LANES <= c; i += LANES) {
         V even = NAME(load)(row[0] + i) * scale[0], odd = NAME(load)(row[1] + i) * scale[1];
@@ -376,10 +399,12 @@ INLINE void NAME(gather)(const NAME(block) *now, int64_t j, REAL *sum, const int
     }
     for (; i + LANES / 2 <= c; i += LANES / 2) {
         W all = NAME(load_half)(row[0] + i) * scale[0];
+        UNROLL
         for (int k = 1; k < 8; k++) all += NAME(load_half)(row[k] + i) * scale[k];
         *(W *)(sum + i) += all;
     }
     for (; i < c; i++)
+        UNROLL
         for (int k = 0; k < 8; k++) sum[i] += NAME(load_one)(row[k] + i) * scale[k];
 }
 
@@ -396,13 +421,13 @@ INLINE int NAME(forward_of)(const problem *of, int64_t index, const int64_t c) {
         .locations = (const REAL *)of->locations + lane * samples * 3,
         .weights = (const REAL *)of->weights + lane * samples,
         .values = (const VALUE *)of->values + batch * of->stride_b + head * of->stride_h,
-        .shapes = of->shapes, .nothing = (uint64_t)nothing, .points = of->p, .samples = n * of->p,
+        .shapes = of->shapes, .nothing = (int64_t)nothing, .points = of->p, .samples = n * of->p,
         .query_step = of->h * samples, .row_bytes = of->stride_s * sizeof(VALUE), .last_level = of->l};
     NAME(block) blocks[2], *now = &blocks[0], *next = &blocks[1];
     const int64_t bytes = c * sizeof(VALUE), points = of->p;
-    NAME(locate)(&from, now, 0);
+    NAME(locate)(&from, now);
     while (now->count) {
-        NAME(locate)(&from, next, 0);
+        NAME(locate)(&from, next);
         int64_t query = now->first / points, point = now->first % points;
         REAL *sum = sums + query * c;
         for (int64_t j = 0; j < now->count; j++) {
@@ -425,6 +450,7 @@ INLINE int NAME(forward_of)(const problem *of, int64_t index, const int64_t c) {
 INLINE void NAME(fold)(const V *v, REAL *to) {
 #if defined(__x86_64__) && !defined(DOUBLE) && VECTOR >= 32
     __m256 a[8];
+    UNROLL
     for (int k = 0; k < 8; k++) {
 #if VECTOR == 64
         a[k] = _mm256_add_ps(_mm512_castps512_ps256((__m512)v[k]), _mm512_extractf32x8_ps((__m512)v[k], 1));
@@ -436,6 +462,7 @@ INLINE void NAME(fold)(const V *v, REAL *to) {
     __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
     _mm256_storeu_ps(to, _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)));
 #else
+    UNROLL
     for (int k = 0; k < 8; k++) {
         REAL sum = 0;
         for (int64_t i = 0; i < LANES; i++) sum += v[k][i];
@@ -451,15 +478,19 @@ INLINE void NAME(spread)(const NAME(block) *now, int64_t j, const REAL *g, REAL 
     V sums[8];
     REAL rest[8];
     const VALUE *row[8];
+    UNROLL
     for (int k = 0; k < 8; k++) sums[k] = (V){0}, rest[k] = 0, row[k] = (const VALUE *)now->row[k][j];
     for (; i + LANES <= c; i += LANES) {
         const V part = *(const V *)(g + i);
+        UNROLL
         for (int k = 0; k < 8; k++) sums[k] += NAME(load)(row[k] + i) * part;
     }
     NAME(fold)(sums, products);
     for (; i < c; i++)
+        UNROLL
         for (int k = 0; k < 8; k++) rest[k] += NAME(load_one)(row[k] + i) * g[i];
     if (c % LANES)
+        UNROLL
         for (int k = 0; k < 8; k++) products[k] += rest[k];
     if (!scatter) return;
     for (int k = 0; k < 8; k++) {
@@ -485,7 +516,7 @@ INLINE int NAME(backward_of)(const problem *of, int64_t index, const int64_t c, 
         .weights = (const REAL *)of->weights + lane * samples,
         .values = (const VALUE *)of->values + batch * of->stride_b + head * of->stride_h,
         .gradient = scatter ? (REAL *)of->grad_values + (batch * of->s * of->h + head) * c : NULL,
-        .shapes = of->shapes, .nothing = (uint64_t)nothing, .nowhere = (uint64_t)nowhere, .points = points,
+        .shapes = of->shapes, .nothing = (int64_t)nothing, .nowhere = (int64_t)nowhere, .points = points,
         .samples = of->q * points, .query_step = of->h * samples, .row_bytes = of->stride_s * sizeof(VALUE),
         .grad_bytes = of->h * c * sizeof(REAL), .level = split ? level : 0, .last_level = split ? level + 1 : of->l};
     for (int64_t i = 0; i < from.level; i++)
@@ -494,9 +525,9 @@ INLINE int NAME(backward_of)(const problem *of, int64_t index, const int64_t c, 
     REAL *to_locations = of->grad_locations, *to_weights = of->grad_weights;
     NAME(block) blocks[2], *now = &blocks[0], *next = &blocks[1];
     REAL products[BLOCK][8];
-    NAME(locate)(&from, now, scatter);
+    NAME(locate)(&from, now);
     while (now->count) {
-        NAME(locate)(&from, next, scatter);
+        NAME(locate)(&from, next);
         int64_t query = now->first / points, point = now->first % points;
         const int64_t *shape = of->shapes + 3 * now->level;
         const REAL d = (REAL)shape[0], h = (REAL)shape[1], w = (REAL)shape[2];
@@ -534,30 +565,42 @@ INLINE int NAME(backward_of)(const problem *of, int64_t index, const int64_t c, 
 }
 
 /* The usual head widths get loops of known length. */
+#if defined(DOUBLE) || (defined(__x86_64__) && VECTOR == 16)
+#define EACH(pass, ...) (void)0;
+#elif defined(HALF)
+#define EACH(pass, ...) \
+    if (of->c == 16) return NAME(pass)(of, index, 16 __VA_ARGS__); \
+    if (of->c == 32) return NAME(pass)(of, index, 32 __VA_ARGS__);
+#elif VECTOR == 64
+#define EACH(pass, ...) \
+    if (of->c == 16) return NAME(pass)(of, index, 16 __VA_ARGS__); \
+    if (of->c == 32) return NAME(pass)(of, index, 32 __VA_ARGS__); \
+    if (of->c == 64) return NAME(pass)(of, index, 64 __VA_ARGS__);
+#else
+#define EACH(pass, ...) \
+    if (of->c == 16) return NAME(pass)(of, index, 16 __VA_ARGS__); \
+    if (of->c == 24) return NAME(pass)(of, index, 24 __VA_ARGS__); \
+    if (of->c == 32) return NAME(pass)(of, index, 32 __VA_ARGS__); \
+    if (of->c == 64) return NAME(pass)(of, index, 64 __VA_ARGS__);
+#endif
+
 static int NAME(forward)(const problem *of, int64_t index) {
-    switch (of->c) {
-        case 16: return NAME(forward_of)(of, index, 16);
-        case 24: return NAME(forward_of)(of, index, 24);
-        case 32: return NAME(forward_of)(of, index, 32);
-        case 64: return NAME(forward_of)(of, index, 64);
-        default: return NAME(forward_of)(of, index, of->c);
-    }
+    EACH(forward_of)
+    return NAME(forward_of)(of, index, of->c);
 }
 
 static int NAME(backward)(const problem *of, int64_t index) {
-    const int scatter = of->grad_values != NULL;
-    switch (scatter ? of->c : 0) {
-        case 0: return NAME(backward_of)(of, index, of->c, 0);
-        case 16: return NAME(backward_of)(of, index, 16, 1);
-        case 24: return NAME(backward_of)(of, index, 24, 1);
-        case 32: return NAME(backward_of)(of, index, 32, 1);
-        case 64: return NAME(backward_of)(of, index, 64, 1);
-        default: return NAME(backward_of)(of, index, of->c, 1);
-    }
+    if (!of->grad_values) return NAME(backward_of)(of, index, of->c, 0);
+    EACH(backward_of, , 1)
+    return NAME(backward_of)(of, index, of->c, 1);
 }
 
+#undef EACH
 #undef V
 #undef W
+#undef I
+#undef A
+#undef N
 #undef LANES
 #undef INLINE
 #endif
