@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 1 << 17  # corners whose rows and weights are held at a time
+CHUNK = 1 << 17  # samples whose rows and weights are held at a time
 
 
 def attend(values: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
@@ -70,50 +70,55 @@ def gather_rows(values: Tensor, shapes: Sequence[int], locations: Tensor, weight
     if output.numel() == 0 or values.numel() == 0 or points == 0:
         return output
     rows = values.to(locations.dtype).reshape(b * s * h, c)
-    index = torch.int32 if rows.shape[0] < 2**31 else torch.int64
-    extents = torch.tensor(shapes).view(levels, 1, 3)
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), extents.prod(-1).flatten().cumsum(0)[:-1]])
+    extents = torch.tensor(shapes).view(levels, 3)
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), extents.prod(-1).cumsum(0)[:-1]])
     used = [level for level in range(levels) if all(shapes[3 * level : 3 * level + 3])]
-    size = max(1, CHUNK // (8 * len(used) * points * h))
-    extents = extents[used].to(index)
-    heads = torch.arange(h, dtype=index).view(h, 1, 1)
+    size = min(q, max(1, CHUNK // (len(used) * points * h)))
+    # Everything per sample has the samples' shape in full, so that every step below runs over memory in one go.
+    sample = (size, h, len(used), points)
+    index = torch.int32 if rows.shape[0] < 2**31 else torch.int64
+    heads = torch.arange(h).view(h, 1)
+    extent = [e.view(-1, 1).expand(sample).to(index) for e in extents[used].unbind(-1)]
     for batch in range(b):
-        first = ((starts[used] + batch * s) * h).to(index).view(-1, 1) + heads
+        first = ((starts[used] + batch * s) * h + heads).unsqueeze(-1).expand(sample).to(index)
         for at in range(0, q, size):
-            chunk = slice(at, at + size)
-            where, share = locations[batch, chunk], weights[batch, chunk]
-            if len(used) < levels:
-                where, share = where[:, :, used], share[:, :, used]
-            indices, scales = corners(where, share, extents, first, h)
-            bags = indices.numel() // (8 * len(used) * points)
-            summed = F.embedding_bag(indices.view(bags, -1), rows, mode="sum", per_sample_weights=scales.view(bags, -1))
-            output[batch, chunk] = summed.view(-1, h, c)
+            where, share = locations[batch, at : at + size, :, used], weights[batch, at : at + size, :, used]
+            n = len(where)
+            summed = _sum_corners(rows, where, share, [e[:n] for e in extent], first[:n], h)
+            output[batch, at : at + n] = summed.view(n, h, c)
     return output
 
 
-def corners(
-    locations: Tensor, weights: Tensor, extents: Tensor, first: Tensor, step: int
-) -> tuple[Tensor, Tensor]:
-    """Rows and weights (q h l p 2 2 2) of the corners of samples (q h l p 3).
+def _sum_corners(
+    rows: Tensor, locations: Tensor, weights: Tensor, extents: list[Tensor], first: Tensor, step: int
+) -> Tensor:
+    """(q * h c) sums over the corners of samples (q h l p 3), one after the other.
 
-    `extents` (l 1 3) voxels, `first` (h l 1) the row of each level's first voxel, `step` rows from voxel to voxel. A
-    corner outside has weight zero and the row of the nearest voxel inside.
+    `extents` voxels per axis and `first`, the row of the level's first voxel, per sample; `step` rows from voxel to
+    voxel. A corner outside has weight zero and the row of the nearest voxel inside.
     """
-    position = locations * extents - 0.5
-    # Of the samples outside, NaN among them, both voxels per axis are outside.
-    position = torch.where((position > -1) & (position < extents), position, -2.0)
-    low = position.floor()
-    share = position - low
-    low = low.to(extents.dtype).unsqueeze(-1)
-    sides = torch.cat([low, low + 1], -1)  # (q h l p 3 2)
-    inside = (sides >= 0) & (sides < extents.unsqueeze(-1))
-    shares = torch.stack([1 - share, share], -1).mul_(inside)
-    sides = sides.clamp_min_(0).minimum(extents.unsqueeze(-1) - 1)
-    height, width = extents[..., 1, None], extents[..., 2, None]
-    z, y, x = sides.unbind(-2)
-    plane = (z.mul(height).unsqueeze(-1) + y.unsqueeze(-2)).mul_(width.unsqueeze(-1)).mul_(step)
-    plane += first[..., None, None]
-    z, y, x_share = shares.unbind(-2)
-    scale = (z * weights.unsqueeze(-1)).unsqueeze(-1) * y.unsqueeze(-2)
-    row = plane.unsqueeze(-1) + x.mul(step)[..., None, None, :]
-    return row, scale.unsqueeze(-1) * x_share[..., None, None, :]
+    sides: list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = []  # per axis: voxel and share, low and high
+    for at, extent in zip(locations.unbind(-1), extents, strict=True):
+        position = (at * extent).sub_(0.5)
+        # Of the samples outside, NaN among them, both voxels are outside.
+        position = torch.where((position > -1) & (position < extent), position, -2.0)
+        low = position.floor()
+        share = position.sub_(low)
+        low = low.to(extent.dtype)
+        last = extent - 1
+        low_share = (1 - share).mul_(low >= 0)
+        high_share = share.mul_((low < last) & (low > -2))
+        sides.append(((low.clamp_min(0), low_share), (torch.minimum(low.add_(1).clamp_min_(0), last), high_share)))
+    height, width = extents[1:]
+    bags = locations.shape[0] * locations.shape[1]
+    result = rows.new_zeros((bags, rows.shape[-1]))
+    for z, of_z in sides[0]:
+        plane, of_plane = z * height, of_z * weights
+        for y, of_y in sides[1]:
+            line, of_line = (plane + y).mul_(width), of_plane * of_y
+            for x, of_x in sides[2]:
+                row, scale = (line + x).mul_(step).add_(first), of_line * of_x
+                result += F.embedding_bag(
+                    row.view(bags, -1), rows, mode="sum", per_sample_weights=scale.view(bags, -1)
+                )
+    return result
