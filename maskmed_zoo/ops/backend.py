@@ -45,9 +45,11 @@ def resolve(backend: Backend, device: str) -> str:
         # Nothing is computed on meta; the op's shapes and counts are those of every backend.
         return "op" if device == "meta" or best(device) != "torch" else "torch"
     if backend not in DEVICES:
-        raise UserError(f"unknown backend '{backend}' of deformable attention; there are auto, torch, native, triton")
+        raise UserError(f"deformable attention has no backend '{backend}'; there are auto, torch, native and triton")
     if device not in (DEVICES[backend], "meta"):
-        raise UserError(f"backend '{backend}' runs on {DEVICES[backend]}, but values are on {device}; {ADVICE}")
+        raise UserError(
+            f"backend '{backend}' of deformable attention runs on {DEVICES[backend]}, the values are on {device}; {ADVICE}"
+        )
     if device != "meta" and best(device) != backend:
-        raise UserError(f"backend '{backend}' is missing here; {ADVICE}")
+        raise UserError(f"backend '{backend}' of deformable attention cannot run on this machine; {ADVICE}")
     return "op"

@@ -163,8 +163,8 @@ int msda_best(void) {
 
 #if defined(__x86_64__)
 #define PICK(pass) {{pass##_generic_f32, pass##_generic_bf16, pass##_generic_f64}, \
-                    {pass##_avx2_f32, pass##_avx2_bf16, pass##_avx2_f64}, \
-                    {pass##_avx512_f32, pass##_avx512_bf16, pass##_avx512_f64}}
+                    {pass##_avx2_f32, pass##_avx2_bf16, pass##_generic_f64}, \
+                    {pass##_avx512_f32, pass##_avx512_bf16, pass##_generic_f64}}
 #else
 #define PICK(pass) {{pass##_generic_f32, pass##_generic_bf16, pass##_generic_f64}}
 #endif
@@ -191,7 +191,7 @@ int msda_backward(const problem *of, int set, int type) {
     return parallel(of, table[set][type], of->b * of->h * (by_level(of) ? of->l : 1), of->threads);
 }
 
-#elif !defined(TYPE) /* one instruction set: all types */
+#elif !defined(TYPE) /* one instruction set: its types */
 
 #define TYPE f32
 #define VALUE float
@@ -209,6 +209,7 @@ int msda_backward(const problem *of, int set, int type) {
 #undef VALUE
 #undef REAL
 #undef INTEGER
+#if VECTOR == 16 /* double is for checks */
 #define TYPE f64
 #define VALUE double
 #define REAL double
@@ -220,6 +221,7 @@ int msda_backward(const problem *of, int set, int type) {
 #undef VALUE
 #undef REAL
 #undef INTEGER
+#endif
 
 #else /* one instruction set and type */
 

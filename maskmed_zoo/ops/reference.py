@@ -8,7 +8,7 @@ cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -27,39 +27,67 @@ def attend(values: Tensor, shapes: Sequence[int], locations: Tensor, weights: Te
     return output if output.isfinite().all() else sample_levels(values, shapes, locations, weights)
 
 
-def backward(
-    grad: Tensor, values: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of values, locations and weights, given the one (b q h c) of the output."""
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in (values, locations, weights)]
-        output = sample_levels(leaves[0], shapes, leaves[1], leaves[2])
-    of_values, of_locations, of_weights = torch.autograd.grad(output, leaves, grad, materialize_grads=True)
-    return of_values, of_locations, of_weights
-
-
 def sample_levels(values: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     """One `grid_sample` per level; differentiable, also twice."""
     b, _, h, c = values.shape
-    _, q, _, levels, p, _ = locations.shape
-    precision = locations.dtype
+    q = weights.shape[1]
+    grid, scale = _grid(locations, weights)
+    result = values.new_zeros((b * h, c, q), dtype=locations.dtype)
+    for level, extent, volume in _volumes(values, shapes, locations.dtype):
+        volume = volume.reshape(b * h, c, *extent)
+        sampled = F.grid_sample(volume, grid[level], mode="bilinear", padding_mode="zeros", align_corners=False)
+        result = result + (sampled.squeeze(-1) * scale[level]).sum(-1)
+    return result.reshape(b, h, c, q).permute(0, 3, 1, 2).to(values.dtype)
+
+
+def backward(
+    grad: Tensor, values: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of values, locations and weights, given the one (b q h c) of the output.
+
+    By the sampler's own backward op: inside a registered op there is no autograd.
+    """
+    b, _, h, c = values.shape
+    q, points = weights.shape[1], weights.shape[4]
+    grid, scale = _grid(locations, weights)
+    grad = grad.to(locations.dtype).permute(0, 2, 3, 1).reshape(b * h, c, q, 1)
+    of_values = torch.zeros(values.shape, dtype=locations.dtype, device=values.device)
+    of_grid, of_scale = torch.zeros_like(grid), torch.zeros_like(scale)
+    start = 0
+    for level, extent, volume in _volumes(values, shapes, locations.dtype):
+        volume = volume.reshape(b * h, c, *extent)
+        sampled = F.grid_sample(volume, grid[level], mode="bilinear", padding_mode="zeros", align_corners=False)
+        of_scale[level] = (sampled.squeeze(-1) * grad).sum(1, keepdim=True)
+        of_volume, of_grid[level] = torch.ops.aten.grid_sampler_3d_backward(
+            (grad * scale[level]).unsqueeze(-1), volume, grid[level], 0, 0, False, [True, True]
+        )
+        voxels = extent[0] * extent[1] * extent[2]
+        of_values[:, start : start + voxels] = of_volume.view(b, h, c, voxels).permute(0, 3, 1, 2)
+        start += voxels
+    of_locations = 2 * of_grid.view(-1, b, h, q, points, 3).permute(1, 3, 2, 0, 4, 5).flip(-1)
+    of_weights = of_scale.view(-1, b, h, q, points).permute(1, 3, 2, 0, 4)
+    return of_values.to(values.dtype), of_locations, of_weights
+
+
+def _grid(locations: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(l bh q p 1 3) as `grid_sample` takes it, and weights (l bh 1 q p)."""
+    b, q, h, levels, p, _ = locations.shape
     finite = locations.isfinite().all(-1, keepdim=True)
     # Far outside is as good as infinity; the bound keeps the sampler's integer arithmetic defined.
     grid = torch.where(finite, locations * 2 - 1, -4.0).clamp(-4.0, 4.0)
     grid = grid.flip(-1).permute(3, 0, 2, 1, 4, 5).reshape(levels, b * h, q, p, 1, 3)
-    scale = weights.permute(3, 0, 2, 1, 4).reshape(levels, b * h, 1, q, p)
-    result = values.new_zeros((b * h, c, q), dtype=precision)
+    return grid, weights.permute(3, 0, 2, 1, 4).reshape(levels, b * h, 1, q, p)
+
+
+def _volumes(values: Tensor, shapes: Sequence[int], precision: torch.dtype) -> Iterator[tuple[int, list[int], Tensor]]:
+    """Number, (d h w) and values (b h c s) of every level that is not empty."""
     start = 0
-    for level in range(levels):
-        depth, height, width = shapes[3 * level : 3 * level + 3]
-        part = values[:, start : start + depth * height * width]
-        start += depth * height * width
-        if part.shape[1] == 0:
-            continue
-        volume = part.to(precision).permute(0, 2, 3, 1).reshape(b * h, c, depth, height, width)
-        sampled = F.grid_sample(volume, grid[level], mode="bilinear", padding_mode="zeros", align_corners=False)
-        result = result + (sampled.squeeze(-1) * scale[level]).sum(-1)
-    return result.reshape(b, h, c, q).permute(0, 3, 1, 2).to(values.dtype)
+    for level in range(len(shapes) // 3):
+        extent = list(shapes[3 * level : 3 * level + 3])
+        part = values[:, start : start + extent[0] * extent[1] * extent[2]]
+        start += part.shape[1]
+        if part.shape[1]:
+            yield level, extent, part.to(precision).permute(0, 2, 3, 1)
 
 
 def gather_rows(values: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
