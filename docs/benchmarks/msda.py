@@ -4,8 +4,8 @@
     python docs/benchmarks/msda.py --quick    # a small case, seconds; prints only
 
 The formulation compared with is that of Deformable DETR's reference code and of Hugging Face transformers, in three
-dimensions: one `grid_sample` per level, all samples stacked, then multiplied with the weights and summed. Candidates run
-in turn, medians of one run. Peak memory is of a fresh process each, beyond the inputs, outputs and gradients included.
+dimensions: one `grid_sample` per level, all samples stacked, then multiplied with the weights and summed. Candidates
+run in turn, medians of one run. Peak memory is of a fresh process each, beyond the inputs, with outputs and gradients.
 Beside each forward pass stands its floor: as many rows gathered at random from a table as large as the values, which
 `embedding_bag` does without any arithmetic on coordinates.
 """
@@ -30,6 +30,7 @@ from maskmed_zoo.ops.deformable import deformable_attention
 FOLDER = Path(__file__).resolve().parent
 BASE = "stacked grid_sample"
 Attend = Callable[[Tensor, list[tuple[int, int, int]], Tensor, Tensor], Tensor]
+Passes = dict[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -137,16 +138,11 @@ def candidates() -> dict[str, Attend]:
     return found
 
 
-def passes(case: Case, attend: Attend) -> dict[str, Callable[[], object]]:
+def passes(inputs: tuple[Tensor, list[tuple[int, int, int]], Tensor, Tensor], attend: Attend) -> Passes:
     """Inference, and a training pass: forward and the gradients of all inputs."""
-    values, shapes, locations, weights = case.inputs()
-    grad = torch.randn(*locations.shape[:3], case.width).to(values.dtype)
-    return _passes(values, shapes, locations, weights, grad, attend)
+    values, shapes, locations, weights = inputs
+    grad = torch.ones(1, dtype=values.dtype).expand(*locations.shape[:3], values.shape[-1])
 
-
-def _passes(
-    values: Tensor, shapes: list[tuple[int, int, int]], locations: Tensor, weights: Tensor, grad: Tensor, attend: Attend
-) -> dict[str, Callable[[], object]]:
     def inference() -> Tensor:
         with torch.no_grad():
             return attend(values, shapes, locations, weights)
@@ -161,13 +157,12 @@ def _passes(
 
 def times(case: Case, only: tuple[str, ...] = ("forward", "forward + backward")) -> list[Row]:
     """One row per pass and candidate."""
-    values, shapes, locations, weights = case.inputs()
-    grad = torch.randn(*locations.shape[:3], case.width).to(values.dtype)
-    calls = {n: _passes(values, shapes, locations, weights, grad, attend) for n, attend in candidates().items()}
+    inputs = case.inputs()
+    calls = {name: passes(inputs, attend) for name, attend in candidates().items()}
     floor = in_turn({"floor": gather(case)}, 3)["floor"] if "forward" in only else []
     rows: list[Row] = []
     for name in only:
-        taken = in_turn({candidate: passes[name] for candidate, passes in calls.items()}, case.repetitions)
+        taken = in_turn({candidate: both[name] for candidate, both in calls.items()}, case.repetitions)
         middle = medians(taken)
         for candidate, milliseconds in middle.items():
             rows.append(
@@ -199,9 +194,9 @@ def stream() -> float:
 
 def child(case: str, candidate: str, name: str) -> None:
     """Peak memory in this process, after a small case that loads all code."""
-    passes(replace(QUICK, width=8), candidates()[candidate])[name]()
+    passes(QUICK.inputs(), candidates()[candidate])[name]()
     chosen = next(c for c in CASES if c.name == case)
-    print(json.dumps(peak(passes(chosen, candidates()[candidate])[name])))
+    print(json.dumps(peak(passes(chosen.inputs(), candidates()[candidate])[name])))
 
 
 def main() -> None:
@@ -221,11 +216,8 @@ def main() -> None:
         for row in measured:
             row["peak_mb"] = ""
             if case.name in MEASURED_MEMORY and not arguments.quick:
-                row["peak_mb"] = round(
-                    in_fresh_process(
-                        __file__, "--threads", str(arguments.threads), "--child", case.name, row["candidate"], row["pass"]
-                    )
-                )
+                words = ("--threads", str(arguments.threads), "--child", case.name, row["candidate"], row["pass"])
+                row["peak_mb"] = round(in_fresh_process(__file__, *words))
             rows.append(facts | row | about)
             print(
                 f"{case.name:24} {row['pass']:19} {row['candidate']:22} {row['median_ms']:8.1f} ms {row['ratio']:6.2f}x"

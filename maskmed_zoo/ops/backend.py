@@ -47,8 +47,9 @@ def resolve(backend: Backend, device: str) -> str:
     if backend not in DEVICES:
         raise UserError(f"deformable attention has no backend '{backend}'; there are auto, torch, native and triton")
     if device not in (DEVICES[backend], "meta"):
+        runs = DEVICES[backend]
         raise UserError(
-            f"backend '{backend}' of deformable attention runs on {DEVICES[backend]}, the values are on {device}; {ADVICE}"
+            f"backend '{backend}' of deformable attention runs on {runs}, the values are on {device}; {ADVICE}"
         )
     if device != "meta" and best(device) != backend:
         raise UserError(f"backend '{backend}' of deformable attention cannot run on this machine; {ADVICE}")

@@ -1,7 +1,7 @@
 """The CPU backend: `native.c`, called with raw pointers while other Python threads go on.
 
-It needs no header of PyTorch, so one library serves every version of it. Values in float32, bfloat16 or float64 (float16
-is converted); sums in float32 or float64. The gradients are the same, bit by bit, for any number of threads.
+It needs no header of PyTorch, so one library serves every version of it. Values in float32, bfloat16 or float64
+(float16 is converted); sums in float32 or float64. The gradients are the same, bit by bit, for any number of threads.
 """
 
 from __future__ import annotations
@@ -62,24 +62,28 @@ class Library:
         shapes: Sequence[int],
         locations: Tensor,
         weights: Tensor,
+        *,
         wants_values: bool,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """Gradients of values (None if not wanted), locations and weights, given the one (b q h c) of the output."""
         if values.dtype == torch.float16:
-            of_values, *others = self.backward(grad.float(), values.float(), shapes, locations, weights, wants_values)
+            of_values, *others = self.backward(
+                grad.float(), values.float(), shapes, locations, weights, wants_values=wants_values
+            )
             return None if of_values is None else of_values.half(), others[0], others[1]
-        gradients = torch.empty_like(locations, memory_format=torch.contiguous_format), torch.empty_like(
-            weights, memory_format=torch.contiguous_format
-        )
+        of_locations = torch.empty(locations.shape, dtype=locations.dtype)
+        of_weights = torch.empty(weights.shape, dtype=weights.dtype)
         of_values = torch.empty(values.shape, dtype=locations.dtype) if wants_values else None
-        if grad.numel() == 0 or values.numel() == 0:
-            return None if of_values is None else values.new_zeros(values.shape), *(g.zero_() for g in gradients)
-        self._run(
-            "backward", values, shapes, locations, weights,
-            grad_output=grad.contiguous(), grad_values=of_values, grad_locations=gradients[0],
-            grad_weights=gradients[1],
-        )  # fmt: skip
-        return None if of_values is None else of_values.to(values.dtype), *gradients
+        if grad.numel() and values.numel():
+            self._run(
+                "backward", values, shapes, locations, weights, grad_output=grad.contiguous(),
+                grad_values=of_values, grad_locations=of_locations, grad_weights=of_weights,
+            )  # fmt: skip
+        else:
+            for gradient in (of_locations, of_weights, of_values):
+                if gradient is not None:
+                    gradient.zero_()
+        return None if of_values is None else of_values.to(values.dtype), of_locations, of_weights
 
     def _run(
         self, name: str, values: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor,

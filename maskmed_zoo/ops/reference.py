@@ -33,8 +33,8 @@ def sample_levels(values: Tensor, shapes: Sequence[int], locations: Tensor, weig
     q = weights.shape[1]
     grid, scale = _grid(locations, weights)
     result = values.new_zeros((b * h, c, q), dtype=locations.dtype)
-    for level, extent, volume in _volumes(values, shapes, locations.dtype):
-        volume = volume.reshape(b * h, c, *extent)
+    for level, extent, part in _volumes(values, shapes, locations.dtype):
+        volume = part.reshape(b * h, c, *extent)
         sampled = F.grid_sample(volume, grid[level], mode="bilinear", padding_mode="zeros", align_corners=False)
         result = result + (sampled.squeeze(-1) * scale[level]).sum(-1)
     return result.reshape(b, h, c, q).permute(0, 3, 1, 2).to(values.dtype)
@@ -54,8 +54,8 @@ def backward(
     of_values = torch.zeros(values.shape, dtype=locations.dtype, device=values.device)
     of_grid, of_scale = torch.zeros_like(grid), torch.zeros_like(scale)
     start = 0
-    for level, extent, volume in _volumes(values, shapes, locations.dtype):
-        volume = volume.reshape(b * h, c, *extent)
+    for level, extent, part in _volumes(values, shapes, locations.dtype):
+        volume = part.reshape(b * h, c, *extent)
         sampled = F.grid_sample(volume, grid[level], mode="bilinear", padding_mode="zeros", align_corners=False)
         of_scale[level] = (sampled.squeeze(-1) * grad).sum(1, keepdim=True)
         of_volume, of_grid[level] = torch.ops.aten.grid_sampler_3d_backward(
@@ -112,13 +112,13 @@ def gather_rows(values: Tensor, shapes: Sequence[int], locations: Tensor, weight
         for at in range(0, q, size):
             where, share = locations[batch, at : at + size, :, used], weights[batch, at : at + size, :, used]
             n = len(where)
-            summed = _sum_corners(rows, where, share, [e[:n] for e in extent], first[:n], h)
+            summed = _sum_corners(rows, where, share, extents=[e[:n] for e in extent], first=first[:n], step=h)
             output[batch, at : at + n] = summed.view(n, h, c)
     return output
 
 
 def _sum_corners(
-    rows: Tensor, locations: Tensor, weights: Tensor, extents: list[Tensor], first: Tensor, step: int
+    rows: Tensor, locations: Tensor, weights: Tensor, *, extents: list[Tensor], first: Tensor, step: int
 ) -> Tensor:
     """(q * h c) sums over the corners of samples (q h l p 3), one after the other.
 
@@ -146,7 +146,5 @@ def _sum_corners(
             line, of_line = (plane + y).mul_(width), of_plane * of_y
             for x, of_x in sides[2]:
                 row, scale = (line + x).mul_(step).add_(first), of_line * of_x
-                result += F.embedding_bag(
-                    row.view(bags, -1), rows, mode="sum", per_sample_weights=scale.view(bags, -1)
-                )
+                result += F.embedding_bag(row.view(bags, -1), rows, mode="sum", per_sample_weights=scale.view(bags, -1))
     return result

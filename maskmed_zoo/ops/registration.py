@@ -32,18 +32,20 @@ def forward(values: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence
 
 
 @torch.library.custom_op("maskmed_zoo::deformable_attention_backward", mutates_args=())
-def backward(
+def backward(  # noqa: PLR0917 - the order of a schema
     grad: Tensor, values: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], wants_values: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of values (without elements if not wanted), locations and weights."""
     taken = backend.best(values.device.type)
     library, _ = native.load() if taken == "native" else (None, "")
     if library and native.fits(shapes):
-        of_values, *others = library.backward(grad, values, shapes, locations, weights, wants_values)
+        of_values, *others = library.backward(grad, values, shapes, locations, weights, wants_values=wants_values)
     elif taken == "triton":
         from maskmed_zoo.ops import triton_backend
 
-        of_values, *others = triton_backend.backward(grad, values, shapes, locations, weights, wants_values)
+        of_values, *others = triton_backend.backward(
+            grad, values, shapes, locations, weights, wants_values=wants_values
+        )
     else:
         of_values, *others = (x.contiguous() for x in reference.backward(grad, values, shapes, locations, weights))
     return values.new_empty(0) if of_values is None or not wants_values else of_values, others[0], others[1]
@@ -77,7 +79,9 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tenso
 forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _of_samples(_values: object, locations: Sequence[int], *_args: object, out_shape: Sequence[int], **_kw: object) -> int:
+def _of_samples(
+    _values: object, locations: Sequence[int], *_args: object, out_shape: Sequence[int], **_: object
+) -> int:
     """Trilinear interpolation of one number: eight multiplications and additions."""
     return 2 * 8 * prod(locations[:-1]) * out_shape[-1]
 

@@ -1,10 +1,10 @@
 # pyright: reportMissingImports=false, reportMissingTypeStubs=false
 """The CUDA backend: launches `triton_kernels`.
 
-A tile of BQ queries is chosen on the first call for a number of channels, by timing (`triton.autotune`); by number 4
-channels of float32 or 8 of 16 bits per thread, so that loads and atomics move 16 bytes. The gradient of the values is
-summed by float32 atomics, whose order varies from run to run; under `torch.use_deterministic_algorithms` the corners are
-sorted by row instead and each row sums its own.
+The first call for a number of channels times tiles of several numbers of queries and warps (`triton.autotune`), among
+them those with four float32 or eight 16-bit channels per thread, so that loads and atomics move 16 bytes. The gradient
+of the values is summed by float32 atomics, whose order varies from run to run; under
+`torch.use_deterministic_algorithms` the corners are sorted by row instead and each row sums its own.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def forward(values: Tensor, shapes: Sequence[int], locations: Tensor, weights: T
 
 
 def backward(
-    grad: Tensor, values: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor, wants_values: bool
+    grad: Tensor, values: Tensor, shapes: Sequence[int], locations: Tensor, weights: Tensor, *, wants_values: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of values (None if not wanted), locations and weights, given the one (b q h c) of the output."""
     b, s, h, c = values.shape
@@ -80,8 +80,8 @@ def backward(
         values = values if values.stride(-1) == 1 else values.contiguous()
         _launch(
             "backward_kernel", values, q, b * h,
-            (grad, values, _table(tuple(shapes), values.device), locations, weights, of_values, of_locations, of_weights,
-             q, h, levels, points, c, s, *values.stride()[:3]),
+            (grad, values, _table(tuple(shapes), values.device), locations, weights,
+             of_values, of_locations, of_weights, q, h, levels, points, c, s, *values.stride()[:3]),
             SCATTER=scatter,
         )  # fmt: skip
     if not wants_values:

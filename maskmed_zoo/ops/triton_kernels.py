@@ -1,4 +1,5 @@
-# pyright: basic, reportMissingImports=false, reportUnknownParameterType=false, reportMissingParameterType=false
+# pyright: basic, reportMissingImports=false, reportUnknownParameterType=false, reportMissingParameterType=false, reportGeneralTypeIssues=false
+# ruff: noqa: N803, PLR0917
 """The Triton kernels of deformable attention: forward, backward, and the deterministic gradient of the values.
 
 One program handles BQ queries of one head, all channels in one tile. Levels and points are loops at run time: unrolled,

@@ -52,7 +52,7 @@ def test_every_instruction_set_agrees_with_float64(width, dtype, bound):
     for library in sets():
         found = [
             library.forward(values, shapes, locations, weights),
-            *library.backward(grad, values, shapes, locations, weights, True),
+            *library.backward(grad, values, shapes, locations, weights, wants_values=True),
         ]
         assert [x.dtype for x in found] == [values.dtype, values.dtype, locations.dtype, locations.dtype]
         for actual, wanted in zip(found, expected, strict=True):
@@ -77,7 +77,7 @@ def test_is_the_same_bit_by_bit_in_every_run_and_for_any_number_of_threads(width
         for _ in range(10):
             found = [
                 LIBRARY.forward(values, shapes, locations, weights),
-                *LIBRARY.backward(grad, values, shapes, locations, weights, True),
+                *LIBRARY.backward(grad, values, shapes, locations, weights, wants_values=True),
             ]
             expected = expected or found
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -88,7 +88,7 @@ def test_values_and_gradients_that_do_not_lie_in_order():
     values, shapes, locations, weights, grad = case(8, torch.float32)
     expected = [
         LIBRARY.forward(values, shapes, locations, weights),
-        *LIBRARY.backward(grad, values, shapes, locations, weights, True),
+        *LIBRARY.backward(grad, values, shapes, locations, weights, wants_values=True),
     ]
     views = [
         values.transpose(1, 2).contiguous().transpose(1, 2),
@@ -100,7 +100,7 @@ def test_values_and_gradients_that_do_not_lie_in_order():
         assert not view.is_contiguous()
         found = [
             LIBRARY.forward(view, shapes, locations.mT.contiguous().mT, weights),
-            *LIBRARY.backward(grads, view, shapes, locations, weights, True),
+            *LIBRARY.backward(grads, view, shapes, locations, weights, wants_values=True),
         ]
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -108,8 +108,8 @@ def test_values_and_gradients_that_do_not_lie_in_order():
 @needs_library
 def test_the_gradient_of_values_is_left_out_where_nobody_wants_it():
     arguments = case(8, torch.float32)
-    _, of_locations, of_weights = LIBRARY.backward(arguments[-1], *arguments[:-1], True)
-    nothing, *others = LIBRARY.backward(arguments[-1], *arguments[:-1], False)
+    _, of_locations, of_weights = LIBRARY.backward(arguments[-1], *arguments[:-1], wants_values=True)
+    nothing, *others = LIBRARY.backward(arguments[-1], *arguments[:-1], wants_values=False)
     assert nothing is None
     torch.testing.assert_close(others, [of_locations, of_weights])
 

@@ -115,7 +115,7 @@ def test_differentiating_twice_raises_instead_of_giving_zeros():
     values, locations, weights = tensors()
     output = registration.forward(values, locations, weights, FLAT)
     (grad,) = torch.autograd.grad(output.square().sum(), locations, create_graph=True)
-    with pytest.raises(RuntimeError, match="autograd|does not require grad"):
+    with pytest.raises(RuntimeError, match=r"autograd|does not require grad"):
         torch.autograd.grad(grad.sum(), values)
 
 
@@ -142,7 +142,10 @@ def test_one_log_line_says_which_backend_was_taken(caplog):
 
 @pytest.mark.parametrize(
     ("chosen", "message"),
-    [("triton", "runs on cuda, the values are on cpu"), ("fast", "no backend 'fast'; there are auto, torch, native and triton")],
+    [
+        ("triton", "runs on cuda, the values are on cpu"),
+        ("fast", "no backend 'fast'; there are auto, torch, native and triton"),
+    ],
 )
 def test_backends_that_are_not_there_are_refused_in_one_line(chosen, message):
     with pytest.raises(UserError, match=message) as caught:
