@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import subprocess
 from collections.abc import Sequence
 from math import prod
@@ -21,8 +22,10 @@ from maskmed_zoo.ops import native_build
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 SETS = ("plain C", "AVX2", "AVX-512")  # by their number in native.c
 POINTERS = ("values", "locations", "weights", "grad_output", "output", "grad_values", "grad_locations", "grad_weights")
-COUNTS = ("b", "s", "q", "h", "c", "l", "p", "stride_b", "stride_s", "stride_h", "threads")
+COUNTS = ("b", "s", "q", "h", "c", "l", "p", "stride_b", "stride_s", "stride_h", "threads", "fresh")
 SMALL = 1 << 14  # rows read per thread, below which another thread costs more than it brings
+
+FRESH = 1 << 20  # bytes, from which on memory of the system itself is asked for
 
 
 class Problem(ctypes.Structure):
@@ -73,16 +76,15 @@ class Library:
             return None if of_values is None else of_values.half(), others[0], others[1]
         of_locations = torch.empty(locations.shape, dtype=locations.dtype)
         of_weights = torch.empty(weights.shape, dtype=weights.dtype)
-        of_values = torch.empty(values.shape, dtype=locations.dtype) if wants_values else None
+        of_values = zeros(values.shape, locations.dtype) if wants_values else None
         if grad.numel() and values.numel():
             self._run(
                 "backward", values, shapes, locations, weights, grad_output=grad.contiguous(),
                 grad_values=of_values, grad_locations=of_locations, grad_weights=of_weights,
             )  # fmt: skip
         else:
-            for gradient in (of_locations, of_weights, of_values):
-                if gradient is not None:
-                    gradient.zero_()
+            of_locations.zero_()
+            of_weights.zero_()
         return None if of_values is None else of_values.to(values.dtype), of_locations, of_weights
 
     def _run(
@@ -100,10 +102,27 @@ class Library:
             shapes=ctypes.addressof(extents), b=b, s=s, q=q, h=h, c=c, l=levels, p=points,
             stride_b=values.stride(0), stride_s=values.stride(1), stride_h=values.stride(2),
             threads=max(1, min(torch.get_num_threads(), 8 * weights.numel() // SMALL)),
+            fresh=_is_fresh(more.get("grad_values")),
             **{key: tensor.data_ptr() for key, tensor in tensors.items() if tensor is not None},
         )  # fmt: skip
         if self._passes[name](ctypes.byref(problem), self.instructions, TYPES[values.dtype]):
             raise MemoryError("deformable_attention: out of memory")
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros, larger ones as the system gives them, without writing them once more.
+
+    Large pages would make fewer faults, but cost seconds per gigabyte in virtual machines that give theirs back.
+    """
+    size = prod(shape) * dtype.itemsize
+    if size < FRESH or dtype != torch.float32 or not hasattr(mmap, "MAP_PRIVATE"):
+        return torch.zeros(shape, dtype=dtype)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
+
+
+def _is_fresh(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.dtype == torch.float32 and tensor.nbytes >= FRESH
 
 
 @functools.cache
