@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from maskmed_zoo.ops import native_build
+
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("maskmed_zoo", "registry", "recipes", "pyproject.toml", "README.md", "LICENSE")
 
@@ -68,6 +70,17 @@ def test_wheel_holds_cards_and_recipes(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in inside}
     assert tops == {"maskmed_zoo", next(t for t in tops if t.endswith(".dist-info"))}
     assert not [name for name in inside if "__pycache__" in name]
+
+
+def test_wheel_holds_the_compiled_op_where_there_is_a_compiler(wheel: Path, unpacked: Path, tmp_path: Path) -> None:
+    compiled = sys.platform == "linux" and native_build.compiler() is not None
+    assert ("py3-none-any" in wheel.name) != compiled
+    code = "from maskmed_zoo.ops import native, native_build as b; print(b.SHIPPED.exists(), native.load()[1])"
+    said = run(["-c", code], tmp_path, unpacked)
+    assert said.startswith(f"{compiled} ")
+    assert (str(unpacked) in said) == compiled
+    assert (unpacked / "maskmed_zoo/ops/native.c").is_file()
+    assert not list((ROOT / "maskmed_zoo").rglob("*.so"))
 
 
 @pytest.fixture(params=["wheel", "checkout"])

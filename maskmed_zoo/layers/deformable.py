@@ -3,7 +3,7 @@
 Block: deformable attention → Add & LN → FFN → Add & LN (MaskMed App. B, Fig. 6b; Deformable DETR, Zhu et al. 2021).
 One offset unit is one voxel of the sampled level; softmax over levels and points; offsets start at fixed directions
 times 1 … K, weights at zero (our choices). A projection without bias and trilinear sampling are linear and commute, so
-each level is projected before or after sampling, whichever takes fewer multiplications.
+each level is projected before or after sampling, whichever is estimated to cost less.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from maskmed_zoo.contracts import Size3, full_precision
 from maskmed_zoo.layers.transformer import TransformerConfig, feed_forward
 from maskmed_zoo.ops.deformable import deformable_attention
+
+GATHERED = 2  # what a number costs that is read by sampling; measured, docs/benchmarks/msda_network.py
 
 
 class DeformableBlock(nn.Module):
@@ -72,11 +74,11 @@ class DeformableBlock(nn.Module):
         return sum(parts[1:], start=parts[0])
 
     def _late(self, level: Tensor, queries: int) -> bool:
-        """Whether sampling level (b s c) before projecting it takes fewer multiplications."""
+        """Whether sampling level (b s c) before projecting it costs less, in multiplications of a projection."""
         _, voxels, channels = level.shape
         width = self.out.in_features
-        early = voxels * channels * width + queries * self.points * 8 * width
-        late = queries * self.heads * channels * (self.points * 8 + width // self.heads)
+        early = voxels * channels * width + queries * self.points * 8 * width * GATHERED
+        late = queries * self.heads * channels * (self.points * 8 * GATHERED + width // self.heads)
         return late < early
 
     def sampling(self, queries: Tensor, centres: Tensor, sizes: list[Size3]) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,11 @@
-"""The deformable-attention op: own voxels, a float64 loop, Hugging Face's 2-D form, gradients, borders, precision."""
+"""The deformable-attention op: own voxels, a float64 loop, Hugging Face's 2-D form, gradients, borders, precision.
+
+Every test runs with the fastest backend there is and with plain PyTorch.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 from math import floor, inf, nan, prod
 
@@ -16,9 +20,17 @@ from transformers.models.mask2former.modeling_mask2former import multi_scale_def
 from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.layers.position import voxel_centres
 from maskmed_zoo.necks.fsad import FSADConfig, FSADNeck
+from maskmed_zoo.ops import deformable
 from maskmed_zoo.ops.deformable import FLOP_FORMULAS, deformable_attention
 
 SHAPES = [(4, 6, 8), (2, 3, 4)]  # z, y, x: no two axes alike, the second level at half the resolution
+
+
+@pytest.fixture(autouse=True, params=["auto", "torch"])
+def backend(request, monkeypatch):
+    chosen = partial(deformable.deformable_attention, backend=request.param)
+    monkeypatch.setitem(globals(), "deformable_attention", chosen)
+    return request.param
 
 
 def inputs(shapes, *, batch=2, queries=5, heads=2, width=3, points=2, dtype=torch.float64, seed=0, spread=1.4):
@@ -145,9 +157,12 @@ def test_equals_the_loop(shapes, sizes):
     assert (deformable_attention(*arguments) - expected).norm() <= 1e-12 * max(float(expected.norm()), 1e-3)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 5e-6), (torch.bfloat16, 5e-3)])
-def test_precision_by_type_of_the_values(dtype, bound):
-    values, shapes, locations, weights = inputs(SHAPES, queries=20)
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 5e-6), (torch.bfloat16, 5e-3), (torch.float16, 1e-3)]
+)
+@pytest.mark.parametrize("width", [3, 16, 24, 40])
+def test_precision_by_type_of_the_values(dtype, bound, width):
+    values, shapes, locations, weights = inputs(SHAPES, queries=20, width=width)
     precise = torch.promote_types(dtype, torch.float32)
     values, locations, weights = values.to(dtype), locations.to(precise), weights.to(precise)
     output = deformable_attention(values, shapes, locations, weights)
@@ -204,8 +219,11 @@ def test_a_location_that_is_not_finite_or_far_away_adds_exactly_nothing(bad, axi
     broken[0, 1, 1, 0, 1, axis] = bad
     leaves = [t.clone().requires_grad_() for t in (values, broken, weights)]
     output = deformable_attention(leaves[0], shapes, *leaves[1:])
-    assert torch.equal(output, deformable_attention(values, shapes, locations, without))
-    assert not torch.equal(output, deformable_attention(values, shapes, locations, weights))
+    assert torch.equal(output, deformable_attention(leaves[0], shapes, locations, without))
+    assert not torch.equal(output, deformable_attention(leaves[0], shapes, locations, weights))
+    with torch.no_grad():
+        found = deformable_attention(values, shapes, broken, weights)
+        assert torch.equal(found, deformable_attention(values, shapes, locations, without))
     output.sum().backward()
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
     assert (leaves[1].grad[0, 1, 1, 0, 1] == 0).all()
@@ -263,7 +281,7 @@ def test_the_necks_own_locations_stay_float32_under_autocast():
 # --- misuse and counting
 
 
-@pytest.mark.parametrize("name", ["values", "level", "weights", "heads"])
+@pytest.mark.parametrize("name", ["values", "level", "weights", "heads", "rank"])
 def test_tensors_that_do_not_belong_together_are_refused(name):
     values, shapes, locations, weights = inputs(SHAPES)
     if name == "values":
@@ -273,6 +291,8 @@ def test_tensors_that_do_not_belong_together_are_refused(name):
         values = values[:, : prod(shapes[0])]
     elif name == "weights":
         weights = weights[:, 1:]
+    elif name == "rank":
+        values = values.flatten(2)
     else:
         locations, weights = locations[:, :, :1], weights[:, :, :1]
     with pytest.raises(ValueError, match="do not belong together"):
@@ -285,8 +305,20 @@ def test_batches_that_differ_are_refused():
         deformable_attention(values[:1], shapes, locations, weights)
 
 
-def test_samples_are_counted():
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_samples_are_counted(device, differentiable):
     values, shapes, locations, weights = inputs(SHAPES, batch=1, queries=5, heads=2, width=3, points=2)
+    values, locations, weights = (x.to(device).requires_grad_(differentiable) for x in (values, locations, weights))
     with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
-        deformable_attention(values, shapes, locations, weights)
+        output = deformable_attention(values, shapes, locations, weights)
+    assert output.shape == (1, 5, 2, 3)
     assert counter.get_total_flops() == 2 * 8 * len(shapes) * (2 * 3) * (5 * 2)
+
+
+def test_infinite_values_where_nothing_is_sampled_add_nothing():
+    values, shapes, locations, weights = inputs(SHAPES, spread=0.1)
+    for corner in (0, -1):
+        values[:, corner] = inf
+    locations[0, 0, 0, 0, 0] = -3.0  # outside: whatever row stands in for it is not added
+    assert deformable_attention(values, shapes, locations, weights).isfinite().all()
