@@ -71,8 +71,8 @@ class Case:
         return self.batch * queries * self.heads * len(self.values) * self.points * 8
 
 
-SMALL = Case("small", (48, 24, 12, 6), (24, 12, 6), repetitions=7)
-LARGE = Case("large", (96, 48, 24, 12), (24, 12), repetitions=7)
+SMALL = Case("small", (48, 24, 12, 6), (24, 12, 6), repetitions=5)
+LARGE = Case("large", (96, 48, 24, 12), (24, 12), repetitions=5)
 CASES = [
     SMALL,
     LARGE,
@@ -82,8 +82,8 @@ CASES = [
     replace(SMALL, name="small width 16", width=16, repetitions=3),
     replace(SMALL, name="small width 24", width=24, repetitions=3),
     replace(SMALL, name="small width 64", width=64, repetitions=3),
-    replace(SMALL, name="small bfloat16", dtype="bfloat16", repetitions=5),
-    replace(LARGE, name="large bfloat16", dtype="bfloat16", repetitions=5),
+    replace(SMALL, name="small bfloat16", dtype="bfloat16", repetitions=3),
+    replace(LARGE, name="large bfloat16", dtype="bfloat16", repetitions=3),
     Case("queries of four levels", (32, 16, 8, 4), (32, 16, 8, 4)),
     Case("six levels", (128, 64, 32, 16, 8, 4), (16, 8, 4), width=16),
 ]
