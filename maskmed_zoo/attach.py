@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from maskmed_zoo import registry
-from maskmed_zoo.contracts import FeatureSpec, Head, HeadOutput, ParameterGroup, Size3, Spacing3, StageOutput, resize
+from maskmed_zoo.contracts import Head, HeadOutput, ParameterGroup, Size3, Spacing3, StageOutput, resize
 from maskmed_zoo.errors import JointError, RegistryError
 from maskmed_zoo.layers.probe import (
     CONVOLUTIONS,
@@ -88,6 +88,9 @@ def attach_head(
     """See `maskmed_zoo.attach_head`."""
     if freeze not in (None, "body"):
         raise JointError(f"freeze is 'body' or None, got {freeze!r}")
+    if num_classes < 1:
+        raise JointError(f"num_classes is the number of labels, background counted, got {num_classes}")
+    head_cls, config = _head_settings(head)  # before anything is taken out of the network
     channels = in_channels or _in_channels(network)
     run = trace(network, channels, patch_size)
     names = _found(network, run) if stages is None else module_maps(run, stages, type(network).__name__)
@@ -96,7 +99,7 @@ def attach_head(
     spec = maps.spec(maps.outputs)
     cut(network, used_parameters(maps), names)
     trace(Outputs(network, taps), channels, patch_size)  # still runs, and leaves nothing behind in the network
-    made = _make_head(head, spec, num_classes, spacing)
+    made: Head = cast(Any, head_cls)(in_spec=spec, num_classes=num_classes, config=config, spacing=spacing)
     device = next((p.device for p in network.parameters()), torch.get_default_device())
     made.to(device, maps.outputs[0].dtype)
     return AttachedModel(network, made, taps, num_classes=num_classes, frozen=freeze == "body")
@@ -136,19 +139,18 @@ def _is_coarser(stride: Size3 | None, than: Size3) -> bool:
     return stride is not None and stride != than and all(a >= b for a, b in zip(stride, than, strict=True))
 
 
-def _make_head(head: str | Mapping[str, Any], spec: FeatureSpec, num_classes: int, spacing: Spacing3) -> Head:
+def _head_settings(head: str | Mapping[str, Any]) -> tuple[type[Head], Any]:
     settings = {"kind": head} if isinstance(head, str) else dict(head)
     kind = str(settings.get("kind"))
     cls = registry.component(kind, "head")
     if not issubclass(cls, Head):
         raise RegistryError(f"'{kind}' is no head")
     try:
-        config = cls.Config.model_validate(settings)
+        return cls, cls.Config.model_validate(settings)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or kind
         raise JointError(f"head '{kind}': {where}: {problem['msg']}") from error
-    return cast(Any, cls)(in_spec=spec, num_classes=num_classes, config=config, spacing=spacing)
 
 
 def _at_size(stage: StageOutput, size: Sequence[int]) -> StageOutput:

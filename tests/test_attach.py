@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import maskmed_zoo as zoo
 from maskmed_zoo.contracts import HeadOutput
-from maskmed_zoo.errors import JointError
+from maskmed_zoo.errors import JointError, RegistryError
 from maskmed_zoo.layers.probe import trace
 from maskmed_zoo.losses.set_criterion import SetCriterion
 
@@ -304,6 +304,19 @@ def refusal(network: nn.Module, **settings) -> str:
         zoo.attach_head(network, **{"num_classes": CLASSES} | settings)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "settings",
+    [{"head": "unet"}, {"head": "masked_qery"}, {"head": {"kind": "masked_query", "widht": 3}}, {"num_classes": 0}],
+)
+def test_a_refused_head_leaves_the_network_whole(settings):
+    network, image = dyn_unet().eval(), torch.randn(1, 1, 16, 16, 16)
+    expected = network(image)
+    with pytest.raises((JointError, RegistryError)):
+        zoo.attach_head(network, **{"num_classes": CLASSES} | settings)
+    assert torch.equal(network(image), expected)
 
 
 def test_what_does_not_fit_is_told_in_one_line():

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "contracts": set(),
     "registry": {"contracts"},
-    "layers": {"contracts", "ops"},
+    "layers": {"contracts", "ops", "weights"},  # weights: the one reader of files of others
     "ops": {"contracts"},
     "encoders": COMPONENT,
     "necks": COMPONENT,

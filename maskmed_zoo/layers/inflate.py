@@ -211,12 +211,7 @@ def _is_known(module: nn.Module) -> bool:
     is_block = any(module.children()) and not list(module.parameters(recurse=False)) and "timm.layers" not in home
     is_activation = home in ("torch.nn.modules.activation", "timm.layers.activations")
     is_pointwise = isinstance(module, POINTWISE) and "2d" not in kind
-    return (
-        is_block
-        or is_activation
-        or is_pointwise
-        or kind in ("Sequential", "Mlp", "ConvMlp", "GlobalResponseNormMlp", "DropPath")
-    )
+    return is_block or is_activation or is_pointwise or kind in MIXING
 
 
 def _share(source: nn.Module, target: nn.Module) -> None:

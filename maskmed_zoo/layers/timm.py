@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maskmed_zoo.errors import CheckpointError, JointError, nearest
+from maskmed_zoo.weights.files import read_state
 
 FAMILIES = ("resnet", "convnext", "efficientnet", "vision_transformer", "swin_transformer")
 """Modules of timm.models whose networks can be inflated."""
@@ -56,9 +55,11 @@ def build_2d(name: str, in_channels: int, weights: str | None, any_family: bool)
     settings |= {"num_classes": 0} if is_whole else {"features_only": True}
     if weights is not None and torch.get_default_device().type != "meta":
         settings["pretrained"] = True
-        if weights != "timm":
-            settings["pretrained_cfg_overlay"] = {"state_dict": _read(Path(weights))}
+    state = read_state(Path(weights)).tensors if "pretrained" in settings and weights not in (None, "timm") else None
     try:
+        if state is not None:
+            settings["pretrained_cfg_overlay"] = {"state_dict": state}
+            _check_whole(name, family, in_channels, state)
         module: Any = timm.create_model(name, in_chans=in_channels, **settings)
     except Exception as error:
         said = " ".join(str(error).split())[:200]
@@ -76,16 +77,15 @@ def build_2d(name: str, in_channels: int, weights: str | None, any_family: bool)
     )
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """A state dict from a file; no code in it is run."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        said = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"encoder 'timm': weights '{path}' cannot be read: {said}") from error
-    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"encoder 'timm': weights '{path}' hold no state dict of tensors")
-    return state
+def _check_whole(name: str, family: str, in_channels: int, state: dict[str, Tensor]) -> None:
+    """Raise `ValueError` if a parameter below the classifier is not in the file; timm itself would leave it fresh."""
+    import timm
+
+    whole: Any = timm.create_model(name, in_chans=in_channels)
+    convert = getattr(importlib.import_module(f"timm.models.{family}"), "checkpoint_filter_fn", None)
+    known = state if convert is None else convert(dict(state), whole)
+    classifier = whole.pretrained_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    for key in whole.state_dict():
+        if key not in known and not key.startswith(("head.", *(f"{h}." for h in heads))) and "num_batches" not in key:
+            raise ValueError(f"'{key}' is not in the file")

@@ -26,6 +26,8 @@ CARD, RECIPE, WEIGHTS, README = "card.json", "recipe.yaml", "weights.safetensors
 FILES = (RECIPE, WEIGHTS, README)
 """What an exported folder may hold beside its card."""
 LARGEST_CARD = 2**20
+LARGEST_FILE = 20 * 2**30
+"""Bytes that a card may say a file has; it comes from the same place as the file."""
 HUB_LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
 
 
@@ -70,9 +72,14 @@ def read_card(path: Path) -> tuple[dict[str, Any], dict[str, FileFacts]]:
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(card, dict) or card.get("format") != FORMAT:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"'format' is not {FORMAT}")
+        for key in ("name", "licence"):
+            if not isinstance(card.get(key), str) or not card[key].isprintable():
+                raise ValueError(f"'{key}' is no line of text")
         named = cast(dict[str, dict[str, Any]], card["files"])
         facts = {str(name): FileFacts(int(entry["size"]), str(entry["sha256"])) for name, entry in named.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if any(not 0 <= fact.size <= LARGEST_FILE for fact in facts.values()):
+            raise ValueError(f"a size is not between 0 and {LARGEST_FILE}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a card of exported weights ({error}); export them again") from error
     for name in facts:
         safe_name(name, str(path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import string
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -34,7 +35,8 @@ class InterruptedDownloadError(CheckpointError):
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
     def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
         where = headers.get("Location") or headers.get("URI") or ""
-        check_url(urllib.parse.urljoin(req.full_url, where))
+        there = urllib.parse.urljoin(req.full_url, where)
+        check_url(urllib.parse.quote(there, safe=string.punctuation))  # as urllib asks for it
         return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
@@ -42,7 +44,14 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
 
 def check_url(url: str) -> None:
     """Raise `CheckpointError` unless the address is https, or http on this machine."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+        url.encode("ascii")
+        (parts.hostname or "").encode("idna")
+        if not url.isprintable():
+            raise ValueError("control characters")
+    except ValueError as error:
+        raise CheckpointError(f"{url[:160]!r}: not an address ({error}); encode what is not ASCII") from error
     if not (parts.scheme == "https" and parts.hostname) and not (
         parts.scheme == "http" and parts.hostname in _LOOPBACK
     ):

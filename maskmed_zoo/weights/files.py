@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,10 @@ def read_state(path: Path) -> State:
         raise CheckpointError(f"{path}: no such file; give a .safetensors, .pt or .pth file, or an exported folder")
     state = _read_pickle(path) if path.suffix in PICKLES else _read_safetensors(path)
     for name, tensor in state.tensors.items():
+        if not _is_plain(tensor):
+            raise CheckpointError(
+                f"{path}: '{name}' is no plain dense tensor with all its numbers in the file; refused"
+            )
         if tensor.is_floating_point() and not (tensor if tensor.itemsize > 1 else tensor.float()).isfinite().all():
             raise CheckpointError(f"{path}: '{name}' holds NaN or infinity; these weights cannot be used")
     return state
@@ -68,6 +73,13 @@ def sha256_of(path: Path) -> str:
     """The checksum of a file, read piece by piece."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Dense, on the CPU, not quantised, and not a few stored numbers spread over a shape that fills the memory."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
 
 
 def _read_safetensors(path: Path) -> State:
@@ -80,6 +92,7 @@ def _read_safetensors(path: Path) -> State:
 
 
 def _read_pickle(path: Path) -> State:
+    _check_stored(path)
     try:
         with torch.serialization.safe_globals(_NUMPY), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on the pickle protocol
@@ -101,6 +114,17 @@ def _read_pickle(path: Path) -> State:
     if not tensors:
         raise CheckpointError(f"{path}: no tensors; expected a state dict, alone or under {', '.join(CONTAINERS)}")
     return State(tensors)
+
+
+def _check_stored(path: Path) -> None:
+    """torch stores numbers as they are; a compressed entry could unpack to any size."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist())
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return  # no zip file, or a broken one: torch's to tell
+    if is_packed:
+        raise CheckpointError(f"{path}: is compressed, which torch's checkpoints are not; refused")
 
 
 def _line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from maskmed_zoo.errors import CheckpointError, UserError
 from maskmed_zoo.weights.archive import unpack
 from maskmed_zoo.weights.card import CARD, FILES, LARGEST_CARD, check_folder, read_card
 from maskmed_zoo.weights.download import InterruptedDownloadError, check_url, fetch
+from maskmed_zoo.weights.files import sha256_of
 
 HUB = "hf:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -35,6 +36,11 @@ def pull(source: str, folder: Path, *, revision: str | None = None, sha256: str 
     """
     if folder.exists():
         raise CheckpointError(f"{folder}: exists already; give a new folder")
+    if sha256 is not None and not source.endswith(".zip"):
+        raise CheckpointError(f"{source}: only a zip file takes a sha256; a card holds those of its files")
+    if revision is not None and not source.startswith(HUB):
+        raise CheckpointError(f"{source}: only a hub repository has revisions")
+    sha256 = None if sha256 is None else sha256.lower()
     arriving = folder.with_name(f".{folder.name}.arriving")
     try:
         card = _receive(source, arriving, revision, sha256)
@@ -87,6 +93,8 @@ def _from_address(source: str, arriving: Path) -> None:
 
 def _from_zip(source: str, arriving: Path, sha256: str | None) -> None:
     if "://" not in source:
+        if sha256 is not None and Path(source).is_file() and sha256_of(Path(source)) != sha256:
+            raise CheckpointError(f"{source}: its sha256 is not {sha256[:12]}…: altered or damaged; refused")
         unpack(Path(source), arriving)
         return
     # Beside the folder and not in it, so that an interrupted download outlives the folder.

@@ -92,9 +92,10 @@ _SIGNS: tuple[tuple[re.Pattern[str], KeyMap], ...] = (
 )
 
 
-def unwrapped(state: Tensors) -> dict[str, Tensor]:
-    """Without the prefixes that parallel and compiled modules put before every name."""
-    return {_WRAPPERS.sub("", name): value for name, value in state.items()}
+def unwrapped(state: Tensors, module: nn.Module) -> dict[str, Tensor]:
+    """Without the prefixes that parallel and compiled modules put before every name, unless the module has them too."""
+    known = module.state_dict().keys()
+    return {name if name in known else _WRAPPERS.sub("", name): value for name, value in state.items()}
 
 
 def recognise(state: Tensors) -> KeyMap:

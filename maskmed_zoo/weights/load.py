@@ -69,7 +69,7 @@ def load_weights(
     """
     place = "the state dict" if isinstance(source, Mapping) else str(source)
     state = State(dict(source)) if isinstance(source, Mapping) else read_state(weights_in(Path(source)))
-    tensors = unwrapped(state.tensors)
+    tensors = unwrapped(state.tensors, module)
     tensors = (keys or recognise(tensors))(tensors, module)
     new_classes: tuple[str, ...] | None = getattr(module, "class_names", None)
     _check_labels(state.class_names, new_classes, place)

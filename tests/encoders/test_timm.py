@@ -196,6 +196,20 @@ def test_weights_of_a_file(backbone, ending, tmp_path):
         torch.testing.assert_close(level[:, :, 0], plane, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_vit"])
+@pytest.mark.parametrize("mode", ["inflate", "slices"])
+def test_weights_that_lack_a_parameter_are_refused(backbone, mode, tmp_path):
+    """timm leaves such a parameter as it was drawn, without a word."""
+    torch.set_default_dtype(torch.float32)
+    state, path = timm.create_model(backbone).state_dict(), tmp_path / "weights.pth"
+    body = [key for key in state if not key.startswith(("fc.", "head."))]
+    torch.save({key: state[key] for key in body}, path)  # without the classifier
+    encoder(backbone, weights=str(path), mode=mode)
+    lost = [key for key in body if key.endswith("weight")][-2]
+    torch.save({key: value for key, value in state.items() if key != lost}, path)
+    assert f"'{lost}' is not in the file" in refusal(CheckpointError, backbone=backbone, weights=str(path), mode=mode)
+
+
 def refusal(kind: type[Exception], **settings) -> str:
     with pytest.raises(kind) as caught:
         encoder(**settings)
@@ -214,12 +228,12 @@ def test_what_cannot_be_done_is_told_in_one_line(tmp_path):
     assert "must be 5 numbers" in refusal(JointError, backbone="test_resnet", z_factors=(2, 2))
     assert "a divisor of" in refusal(JointError, backbone="test_resnet", z_factors=(2, 2, 2, 2, 4))
     missing = refusal(CheckpointError, backbone="test_resnet", weights=str(tmp_path / "none.pth"))
-    assert "none.pth' cannot be read" in missing
+    assert "none.pth: no such file" in missing
     torch.save(timm.create_model("test_convnext").state_dict(), tmp_path / "other.pth")
     assert "do not fit 'test_resnet'" in refusal(
         CheckpointError, backbone="test_resnet", weights=str(tmp_path / "other.pth")
     )
     torch.save({"code": print}, tmp_path / "code.pth")
-    assert "cannot be read" in refusal(CheckpointError, backbone="test_resnet", weights=str(tmp_path / "code.pth"))
+    assert "would run code" in refusal(CheckpointError, backbone="test_resnet", weights=str(tmp_path / "code.pth"))
     with pytest.raises(ValidationError, match="'slab' must be odd"):
         TimmConfig(slab=2)

@@ -103,6 +103,14 @@ def test_only_https(url: str, target: Path) -> None:
     assert left(target) == []
 
 
+@pytest.mark.parametrize(
+    "url", ["https://[x/w", f"https://{'a' * 70}.org/w", "https://example.org/\u00fc", "https://h/a\nb"]
+)
+def test_addresses_that_are_none(url: str, target: Path) -> None:
+    assert "not an address" in one_line(fetch, url, target)
+    assert left(target) == []
+
+
 def test_redirections_are_checked_too(server: Server, target: Path) -> None:
     check_url("https://example.org/w")
     server.redirects = {"/a": "/w", "/b": "http://example.org/w", "/c": "file:///etc/hostname"}

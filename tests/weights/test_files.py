@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,39 @@ def test_a_header_that_lies(tmp_path: Path) -> None:
     assert "not a whole safetensors file" in refusal(path)
     path.write_bytes((2**62).to_bytes(8, "little") + b"{}")
     assert "not a whole safetensors file" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(10**12),
+        torch.zeros(2, 1).expand(2, 3),
+        torch.eye(3).to_sparse(),
+        torch.empty(3, device="meta"),
+    ],
+    ids=["4 TB in 4 bytes", "expanded", "sparse", "meta"],
+)
+def test_tensors_that_are_not_what_they_seem(tensor: torch.Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"w": tensor}, path)
+    assert "'w' is no plain dense tensor" in refusal(path)
+
+
+def test_views_of_one_storage_are_plain(tmp_path: Path) -> None:
+    path, whole = tmp_path / "weights.pt", torch.arange(6.0).view(2, 3)
+    torch.save({"a": whole, "b": whole[1], "c": whole.T, "d": torch.empty(0, 3), "e": torch.tensor(1.0)}, path)
+    state = read_state(path)
+    assert [t.tolist() for t in state.tensors.values()] == [whole.tolist(), [3, 4, 5], whole.T.tolist(), [], 1.0]
+
+
+def test_a_compressed_checkpoint(tmp_path: Path) -> None:
+    stored, path = tmp_path / "stored.pt", tmp_path / "weights.pt"
+    torch.save({"w": torch.zeros(10**6)}, stored)
+    with zipfile.ZipFile(stored) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert path.stat().st_size < 10**5
+    assert "is compressed" in refusal(path)
 
 
 def test_what_is_no_weights(tmp_path: Path) -> None:

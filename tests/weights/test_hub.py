@@ -18,7 +18,7 @@ import pytest
 import maskmed_zoo as zoo
 from maskmed_zoo.weights import archive
 from maskmed_zoo.weights.archive import unpack
-from maskmed_zoo.weights.card import CARD, check_folder, safe_name
+from maskmed_zoo.weights.card import CARD, FileFacts, check_folder, safe_name
 from maskmed_zoo.weights.hub import pull, push
 from tests.weights.conftest import Server, one_line
 
@@ -53,6 +53,11 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no JSON": (lambda f: (f / CARD).write_text("{"), "not a card"),
     "files no mapping": (lambda f: edit(f, lambda c: c.update(files=["x"])), "not a card"),
     "size no number": (lambda f: edit(f, lambda c: c["files"]["recipe.yaml"].update(size="x")), "not a card"),
+    "size without end": (lambda f: edit(f, lambda c: c["files"]["recipe.yaml"].update(size=10**15)), "a size is not"),
+    "infinite size": (lambda f: edit(f, lambda c: c["files"]["recipe.yaml"].update(size=float("inf"))), "not a card"),
+    "nested too deep": (lambda f: (f / CARD).write_text("[" * 10**6), "not a card"),
+    "no licence": (lambda f: edit(f, lambda c: c.pop("licence")), "'licence' is no line"),
+    "name of control characters": (lambda f: edit(f, lambda c: c.update(name="a\x1b[2Jb")), "'name' is no line"),
     "huge card": (lambda f: (f / CARD).write_text(" " * (2**20 + 1)), "1"),
 }
 
@@ -111,6 +116,15 @@ def test_an_interrupted_pull_goes_on(exported: Path, server: Server, tmp_path: P
     assert [path for path, _ in server.asked].count("/m/recipe.yaml") == 1  # whole the first time
     assert len(wanted) == 3
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_the_user_says_of_the_source_is_heeded(exported: Path, server: Server, tmp_path: Path) -> None:
+    address, archive_file, out = served(server, exported), zipped(exported, tmp_path / "m.zip"), tmp_path / "out"
+    assert "sha256 is not" in one_line(pull, str(archive_file), out, sha256="0" * 64)
+    assert "only a zip file" in one_line(pull, address, out, sha256="0" * 64)
+    assert "only a hub repository" in one_line(pull, address, out, revision="main")
+    assert not out.exists()
+    pull(str(archive_file), out, sha256=FileFacts.of(archive_file).sha256.upper())
 
 
 @pytest.mark.parametrize("name", SPOILED)

@@ -189,6 +189,11 @@ def test_timm_weights_into_a_module_under_a_prefix(tmp_path: Path) -> None:
     assert (report.missing, report.share) == ({}, 1)
 
 
+def test_a_child_called_module_keeps_its_name() -> None:
+    holder = nn.ModuleDict({"module": nn.Linear(2, 2)})
+    assert zoo.load_weights(holder, holder.state_dict()).share == 1
+
+
 def test_only_known_differences_are_adapted() -> None:
     context = Context(2, ("background", "a"), ("background", "a", "b"))
     assert adapt("x", torch.zeros(4, 6), torch.zeros(6, 4), context) is None
