@@ -7,6 +7,7 @@ of the network filled is refused all the same, because a network that is mostly 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from maskmed_zoo.weights.keys import KeyMap, recognise, unwrapped
 
 DERIVED = ("relative_position_index",)
 """Buffers that follow from the settings of the network, not from its training."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -83,6 +86,8 @@ def load_weights(
             f"these are the weights of another network, or need another 'minimum'"
         )
     module.load_state_dict(fitted)
+    whole = not (report.adapted or report.missing or report.unexpected)
+    log.log(logging.INFO if whole else logging.WARNING, "%s: %s", place, report)  # `create` returns the network alone
     return report
 
 

@@ -223,3 +223,13 @@ def test_published_weights(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(card.facts, "weights", {"url": "https://x/y"})
     with pytest.raises(RegistryError, match="needs url, size and sha256"):
         published_module.published("maskmed_phantom")
+
+
+def test_a_network_made_from_part_of_a_file_says_so(tiny_recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`create` returns the network alone, so that its report is logged."""
+    state = zoo.create(tiny_recipe).state_dict()
+    dropped = next(iter(state))
+    path = tiny_recipe.with_name("part.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in state.items() if name != dropped}, path)
+    zoo.create(tiny_recipe, pretrained=path, strict=False)
+    assert f"missing {dropped}: not in the file" in caplog.text
