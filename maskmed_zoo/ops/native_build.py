@@ -1,6 +1,6 @@
 """Where the compiled `native.c` is: beside it in a wheel, in the user's cache, or made there, once, in seconds.
 
-The name in the cache holds a hash of source, flags, machine and C library, so another one never loads it. The compiler writes
+The name in the cache holds a hash of source, flags, machine and C library, so no other loads it. The compiler writes
 to a name of its own, which is moved into place when complete: processes that build at the same time do no harm.
 """
 

@@ -105,7 +105,7 @@ def spilled(text: str) -> list[str]:
         source = Path(folder) / "kernel.ptx"
         source.write_text(text, encoding="utf-8")
         done = subprocess.run(
-            [newer if newer.exists() else tool, "-v", "--gpu-name", target, source, "-o", Path(folder) / "kernel.cubin"],
+            [newer if newer.exists() else tool, "-v", "--gpu-name", target, source, "-o", Path(folder) / "kernel"],
             check=True, capture_output=True, text=True,
         )  # fmt: skip
     return re.findall(r"\d+ bytes spill stores", done.stderr)
