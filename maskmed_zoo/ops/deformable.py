@@ -57,7 +57,7 @@ def deformable_attention(
     if values.dtype not in TYPES or not values.device == locations.device == weights.device:
         raise ValueError(
             f"deformable_attention: values are {values.dtype} on {values.device}, locations on {locations.device}, "
-            f"weights on {weights.device}; all belong on one device, the values in float32, bfloat16, float16 or float64"
+            f"weights on {weights.device}; all belong on one device, values in float32, bfloat16, float16 or float64"
         )
     precision = torch.promote_types(values.dtype, torch.float32)
     locations, weights = locations.to(precision), weights.to(precision)

@@ -316,7 +316,7 @@ def test_types_and_devices_that_no_backend_takes_are_refused(name):
         weights = weights.to("meta")
     else:
         values = values.to(torch.int64 if name == "integers" else torch.complex64)
-    with pytest.raises(ValueError, match="all belong on one device, the values in float32"):
+    with pytest.raises(ValueError, match="all belong on one device, values in float32"):
         deformable_attention(values, shapes, locations, weights)
 
 
