@@ -19,6 +19,8 @@ from maskmed_zoo.ops.registration import FLOP_FORMULAS
 
 __all__ = ["FLOP_FORMULAS", "Backend", "deformable_attention"]
 
+TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 def deformable_attention(
     values: Tensor, shapes: Sequence[Size3], locations: Tensor, weights: Tensor, *, backend: Backend = "auto"
@@ -38,16 +40,24 @@ def deformable_attention(
     exactly nothing. Locations and weights are used in float32 (or float64 where the values are) even under autocast:
     rounding coordinates to bfloat16 costs 10 % error. Differentiable once (the backend "torch" also twice).
     Returns (b q h c) in the dtype of `values`.
-    Raises `ValueError` if shapes and tensors disagree, `UserError` if a backend asked for is not there.
+    Raises `ValueError` if shapes, tensors, their types or devices disagree, `UserError` if a backend asked for is not
+    there.
     """
     fits = values.dim() == 4 and locations.dim() == 6 and weights.shape == locations.shape[:-1]
     if fits:
         expected = (values.shape[0], locations.shape[1], values.shape[2], len(shapes), locations.shape[4], 3)
         fits = locations.shape == expected and sum(d * y * x for d, y, x in shapes) == values.shape[1]
+        fits = fits and all(n >= 0 for shape in shapes for n in shape)
     if not fits:
         raise ValueError(
             f"deformable_attention: values {tuple(values.shape)}, shapes {list(shapes)}, locations "
             f"{tuple(locations.shape)} and weights {tuple(weights.shape)} do not belong together"
+        )
+    # Raw pointers are taken of these: what is not checked here reads memory of others.
+    if values.dtype not in TYPES or not values.device == locations.device == weights.device:
+        raise ValueError(
+            f"deformable_attention: values are {values.dtype} on {values.device}, locations on {locations.device}, "
+            f"weights on {weights.device}; all belong on one device, values in float32, bfloat16, float16 or float64"
         )
     precision = torch.promote_types(values.dtype, torch.float32)
     locations, weights = locations.to(precision), weights.to(precision)

@@ -130,13 +130,19 @@ def load() -> tuple[Library | None, str]:
     """The library, built if need be, or None; and what to tell about it."""
     try:
         path = native_build.library()
-        loaded = Library(path)
+        try:
+            loaded = Library(path)
+        except OSError:  # the wheel's may have been linked with a newer C library
+            if path != native_build.SHIPPED:
+                raise
+            path = native_build.made()
+            loaded = Library(path)
     except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         return None, f"{error}"
     return loaded, f"{SETS[loaded.instructions]}, {path}"
 
 
 def fits(shapes: Sequence[int]) -> bool:
-    """Whether voxels of every level can be counted in 32 bits and its sides in the mantissa of a float32."""
+    """Whether every level, with the voxels before its first, can be counted in 32 bits, its sides in a float32."""
     sides = [tuple(shapes[i : i + 3]) for i in range(0, len(shapes), 3)]
-    return all(prod(side) < 2**31 and max(side) < 2**24 for side in sides)
+    return all(prod(n + 1 for n in side) < 2**31 and max(side) < 2**24 for side in sides)

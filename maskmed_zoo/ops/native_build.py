@@ -1,6 +1,6 @@
 """Where the compiled `native.c` is: beside it in a wheel, in the user's cache, or made there, once, in seconds.
 
-The name in the cache holds a hash of source, flags and machine, so another version never loads it. The compiler writes
+The name in the cache holds a hash of source, flags, machine and C library, so no other loads it. The compiler writes
 to a name of its own, which is moved into place when complete: processes that build at the same time do no harm.
 """
 
@@ -44,15 +44,18 @@ def build(target: Path) -> None:
 def cached(folder: Path | None = None) -> Path:
     """The library's place in `folder`, by default the user's cache."""
     key = hashlib.sha256(SOURCE.read_bytes())
-    key.update(" ".join([*FLAGS, sys.platform, platform.machine()]).encode())
+    key.update(" ".join([*FLAGS, sys.platform, platform.machine(), *platform.libc_ver()]).encode())
     folder = folder or Path.home() / ".cache" / "maskmed-zoo"
     return folder / f"deformable_attention-{key.hexdigest()[:16]}.so"
 
 
-def library(folder: Path | None = None) -> Path:
-    """The compiled library, made first if need be; raises as `build` does, or `RuntimeError` without a home."""
-    if SHIPPED.exists():
-        return SHIPPED
+def library() -> Path:
+    """The compiled library, made first if need be; raises as `made` does."""
+    return SHIPPED if SHIPPED.exists() else made()
+
+
+def made(folder: Path | None = None) -> Path:
+    """The library in `folder`, by default the cache; raises as `build` does, or `RuntimeError` without a home."""
     path = cached(folder)
     if not path.exists():
         build(path)

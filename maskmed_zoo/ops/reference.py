@@ -98,14 +98,14 @@ def gather_rows(values: Tensor, shapes: Sequence[int], locations: Tensor, weight
     if output.numel() == 0 or values.numel() == 0 or points == 0:
         return output
     rows = values.to(locations.dtype).reshape(b * s * h, c)
-    extents = torch.tensor(shapes).view(levels, 3)
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), extents.prod(-1).cumsum(0)[:-1]])
+    extents = torch.tensor(shapes, device=values.device).view(levels, 3)
+    starts = extents.prod(-1).cumsum(0) - extents.prod(-1)
     used = [level for level in range(levels) if all(shapes[3 * level : 3 * level + 3])]
     size = min(q, max(1, CHUNK // (len(used) * points * h)))
     # Everything per sample has the samples' shape in full, so that every step below runs over memory in one go.
     sample = (size, h, len(used), points)
     index = torch.int32 if rows.shape[0] < 2**31 else torch.int64
-    heads = torch.arange(h).view(h, 1)
+    heads = torch.arange(h, device=values.device).view(h, 1)
     extent = [e.view(-1, 1).expand(sample).to(index) for e in extents[used].unbind(-1)]
     for batch in range(b):
         first = ((starts[used] + batch * s) * h + heads).unsqueeze(-1).expand(sample).to(index)

@@ -19,9 +19,9 @@ from maskmed_zoo.ops import backend, native, reference
 @torch.library.custom_op("maskmed_zoo::deformable_attention", mutates_args=())
 def forward(values: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int]) -> Tensor:
     """Values (b s h c), locations (b q h l p 3), weights (b q h l p); (b q h c)."""
-    taken = backend.best(values.device.type)
+    taken = backend.best(values.device.type) if native.fits(shapes) else "torch"
     library, _ = native.load() if taken == "native" else (None, "")
-    if library and native.fits(shapes):
+    if library:
         return library.forward(values, shapes, locations, weights)
     if taken == "triton":
         from maskmed_zoo.ops import triton_backend
@@ -36,9 +36,9 @@ def backward(  # noqa: PLR0917 - the order of a schema
     grad: Tensor, values: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], wants_values: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of values (without elements if not wanted), locations and weights."""
-    taken = backend.best(values.device.type)
+    taken = backend.best(values.device.type) if native.fits(shapes) else "torch"
     library, _ = native.load() if taken == "native" else (None, "")
-    if library and native.fits(shapes):
+    if library:
         of_values, *others = library.backward(grad, values, shapes, locations, weights, wants_values=wants_values)
     elif taken == "triton":
         from maskmed_zoo.ops import triton_backend

@@ -28,7 +28,7 @@ def forward_kernel(
     """`levels_at` (l 4) int64: d, h, w and first voxel of each level."""
     query = tl.program_id(0) * BQ + tl.arange(0, BQ)
     batch = (tl.program_id(1) // heads).to(tl.int64)
-    head = tl.program_id(1) % heads
+    head = (tl.program_id(1) % heads).to(tl.int64)
     channel = tl.arange(0, BC)
     here, there = query < queries, channel < channels
     lane = (batch * queries + query) * heads + head
@@ -73,7 +73,7 @@ def backward_kernel(
     """Gradients of locations and weights; with SCATTER that of the values, (b s h c) of zeros before, by atomics."""
     query = tl.program_id(0) * BQ + tl.arange(0, BQ)
     batch = (tl.program_id(1) // heads).to(tl.int64)
-    head = tl.program_id(1) % heads
+    head = (tl.program_id(1) % heads).to(tl.int64)
     channel = tl.arange(0, BC)
     here, there = query < queries, channel < channels
     lane = (batch * queries + query) * heads + head

@@ -281,7 +281,7 @@ def test_the_necks_own_locations_stay_float32_under_autocast():
 # --- misuse and counting
 
 
-@pytest.mark.parametrize("name", ["values", "level", "weights", "heads", "rank"])
+@pytest.mark.parametrize("name", ["values", "level", "weights", "heads", "rank", "negative"])
 def test_tensors_that_do_not_belong_together_are_refused(name):
     values, shapes, locations, weights = inputs(SHAPES)
     if name == "values":
@@ -291,6 +291,8 @@ def test_tensors_that_do_not_belong_together_are_refused(name):
         values = values[:, : prod(shapes[0])]
     elif name == "weights":
         weights = weights[:, 1:]
+    elif name == "negative":  # the sum fits, and the second level would begin before the first value
+        values, shapes = values[:, :1], [(-1, 1, 1), (2, 1, 1)]
     elif name == "rank":
         values = values.flatten(2)
     else:
@@ -303,6 +305,26 @@ def test_batches_that_differ_are_refused():
     values, shapes, locations, weights = inputs(SHAPES)
     with pytest.raises(ValueError, match="do not belong together"):
         deformable_attention(values[:1], shapes, locations, weights)
+
+
+@pytest.mark.parametrize("name", ["integers", "complex", "locations", "weights"])
+def test_types_and_devices_that_no_backend_takes_are_refused(name):
+    values, shapes, locations, weights = inputs(SHAPES)
+    if name == "locations":
+        locations = locations.to("meta")
+    elif name == "weights":
+        weights = weights.to("meta")
+    else:
+        values = values.to(torch.int64 if name == "integers" else torch.complex64)
+    with pytest.raises(ValueError, match="all belong on one device, values in float32"):
+        deformable_attention(values, shapes, locations, weights)
+
+
+def test_a_default_device_changes_nothing():
+    values, shapes, locations, weights = inputs(SHAPES)
+    expected = deformable_attention(values, shapes, locations, weights)
+    with torch.device("meta"), torch.no_grad():
+        assert torch.equal(deformable_attention(values, shapes, locations, weights), expected)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -73,7 +73,7 @@ def test_is_the_same_bit_by_bit_in_every_run_and_for_any_number_of_threads(width
     values, shapes, locations, weights, grad = case(width, torch.float32, queries=2000, heads=heads)
     expected = None
     for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         for _ in range(10):
             found = [
                 LIBRARY.forward(values, shapes, locations, weights),
@@ -132,6 +132,7 @@ def test_levels_that_cannot_be_counted_in_32_bits_go_another_way():
     assert native.fits((1024, 1024, 1024, 0, 0, 0))
     assert not native.fits((2, 2, 2, 2048, 1024, 1024))
     assert not native.fits((1, 1, 2**24))
+    assert not native.fits((1, 2000, 1073740))  # fewer than 2^31, but not with the row before the first
 
 
 # --- building
@@ -140,14 +141,12 @@ def test_levels_that_cannot_be_counted_in_32_bits_go_another_way():
 @needs_library
 @pytest.mark.skipif(native_build.compiler() is None, reason="no C compiler")
 def test_is_built_once_into_the_cache_and_found_again(tmp_path, monkeypatch):
-    if native_build.SHIPPED.exists():
-        pytest.skip("the library is part of this installation")
     monkeypatch.setattr(native_build, "FLAGS", (*native_build.FLAGS, "-O0"))  # not to wait for
-    path = native_build.library(tmp_path / "new")
+    path = native_build.made(tmp_path / "new")
     assert native.Library(path).instructions == LIBRARY.instructions
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     monkeypatch.setattr(native_build, "build", lambda _: pytest.fail("built again"))
-    assert native_build.library(tmp_path / "new") == path
+    assert native_build.made(tmp_path / "new") == path
     monkeypatch.setattr(native_build, "FLAGS", (*native_build.FLAGS, "-DOTHER"))
     assert native_build.cached(tmp_path / "new") != path
 
@@ -208,3 +207,17 @@ def test_rubbish_in_the_cache_is_no_library(tmp_path, monkeypatch):
     library, why = native.load.__wrapped__()
     assert library is None
     assert "library.so" in why
+
+
+@needs_library
+@pytest.mark.skipif(native_build.compiler() is None, reason="no C compiler")
+def test_a_library_of_the_wheel_that_cannot_be_loaded_is_made_anew(tmp_path, monkeypatch):
+    """As where the wheel was made with a newer C library."""
+    shipped = tmp_path / "shipped.so"
+    shipped.write_bytes(b"no library")
+    monkeypatch.setattr(native_build, "SHIPPED", shipped)
+    monkeypatch.setattr(native_build, "FLAGS", (*native_build.FLAGS, "-O0"))  # not to wait for
+    monkeypatch.setattr(native_build.Path, "home", lambda: tmp_path)
+    library, where = native.load.__wrapped__()
+    assert library is not None
+    assert str(tmp_path / ".cache") in where
