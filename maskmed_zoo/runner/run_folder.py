@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Callable
 from contextlib import suppress
@@ -182,12 +183,19 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     try:
         write(temporary)
+        temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
         temporary.replace(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}); free space or rights") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def make_folder(path: Path) -> None:

@@ -102,6 +102,10 @@ def weights_in(path: Path) -> Path:
     """The weights file that a path stands for: itself, or that of an exported folder, which is checked."""
     if not path.is_dir():
         return path
+    if not (path / CARD).is_file():
+        raise CheckpointError(
+            f"{path}: no {CARD}, so no exported weights; of a run give its weights_last.safetensors, or export it first"
+        )
     check_folder(path)
     return path / WEIGHTS
 

@@ -49,6 +49,7 @@ def test_a_run_holds_what_it_promises(tiny_recipe: Path, dataset: Path, tmp_path
         "evaluation.json",
         "predictions",
     }
+    assert len({path.stat().st_mode for path in run.path.iterdir() if path.is_file()}) == 1, "read by the same people"
     rows = metrics(run)
     assert [row["iterations"] for row in rows] == ["3", "6"]
     assert {"loss", "class", "bce", "dice", "gradient_norm", "lr_cnn", "lr_transformer", "validation_dice"} <= rows[

@@ -233,3 +233,8 @@ def test_a_network_made_from_part_of_a_file_says_so(tiny_recipe: Path, caplog: p
     save_file({name: tensor.contiguous() for name, tensor in state.items() if name != dropped}, path)
     zoo.create(tiny_recipe, pretrained=path, strict=False)
     assert f"missing {dropped}: not in the file" in caplog.text
+
+
+def test_a_run_is_no_exported_folder(tiny_recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no card.json, so no exported weights; of a run give its weights_last"):
+        zoo.create(tiny_recipe, pretrained=tmp_path)
