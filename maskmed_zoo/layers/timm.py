@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from maskmed_zoo.errors import CheckpointError, JointError, nearest
 from maskmed_zoo.weights.files import read_state
+from maskmed_zoo.weights.load import LoadReport
 
 FAMILIES = ("resnet", "convnext", "efficientnet", "vision_transformer", "swin_transformer")
 """Modules of timm.models whose networks can be inflated."""
@@ -20,6 +22,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     "swin_transformer": {"strict_img_size": False, "always_partition": True},
 }
 """Families whose forward pass is ours when inflated, and what makes theirs take images of any size."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,10 @@ def build_2d(name: str, in_channels: int, weights: str | None, any_family: bool)
 
 
 def _check_whole(name: str, family: str, in_channels: int, state: dict[str, Tensor]) -> None:
-    """Raise `ValueError` if a parameter below the classifier is not in the file; timm itself would leave it fresh."""
+    """Log what came of the file, of the 2-D network before inflation.
+
+    Raises `ValueError` if a parameter below the classifier is not in the file; timm itself would leave it fresh.
+    """
     import timm
 
     whole: Any = timm.create_model(name, in_chans=in_channels)
@@ -86,6 +92,11 @@ def _check_whole(name: str, family: str, in_channels: int, state: dict[str, Tens
     known = state if convert is None else convert(dict(state), whole)
     classifier = whole.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    for key in whole.state_dict():
-        if key not in known and not key.startswith(("head.", *(f"{h}." for h in heads))) and "num_batches" not in key:
+    own, report = whole.state_dict(), LoadReport(share=1.0)
+    for key in own:
+        if key in known:
+            report.loaded.append(key)
+        elif not key.startswith(("head.", *(f"{h}." for h in heads))) and "num_batches" not in key:
             raise ValueError(f"'{key}' is not in the file")
+    report.unexpected = [key for key in known if key not in own]
+    log.log(logging.WARNING if report.unexpected else logging.INFO, "encoder 'timm', '%s': %s", name, report)

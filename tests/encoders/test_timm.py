@@ -198,13 +198,18 @@ def test_weights_of_a_file(backbone, ending, tmp_path):
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_vit"])
 @pytest.mark.parametrize("mode", ["inflate", "slices"])
-def test_weights_that_lack_a_parameter_are_refused(backbone, mode, tmp_path):
+def test_weights_are_reported_and_refused_where_they_lack_a_parameter(backbone, mode, tmp_path, caplog):
     """timm leaves such a parameter as it was drawn, without a word."""
     torch.set_default_dtype(torch.float32)
     state, path = timm.create_model(backbone).state_dict(), tmp_path / "weights.pth"
     body = [key for key in state if not key.startswith(("fc.", "head."))]
     torch.save({key: state[key] for key in body}, path)  # without the classifier
+    with caplog.at_level("INFO"):
+        encoder(backbone, weights=str(path), mode=mode)
+    assert f"'{backbone}': {len(body)} loaded, 0 adapted, 0 missing, 0 unexpected" in caplog.text
+    torch.save(state | {"other": torch.zeros(1)}, path)
     encoder(backbone, weights=str(path), mode=mode)
+    assert "1 unexpected" in caplog.text
     lost = [key for key in body if key.endswith("weight")][-2]
     torch.save({key: value for key, value in state.items() if key != lost}, path)
     assert f"'{lost}' is not in the file" in refusal(CheckpointError, backbone=backbone, weights=str(path), mode=mode)
