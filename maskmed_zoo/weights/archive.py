@@ -9,9 +9,8 @@ from pathlib import Path
 
 from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.weights.card import safe_name
+from maskmed_zoo.weights.files import LARGEST
 
-LARGEST = 20 * 2**30
-"""Bytes an archive may unpack to."""
 _CHUNK = 2**20
 
 

@@ -19,15 +19,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from maskmed_zoo.errors import CheckpointError
-from maskmed_zoo.weights.files import sha256_of
+from maskmed_zoo.weights.files import LARGEST, sha256_of
 
 FORMAT = 1
 CARD, RECIPE, WEIGHTS, README = "card.json", "recipe.yaml", "weights.safetensors", "README.md"
 FILES = (RECIPE, WEIGHTS, README)
 """What an exported folder may hold beside its card."""
 LARGEST_CARD = 2**20
-LARGEST_FILE = 20 * 2**30
-"""Bytes that a card may say a file has; it comes from the same place as the file."""
+"""Bytes that a card may have."""
 HUB_LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
 
 
@@ -77,8 +76,8 @@ def read_card(path: Path) -> tuple[dict[str, Any], dict[str, FileFacts]]:
                 raise ValueError(f"'{key}' is no line of text")
         named = cast(dict[str, dict[str, Any]], card["files"])
         facts = {str(name): FileFacts(int(entry["size"]), str(entry["sha256"])) for name, entry in named.items()}
-        if any(not 0 <= fact.size <= LARGEST_FILE for fact in facts.values()):
-            raise ValueError(f"a size is not between 0 and {LARGEST_FILE}")
+        if any(not 0 <= fact.size <= LARGEST for fact in facts.values()):
+            raise ValueError(f"a size is not between 0 and {LARGEST}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a card of exported weights ({error}); export them again") from error
     for name in facts:

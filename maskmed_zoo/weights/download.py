@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from maskmed_zoo.errors import CheckpointError
-from maskmed_zoo.weights.files import sha256_of
+from maskmed_zoo.weights.files import LARGEST, sha256_of
 
-LARGEST = 20 * 2**30
-"""Bytes a download may have where its size is not known before."""
 TIMEOUT = 30.0
 _CHUNK = 2**18
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")

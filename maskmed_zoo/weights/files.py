@@ -23,6 +23,8 @@ from torch import Tensor
 
 from maskmed_zoo.errors import CheckpointError
 
+LARGEST = 20 * 2**30
+"""Bytes that a file of weights, or all files of an archive together, may have, whatever their card says."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 CONTAINERS = ("network_weights", "state_dict", "model_state_dict", "model")
 """Keys under which training frameworks keep the weights in a checkpoint."""
