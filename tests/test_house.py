@@ -23,6 +23,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 COMPONENT = {"contracts", "layers", "ops"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
     "contracts": set(),
     "registry": {"contracts"},
     "layers": {"contracts", "ops", "weights"},  # weights: the one reader of files of others
@@ -36,15 +37,15 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"contracts", "registry", "recipe"},
     "attach": {"contracts", "registry", "layers"},
     "build": {"contracts", "registry", "recipe", "model", "ops"},
-    "data": {"contracts", "recipe"},
+    "data": {"contracts", "recipe", "files"},
     "inference": {"contracts"},
     "evaluation": {"data"},
     "report": {"contracts"},
     "explain": {"contracts", "layers", "heads", "model"},
-    "weights": {"registry"},
+    "weights": {"registry", "files"},
     "interop": COMPONENT
     | {"registry", "recipe", "model", "build", "encoders", "decoders", "heads", "runner", "weights"},
-    "runner": {"root", "contracts", "recipe", "model", "build", "weights"}
+    "runner": {"root", "contracts", "files", "recipe", "model", "build", "weights"}
     | {"data", "inference", "evaluation", "report", "explain"},
     "cli": {"root", "registry", "recipe", "build", "evaluation", "runner", "weights", "interop"},
     "root": {"registry", "recipe", "model", "build", "attach", "weights"},

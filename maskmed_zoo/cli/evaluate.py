@@ -28,6 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table; a run also gets its predictions/ and evaluation.json."""
+    if args.json and args.json.exists() and not _is_scores(args.json):
+        raise UserError(f"{args.json}: exists and holds no scores, so it is not replaced; give another file")
     result = _scores(args)
     if args.json:
         try:
@@ -46,3 +48,12 @@ def _scores(args: argparse.Namespace) -> dict[str, Any]:
     if args.run is None and args.pred is not None and args.ref is not None:
         return evaluate_folders(args.pred, args.ref)
     raise UserError("evaluate: give either RUN, or --pred DIR and --ref DIR")
+
+
+def _is_scores(path: Path) -> bool:
+    """Whether a file is what `--json` wrote before."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "mean_dice" in content

@@ -15,7 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run")
     parser.add_argument("inputs", metavar="INPUT", type=Path, nargs="+", help="image files, or folders of them")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the label maps, or one .nii.gz for one input")
-    parser.add_argument("--overwrite", action="store_true", help="predict cases that are finished already again")
+    parser.add_argument("--overwrite", action="store_true", help="predict again what predict made before")
     add_weights(parser)
     add_device(parser)
 

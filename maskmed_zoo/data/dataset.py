@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -103,7 +103,8 @@ def open_dataset(root: str | Path) -> RawDataset:
     if description.get("file_ending", ENDING) != ENDING:
         raise DataError(f"{source}: file_ending {description['file_ending']!r}, expected '{ENDING}'; convert the files")
     channels, labels = _channels(description, source), _labels(description, source)
-    images = _grouped(root / "imagesTr", len(channels), plain=False)
+    folder = root / "imagesTr"
+    images = _grouped(folder, _files(folder), len(channels), plain=False)
     folder = root / "labelsTr"
     maps = {path.name.removesuffix(ENDING): path for path in _files(folder)}
     for name in images:
@@ -126,11 +127,16 @@ def find_cases(folder: str | Path, channels: int) -> tuple[Case, ...]:
     """Cases without labels in a folder of `NAME_0000.nii.gz, NAME_0001.nii.gz, …`, sorted by identifier.
 
     With one channel, files may also be called plainly `NAME.nii.gz`: so they are read if none ends in `_0000.nii.gz`.
-    Raises `DataError` for a missing or empty folder, missing channel files, or more channels than the model has.
+    What `predict` wrote into the folder is left out. Raises `DataError` for a missing or empty folder, missing channel
+    files, or more channels than the model has.
     """
+    from maskmed_zoo.data.predicted import PredictedFolder
+
     folder = Path(folder)
-    plain = channels == 1 and not any(path.name.endswith(f"_0000{ENDING}") for path in _files(folder))
-    return tuple(Case(name, files, None) for name, files in _grouped(folder, channels, plain=plain).items())
+    record = PredictedFolder(folder)
+    files = [path for path in _files(folder) if not record.is_predicted(path.name)]
+    plain = channels == 1 and not any(path.name.endswith(f"_0000{ENDING}") for path in files)
+    return tuple(Case(name, group, None) for name, group in _grouped(folder, files, channels, plain=plain).items())
 
 
 def load_case(case: Case, dataset: RawDataset | None) -> tuple[NDArray[np.float32], NDArray[np.int16] | None, Geometry]:
@@ -262,10 +268,10 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"*{ENDING}") if not path.name.startswith("."))
 
 
-def _grouped(folder: Path, channels: int, *, plain: bool) -> dict[str, tuple[Path, ...]]:
-    """Identifier -> channel files in order, sorted by identifier."""
+def _grouped(folder: Path, files: Sequence[Path], channels: int, *, plain: bool) -> dict[str, tuple[Path, ...]]:
+    """Identifier -> channel files in order, sorted by identifier, of the `files` in a folder."""
     found: dict[str, dict[int, Path]] = {}
-    for path in _files(folder):
+    for path in files:
         match = _CHANNEL_FILE.fullmatch(path.name)
         if plain:
             found[path.name.removesuffix(ENDING)] = {0: path}
@@ -279,9 +285,9 @@ def _grouped(folder: Path, channels: int, *, plain: bool) -> dict[str, tuple[Pat
             found.setdefault(match[1], {})[int(match[2])] = path
     if not found:
         raise DataError(f"{folder}: no images; expected files named NAME_0000{ENDING}")
-    for name, files in found.items():
+    for name, group in found.items():
         for channel in range(channels):
-            if channel not in files:
+            if channel not in group:
                 raise DataError(
                     f"{folder}: case '{name}' lacks {name}_{channel:04d}{ENDING} (channel {channel}); add it"
                 )

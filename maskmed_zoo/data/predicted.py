@@ -1,10 +1,16 @@
-"""What is known about predicted label maps: which weights made each, and what its values mean.
+"""What is known about predicted files: which weights made each, what its values mean, and that nobody changed it since.
 
 ```
-OUT/.maskmed_predictions.json   {"weights_sha256": {label map: checksum}, "labels": {checksum: {label name: value}}}
+OUT/.maskmed_predictions.json
+    weights_sha256   label map -> checksum of the weights that made it
+    labels           checksum of weights -> label name -> value
+    files            file of a case -> checksum of its content
+    replacing        label map -> weights that are making it, and checksums of the files that are to come
 ```
 The names let a label map be compared with references that number the same labels otherwise, as where several data sets
-were merged for the training.
+were merged for the training. The checksums tell what `predict` made from what is the user's: another file of the name,
+or a label map corrected by hand. A case is announced under `replacing` before its files are put in place and entered
+after that, so whatever instant a process is killed at, each file there is known for what it is.
 """
 
 from __future__ import annotations
@@ -18,34 +24,102 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskmed_zoo.data.dataset import foreground_labels
+from maskmed_zoo.files import sha256_of, write_atomically
 
 STAMP = ".maskmed_predictions.json"
-WEIGHTS, LABELS = "weights_sha256", "labels"
+WEIGHTS, LABELS, FILES, REPLACING = "weights_sha256", "labels", "files", "replacing"
+
+
+class PredictedFolder:
+    """The record of a folder, as it was when this was made; tables that are missing or damaged are empty."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            content = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            content = None
+        given = cast(dict[str, Any], content) if isinstance(content, dict) else {}
+        keys = (WEIGHTS, LABELS, FILES, REPLACING)
+        self.tables: dict[str, dict[str, Any]] = {k: t if isinstance(t := given.get(k), dict) else {} for k in keys}
+
+    def weights_of(self, name: str) -> str | None:
+        """Checksum of the weights that made a label map, None where it is not known or the map was changed since.
+
+        Folders of before the checksums of files are taken at their word.
+        """
+        if self._is_content(name, self.tables[FILES].get(name), unknown=True):
+            return self._entered(name)
+        weights, files = self._coming(name)
+        return weights if self._is_content(name, files.get(name), unknown=False) else None
+
+    def labels_of(self, name: str) -> dict[str, int] | None:
+        """Label names and values of a label map, also of one that was changed since; None where they are not known."""
+        found = self.tables[LABELS].get(self.weights_of(name) or self._entered(name) or "")
+        if not isinstance(found, dict):
+            return None
+        labels = cast(dict[str, Any], found)
+        return labels if all(type(value) is int and value >= 0 for value in labels.values()) else None
+
+    def is_known(self, name: str, label_map: str) -> bool:
+        """Whether a file of the case with this label map is as `predict` left it."""
+        if name in self.tables[FILES]:
+            known = self._is_content(name, self.tables[FILES][name], unknown=False)
+        else:
+            known = self._entered(label_map) is not None  # of before the checksums of files
+        return known or self._is_content(name, self._coming(label_map)[1].get(name), unknown=False)
+
+    def is_predicted(self, name: str) -> bool:
+        """Whether a file is listed here, and as `predict` left it."""
+        return name in {*self.tables[FILES], *self.tables[WEIGHTS]} and self.is_known(name, name)
+
+    def is_begun(self, name: str, weights_sha256: str) -> bool:
+        """Whether these weights were making a label map when they were interrupted."""
+        return self._coming(name)[0] == weights_sha256
+
+    def announce(self, name: str, weights_sha256: str, labels: Mapping[str, int], files: Mapping[str, str]) -> None:
+        """Write down what is about to be put in place: a label map, and the checksums of its case's files by name."""
+        self.tables[LABELS][weights_sha256] = dict(labels)
+        self.tables[REPLACING][name] = {WEIGHTS: weights_sha256, FILES: dict(files)}
+        self._write()
+
+    def enter(self, name: str) -> None:
+        """Write down that what was announced for a label map is in place."""
+        weights, files = self._coming(name)
+        del self.tables[REPLACING][name]
+        self.tables[WEIGHTS] = dict(sorted((self.tables[WEIGHTS] | {name: weights}).items()))
+        self.tables[FILES] = dict(sorted((self.tables[FILES] | files).items()))
+        self._write()
+
+    def _entered(self, name: str) -> str | None:
+        weights = self.tables[WEIGHTS].get(name)
+        return weights if isinstance(weights, str) else None
+
+    def _coming(self, name: str) -> tuple[str | None, dict[str, Any]]:
+        """The weights that are making a label map, None without any, and checksums of the files to come."""
+        entry = self.tables[REPLACING].get(name)
+        facts = cast(dict[str, Any], entry) if isinstance(entry, dict) else {}
+        weights, files = facts.get(WEIGHTS), facts.get(FILES)
+        return weights if isinstance(weights, str) else None, files if isinstance(files, dict) else {}
+
+    def _is_content(self, name: str, sha256: object, *, unknown: bool) -> bool:
+        """Whether a file has this checksum; `unknown` where none is known, or there is no file to compare."""
+        path = self.folder / name
+        return unknown if sha256 is None or not path.is_file() else sha256_of(path) == sha256
+
+    def _write(self) -> None:
+        text = json.dumps({key: table for key, table in self.tables.items() if table}, indent=1, allow_nan=False)
+        write_atomically(self.folder / STAMP, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
 def weights_of(target: Path) -> str | None:
-    """Checksum of the weights that made a label map, None where it is not known."""
-    found = read_stamp(target.parent)[WEIGHTS].get(target.name)
-    return found if isinstance(found, str) else None
+    """`PredictedFolder.weights_of` of the folder that holds a label map."""
+    return PredictedFolder(target.parent).weights_of(target.name)
 
 
 def labels_of(target: Path) -> dict[str, int] | None:
-    """Label names and values of a label map, None where they are not known."""
-    found = read_stamp(target.parent)[LABELS].get(weights_of(target))
-    if not isinstance(found, dict):
-        return None
-    labels = cast(dict[str, Any], found)
-    return labels if all(type(value) is int and value >= 0 for value in labels.values()) else None
-
-
-def read_stamp(folder: Path) -> dict[str, dict[Any, Any]]:
-    """Both tables of a folder, empty where they are missing or damaged."""
-    try:
-        content = json.loads((folder / STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    tables = cast(dict[str, Any], content) if isinstance(content, dict) else {}
-    return {key: table if isinstance(table := tables.get(key), dict) else {} for key in (WEIGHTS, LABELS)}
+    """`PredictedFolder.labels_of` of the folder that holds a label map."""
+    return PredictedFolder(target.parent).labels_of(target.name)
 
 
 def renumbered(array: NDArray[np.int16], own: Mapping[str, int] | None, labels: Mapping[str, int]) -> NDArray[np.int16]:

@@ -11,16 +11,18 @@ from maskmed_zoo.data.nifti import read_image, read_labels
 from maskmed_zoo.data.phantom import make_phantom_dataset
 from maskmed_zoo.errors import DataError, UserError
 from maskmed_zoo.evaluation.aggregate import evaluate_folders
+from maskmed_zoo.files import make_folder
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.recipe.schema import class_names
 from maskmed_zoo.report.figure import comparison_figure
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.predict import predict
-from maskmed_zoo.runner.run_folder import make_folder
 from maskmed_zoo.runner.train import train
 
 MARK = "made_by_maskmed_zoo_demo"
 RECIPE = "maskmed_phantom"
+MADE = ("Dataset900_Phantom", "run", "predictions", "demo.png", ".maskmed_cache")
+"""What a demonstration leaves in its folder; nothing else there is touched by the next one."""
 CASES, TEST_CASES = 24, 8
 SHAPE = (32, 40, 48)
 
@@ -36,14 +38,16 @@ def demo(out: Path, *, device: str | None = None, display: Display | None = None
     mark = out / MARK
     if out.exists() and not mark.exists():
         raise DataError(f"{out}: exists and is not from an earlier demo; give another folder with --out")
-    if out.exists():
-        shutil.rmtree(out)
     make_folder(out)
+    for name in MADE:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     mark.touch()
     with display.task("making phantoms") as progress:
-        data = make_phantom_dataset(
-            out / "Dataset900_Phantom", cases=CASES, test_cases=TEST_CASES, shape=SHAPE, progress=progress
-        )
+        data = make_phantom_dataset(out / MADE[0], cases=CASES, test_cases=TEST_CASES, shape=SHAPE, progress=progress)
     run = train(load_recipe(RECIPE), data=data, out=out / "run", device=device, display=display)
     predictions = out / "predictions"
     predict(run, [data / "imagesTs"], predictions, device=device, display=display)

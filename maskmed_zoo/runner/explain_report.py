@@ -11,6 +11,7 @@ from typing import Any
 
 from maskmed_zoo.explain.binding import Purity, mean_purity, purity, query_order
 from maskmed_zoo.explain.observe import BlockAttention
+from maskmed_zoo.files import write_atomically
 from maskmed_zoo.report.query_matrices import (
     Bindings,
     Served,
@@ -21,7 +22,6 @@ from maskmed_zoo.report.query_matrices import (
 from maskmed_zoo.report.query_slices import attention_figure, sampling_figure
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.explain_case import View, attention_record, lookers, samples, sampling_record
-from maskmed_zoo.runner.run_folder import write_atomically
 
 FILE = "explain.json"
 DRAWN = 8

@@ -16,7 +16,6 @@ from maskmed_zoo.contracts import HeadOutput
 from maskmed_zoo.data.dataset import ENDING, Case, RawDataset, find_cases, foreground_labels, load_case, open_dataset
 from maskmed_zoo.data.instances import components, read_instances
 from maskmed_zoo.data.nifti import Geometry
-from maskmed_zoo.data.predicted import weights_of
 from maskmed_zoo.data.preprocess import normalize, resample_image, schemes
 from maskmed_zoo.data.sources import Data, open_sources
 from maskmed_zoo.errors import DataError
@@ -30,7 +29,7 @@ from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.recipe.schema import class_names
 from maskmed_zoo.runner.device import autocast, autocast_dtype, pick_device
 from maskmed_zoo.runner.display import Display
-from maskmed_zoo.runner.predictions import Prediction, files_of, write_prediction
+from maskmed_zoo.runner.predictions import Prediction, check_targets, files_of, is_finished, write_prediction
 from maskmed_zoo.runner.run_folder import RunFolder, Which, now
 
 
@@ -120,29 +119,24 @@ def predict(
 
     `out` may name the one label map to write if there is one input file. Where the recipe tells objects apart,
     `NAME_instances.nii.gz` and `NAME_instances.json` lie beside it. Cases finished by the same weights are skipped
-    unless `overwrite`. Raises `DataError` for inputs that cannot be used; cases before it stay finished; and, before
-    anything is predicted, for label maps in the way that other weights, or something unknown, made.
+    unless `overwrite`, which also replaces what other weights made. Raises `DataError` for inputs that cannot be used,
+    and then cases before it stay finished; and, before anything is predicted, where an output would be an input, or
+    label maps are in the way that other weights made, or something unknown, which is never replaced.
     """
     display = display or Display()
     predictor = Predictor(run, which=which, device=device)
     cases = input_cases(inputs, predictor.recipe.data.channels or ())
-    single = out.name.endswith(ENDING)
-    if single and len(cases) != 1:
-        raise DataError(f"{out}: one output file for {len(cases)} inputs; give a folder")
-    targets = [out] if single else [out / f"{case.identifier}{ENDING}" for case in cases]
-    if not single and out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file; give a folder, or a name ending in {ENDING} for one input")
-    if len(set(targets)) != len(targets):
-        raise DataError(f"{out}: two inputs would be written to the same file; predict them into different folders")
-    if not overwrite:
-        _refuse_others(targets, predictor.weights_sha256)
-    names = class_names(predictor.recipe.data.labels or {})
+    targets = _targets(out, cases)
     has_instances = predictor.recipe.data.instances is not None
+    _refuse_inputs(cases, targets, with_instances=has_instances)
+    weights = predictor.weights_sha256
+    check_targets(targets, weights, with_instances=has_instances, overwrite=overwrite)
+    names = class_names(predictor.recipe.data.labels or {})
     written: list[Path] = []
     with display.task("predicting") as progress:
         for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
-            if overwrite or not all(path.exists() for path in files_of(target, with_instances=has_instances)):
-                write_prediction(target, predictor.case(case), names, predictor.weights_sha256)
+            if overwrite or not is_finished(target, weights, with_instances=has_instances):
+                write_prediction(target, predictor.case(case), names, weights)
                 written.append(target)
             progress(index + 1, len(cases))
     if len(written) < len(cases):
@@ -150,13 +144,34 @@ def predict(
     return written
 
 
-def _refuse_others(targets: Sequence[Path], weights_sha256: str) -> None:
-    """Raise `DataError` for label maps that are not known to be made by these weights."""
-    others = [target for target in targets if target.exists() and weights_of(target) != weights_sha256]
-    if others:
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        maker = "other weights" if weights_of(others[0]) else "something unknown"
-        raise DataError(f"{others[0]}{more}: made by {maker}; give another folder, or --overwrite to replace them")
+def _targets(out: Path, cases: Sequence[Case]) -> list[Path]:
+    """The label map to write for each case: `out` itself for one case, or in the folder `out`."""
+    out = out.resolve() if ".." in out.parts else out  # below a folder that is not there yet, no path is seen as it is
+    if out.name.endswith(".nii") and not out.is_dir():
+        raise DataError(f"{out}: label maps are written as {ENDING}; give {out.name}.gz, or a folder")
+    single = out.name.endswith(ENDING) and not out.is_dir()
+    if single and len(cases) != 1:
+        raise DataError(f"{out}: one output file for {len(cases)} inputs; give a folder")
+    if not single and out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file; give a folder, or a name ending in {ENDING} for one input")
+    targets = [out] if single else [out / f"{case.identifier}{ENDING}" for case in cases]
+    if len(set(targets)) != len(targets):
+        raise DataError(f"{out}: two inputs would be written to the same file; predict them into different folders")
+    return targets
+
+
+def _refuse_inputs(cases: Sequence[Case], targets: Sequence[Path], *, with_instances: bool) -> None:
+    """Raise `DataError` if a file to write is one of the images to read, under whatever name."""
+    images = {_identity(path) for case in cases for path in case.images}
+    for target in targets:
+        for path in files_of(target, with_instances=with_instances):
+            if path.exists() and _identity(path) in images:
+                raise DataError(f"{path}: is an input, a prediction never replaces one; give another output")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def evaluate(
@@ -177,6 +192,9 @@ def evaluate(
     channels, merged = predictor.recipe.data.channels or (), predictor.recipe.data.labels or {}
     cases = validation_cases(manifest, data, channels)
     names = class_names(merged)
+    targets = [run.predictions / f"{identifier}{ENDING}" for identifier in cases]
+    has_instances = predictor.recipe.data.instances is not None
+    check_targets(targets, predictor.weights_sha256, with_instances=has_instances, overwrite=True)
     scores: list[CaseScores] = []
     matches: dict[str, dict[str, Matches]] = {}
     with display.task("evaluating") as progress:

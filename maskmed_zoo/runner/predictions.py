@@ -6,12 +6,14 @@ OUT/NAME_instances.nii.gz       where objects are told apart: their numbers 1, 2
 OUT/NAME_instances.json         number -> label, volume_mm3, score: the class probability of its query, or null
 OUT/.maskmed_predictions.json   which weights made which label map, and what its values mean; see `data.predicted`
 ```
-A case is written in such an order that its label map stands there only when all the rest does.
+A case is written in such an order that its label map stands there only when all the rest does, and replaced only by a
+whole one.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +24,11 @@ from numpy.typing import NDArray
 
 from maskmed_zoo.data.dataset import ENDING
 from maskmed_zoo.data.nifti import Geometry, write_labels
-from maskmed_zoo.data.predicted import LABELS, STAMP, WEIGHTS, read_stamp
+from maskmed_zoo.data.predicted import PredictedFolder, weights_of
+from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.instances import objects_beside
+from maskmed_zoo.files import make_folder, sha256_of, write_atomically
 from maskmed_zoo.inference.instances import Instances
-from maskmed_zoo.runner.run_folder import make_folder, write_atomically
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,17 +49,57 @@ def files_of(target: Path, *, with_instances: bool) -> list[Path]:
 def write_prediction(target: Path, prediction: Prediction, names: Sequence[str], weights_sha256: str) -> None:
     """Write a case's files; `names` are those of the labels 0, 1, ….
 
+    Everything is written under other names first, so that an earlier prediction stays whole until the new one is.
     Raises `DataError` or `CheckpointError` if a file cannot be written.
     """
-    make_folder(target.parent)
-    target.unlink(missing_ok=True)
-    stamp = read_stamp(target.parent)
-    stamp[WEIGHTS] = dict(sorted((stamp[WEIGHTS] | {target.name: weights_sha256}).items()))
-    stamp[LABELS] |= {weights_sha256: {name: value for value, name in enumerate(names)}}
-    _write_json(target.parent / STAMP, stamp)
-    if prediction.instances is not None:
-        write_instances(target, prediction.instances, names, prediction.geometry)
-    write_labels(target, prediction.labels, prediction.geometry)
+    folder = target.parent
+    make_folder(folder)
+    record = PredictedFolder(folder)
+    labels = {name: value for value, name in enumerate(names)}
+    if target.exists():
+        record.announce(target.name, weights_sha256, labels, {})
+    with tempfile.TemporaryDirectory(prefix=".predicting-", dir=folder, ignore_cleanup_errors=True) as name:
+        made = Path(name) / target.name
+        if prediction.instances is not None:
+            write_instances(made, prediction.instances, names, prediction.geometry)
+        write_labels(made, prediction.labels, prediction.geometry)
+        files = files_of(made, with_instances=prediction.instances is not None)
+        record.announce(target.name, weights_sha256, labels, {path.name: sha256_of(path) for path in files})
+        for path in files:  # the label map last
+            path.replace(folder / path.name)
+    record.enter(target.name)
+
+
+def check_targets(targets: Sequence[Path], weights_sha256: str, *, with_instances: bool, overwrite: bool) -> None:
+    """Raise `DataError` for files in the way: of other weights unless `overwrite`, and in any case the user's own."""
+    records = {folder: PredictedFolder(folder) for folder in {target.parent for target in targets}}
+    unknown: list[Path] = []
+    others: list[Path] = []
+    for target in targets:
+        record = records[target.parent]
+        files = [path for path in files_of(target, with_instances=with_instances) if path.exists()]
+        unknown += [path for path in files if not record.is_known(path.name, target.name)]
+        is_own = record.weights_of(target.name) == weights_sha256 or record.is_begun(target.name, weights_sha256)
+        others += [target] if target in files and not is_own else []
+    if unknown:
+        raise DataError(
+            f"{_counted(unknown)}: made by something unknown, or changed since it was predicted, so it is not "
+            f"replaced; give another folder, or move it away"
+        )
+    if others and not overwrite:
+        raise DataError(
+            f"{_counted(others)}: made by other weights; give another folder, or --overwrite to replace them"
+        )
+
+
+def is_finished(target: Path, weights_sha256: str, *, with_instances: bool) -> bool:
+    """Whether all files of a case are there and its label map is of these weights."""
+    is_whole = all(path.exists() for path in files_of(target, with_instances=with_instances))
+    return is_whole and weights_of(target) == weights_sha256
+
+
+def _counted(paths: Sequence[Path]) -> str:
+    return f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0])
 
 
 def write_instances(target: Path, found: Instances, names: Sequence[str], geometry: Geometry) -> None:

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from maskmed_zoo.data.preprocess import Fingerprint, IntensityStats
-from maskmed_zoo.errors import CheckpointError, DataError, nearest
+from maskmed_zoo.errors import CheckpointError, nearest
+from maskmed_zoo.files import make_folder, write_atomically
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 from maskmed_zoo.weights.card import CARD, WEIGHTS, check_folder
@@ -176,31 +174,3 @@ def environment(device: torch.device) -> dict[str, Any]:
 def now() -> str:
     """The time, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}); free space or rights") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and its parents; raises `DataError` if that cannot be done."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be made a folder ({error.strerror}); give another one") from error

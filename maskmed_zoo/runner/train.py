@@ -21,10 +21,11 @@ from maskmed_zoo.data.patches import Patch, PatchDataset
 from maskmed_zoo.data.preprocess import Fingerprint
 from maskmed_zoo.data.sources import Data, Source, open_sources
 from maskmed_zoo.errors import CheckpointError, DataError
+from maskmed_zoo.files import write_atomically
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.device import pick_device, pick_workers
 from maskmed_zoo.runner.display import Display
-from maskmed_zoo.runner.run_folder import RunFolder, check_state, environment, now, write_atomically
+from maskmed_zoo.runner.run_folder import RunFolder, check_state, environment, now
 from maskmed_zoo.runner.trainer import Trainer
 
 Splits = list[tuple[tuple[Case, ...], tuple[Case, ...]]]

@@ -19,7 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from maskmed_zoo.errors import CheckpointError
-from maskmed_zoo.weights.files import LARGEST, sha256_of
+from maskmed_zoo.files import sha256_of
+from maskmed_zoo.weights.files import LARGEST
 
 FORMAT = 1
 CARD, RECIPE, WEIGHTS, README = "card.json", "recipe.yaml", "weights.safetensors", "README.md"

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from maskmed_zoo.errors import CheckpointError
-from maskmed_zoo.weights.files import LARGEST, sha256_of
+from maskmed_zoo.files import sha256_of
+from maskmed_zoo.weights.files import LARGEST
 
 TIMEOUT = 30.0
 _CHUNK = 2**18

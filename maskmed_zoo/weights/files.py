@@ -7,7 +7,6 @@ them. What needs more is refused: convert it to safetensors where it is trusted.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 import zipfile
@@ -69,12 +68,6 @@ def read_state(path: Path) -> State:
         if tensor.is_floating_point() and not (tensor if tensor.itemsize > 1 else tensor.float()).isfinite().all():
             raise CheckpointError(f"{path}: '{name}' holds NaN or infinity; these weights cannot be used")
     return state
-
-
-def sha256_of(path: Path) -> str:
-    """The checksum of a file, read piece by piece."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from maskmed_zoo.errors import CheckpointError, UserError
+from maskmed_zoo.files import sha256_of
 from maskmed_zoo.weights.archive import unpack
 from maskmed_zoo.weights.card import CARD, FILES, LARGEST_CARD, check_folder, read_card
 from maskmed_zoo.weights.download import InterruptedDownloadError, check_url, fetch
-from maskmed_zoo.weights.files import sha256_of
 
 HUB = "hf:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
