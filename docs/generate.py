@@ -13,10 +13,10 @@ from typing import Any
 
 import maskmed_zoo as zoo
 from maskmed_zoo import registry
+from maskmed_zoo.ablation.grid import built_in, load_grid
+from maskmed_zoo.ablation.plan import build_rows
 from maskmed_zoo.build import report
 from maskmed_zoo.recipe import load_recipe, recipe_type
-from maskmed_zoo.recipe.grid import built_in, load_grid
-from maskmed_zoo.runner.ablation import build_rows
 
 FOLDER = Path(__file__).resolve().parent / "reference" / "generated"
 SECTIONS = {"data": "DataRecipe", "data.augmentation": "Augmentation", "train": "TrainRecipe",

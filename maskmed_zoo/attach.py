@@ -1,9 +1,9 @@
 """A head of this package in a finished network of somebody else: `maskmed_zoo.attach_head`.
 
-The network is watched in one run on a small patch (`layers.probe`). Its output convolution is taken out; what went into
-it, and the decoder's last features at every coarser resolution but the bottleneck's, go to the new head (MaskMed §3.1
-gives the head every decoder stage). Layers without a part in those, such as heads for deep supervision, are taken out
-too, so that every parameter that is left is trained. All others stay as they are, values, names and hooks.
+The network is watched in one run on a small patch (`adapters.probe`). Its output convolution is taken out; what went
+into it, and the decoder's last features at every coarser resolution but the bottleneck's, go to the new head (MaskMed
+§3.1 gives the head every decoder stage). Layers without a part in those, such as heads for deep supervision, are taken
+out too, so that every parameter that is left is trained. All others stay as they are, values, names and hooks.
 
 Deviation from a recipe's model: where the finest features are coarser than the image, the final masks are resized to
 it, which is what resizing the features would give, because masks are linear in them.
@@ -20,9 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from maskmed_zoo import registry
-from maskmed_zoo.contracts import Head, HeadOutput, ParameterGroup, Size3, Spacing3, StageOutput, resize
-from maskmed_zoo.errors import JointError, RegistryError
-from maskmed_zoo.layers.probe import (
+from maskmed_zoo.adapters.probe import (
     CONVOLUTIONS,
     Outputs,
     Trace,
@@ -34,7 +32,9 @@ from maskmed_zoo.layers.probe import (
     trace,
     used_parameters,
 )
-from maskmed_zoo.layers.taps import Taps
+from maskmed_zoo.adapters.taps import Taps
+from maskmed_zoo.contracts import Head, HeadOutput, ParameterGroup, Size3, Spacing3, StageOutput, resize
+from maskmed_zoo.errors import JointError, RegistryError
 
 
 class AttachedModel(nn.Module):

@@ -21,9 +21,9 @@ from monai.networks.nets.vnet import VNet
 from torch import Tensor, nn
 
 import maskmed_zoo as zoo
+from maskmed_zoo.adapters.probe import trace
 from maskmed_zoo.contracts import HeadOutput
 from maskmed_zoo.errors import JointError, RegistryError
-from maskmed_zoo.layers.probe import trace
 from maskmed_zoo.losses.set_criterion import SetCriterion
 
 CLASSES = 3

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from maskmed_zoo import registry
+from maskmed_zoo.ablation.grid import load_grid
 from maskmed_zoo.build import model_of
 from maskmed_zoo.data.dataset import load_case, open_dataset
 from maskmed_zoo.recipe import Recipe, load_recipe
-from maskmed_zoo.recipe.grid import load_grid
 from maskmed_zoo.runner.trainer import Trainer
 
 TABLES = ("table3", "table4", "table5", "table6", "table7", "controls")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from maskmed_zoo.data.binding import merged_labels
+from maskmed_zoo.data.bind import merged_labels
 from maskmed_zoo.data.cache import CaseCache, fingerprint_of
 from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.data.nifti import read_labels

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from maskmed_zoo.ablation.ablate import ablate
+from maskmed_zoo.ablation.plan import Ablation, plan
+from maskmed_zoo.ablation.tables import COLUMNS, caption
 from maskmed_zoo.cli.output import add_device, add_set, render
 from maskmed_zoo.errors import ZooError
-from maskmed_zoo.runner.ablate import ablate
-from maskmed_zoo.runner.ablation import Ablation, plan
-from maskmed_zoo.runner.ablation_tables import COLUMNS, caption
 from maskmed_zoo.runner.display import Display
 
 

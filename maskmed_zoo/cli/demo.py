@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from maskmed_zoo.cli.output import add_device, render, write
+from maskmed_zoo.demo import demo
 from maskmed_zoo.evaluation.table import score_table
-from maskmed_zoo.runner.demo import demo
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

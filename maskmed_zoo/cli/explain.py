@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from maskmed_zoo.cli.output import add_device, add_weights, write
-from maskmed_zoo.runner.explain import VALIDATION_CASES, explain
+from maskmed_zoo.explain.explain import VALIDATION_CASES, explain
 from maskmed_zoo.runner.run_folder import RunFolder
 
 

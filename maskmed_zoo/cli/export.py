@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from maskmed_zoo.cli.output import add_weights, write
-from maskmed_zoo.runner.export import export
+from maskmed_zoo.export.export import export
 from maskmed_zoo.runner.run_folder import RunFolder
 
 

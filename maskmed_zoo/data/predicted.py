@@ -23,10 +23,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.dataset import foreground_labels
+from maskmed_zoo.data.dataset import ENDING, foreground_labels
 from maskmed_zoo.files import sha256_of, write_atomically
 
 STAMP = ".maskmed_predictions.json"
+SUFFIX = "_instances"
 WEIGHTS, LABELS, FILES, REPLACING = "weights_sha256", "labels", "files", "replacing"
 
 
@@ -120,6 +121,28 @@ def weights_of(target: Path) -> str | None:
 def labels_of(target: Path) -> dict[str, int] | None:
     """`PredictedFolder.labels_of` of the folder that holds a label map."""
     return PredictedFolder(target.parent).labels_of(target.name)
+
+
+def files_of(target: Path, *, with_instances: bool) -> list[Path]:
+    """All files of a case whose label map is `target`, the label map last."""
+    numbers = objects_beside(target)
+    return [numbers, facts_beside(numbers), target] if with_instances else [target]
+
+
+def objects_beside(label_map: Path) -> Path:
+    """`NAME_instances.nii.gz` beside `NAME.nii.gz`."""
+    return label_map.with_name(f"{label_map.name.removesuffix(ENDING)}{SUFFIX}{ENDING}")
+
+
+def is_objects_file(path: Path) -> bool:
+    """Whether a file of this name lies beside its label map."""
+    stem = path.name.removesuffix(ENDING)
+    return stem.endswith(SUFFIX) and path.with_name(f"{stem.removesuffix(SUFFIX)}{ENDING}").exists()
+
+
+def facts_beside(numbers: Path) -> Path:
+    """`NAME_instances.json` beside `NAME_instances.nii.gz`."""
+    return numbers.with_name(f"{numbers.name.removesuffix(ENDING)}.json")
 
 
 def renumbered(array: NDArray[np.int16], own: Mapping[str, int] | None, labels: Mapping[str, int]) -> NDArray[np.int16]:

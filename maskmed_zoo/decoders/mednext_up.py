@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from maskmed_zoo.contracts import Decoder, FeatureSpec
 from maskmed_zoo.decoders.pyramid import stage_strides
 from maskmed_zoo.layers.mednext import MedNeXtSettings, UpBlock
-from maskmed_zoo.layers.monai import check_voxels
+from maskmed_zoo.layers.unetr_blocks import check_voxels
 
 
 class MedNeXtUpConfig(MedNeXtSettings):

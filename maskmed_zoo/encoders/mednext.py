@@ -18,7 +18,7 @@ from maskmed_zoo.contracts import Encoder, PositiveInt
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.layers.conv import conv3d
 from maskmed_zoo.layers.mednext import MedNeXtSettings
-from maskmed_zoo.layers.monai import check_voxels
+from maskmed_zoo.layers.unetr_blocks import check_voxels
 
 
 class MedNeXtConfig(MedNeXtSettings):

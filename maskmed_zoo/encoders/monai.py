@@ -1,8 +1,8 @@
 """The encoder of one of MONAI's segmentation networks, cut out of it: SegResNet, DynUNet, UNet, VNet and others.
 
-The whole network is built with its own arguments and watched in one run without arithmetic (`layers.probe`). Its levels
-are what the last module gave at every resolution until the coarsest was reached; `levels` names other modules. What has
-no part in those, the decoder and the output, is taken out, and a run ends with the last level.
+The whole network is built with its own arguments and watched in one run without arithmetic (`adapters.probe`). Its
+levels are what the last module gave at every resolution until the coarsest was reached; `levels` names other modules.
+What has no part in those, the decoder and the output, is taken out, and a run ends with the last level.
 
 Deviations: none in the layers kept. A level that MONAI makes by a function rather than by a module is taken before
 that function (SwinUNETR's norm of its fourth map). Where the network's first map is coarser than the image, a residual
@@ -19,11 +19,11 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from maskmed_zoo.adapters.probe import Outputs, cut, last_maps, module_maps, trace, used_parameters
+from maskmed_zoo.adapters.taps import Taps
 from maskmed_zoo.contracts import ComponentConfig, Encoder, PositiveInt, Triple
 from maskmed_zoo.errors import JointError, nearest
-from maskmed_zoo.layers.levels import WithFullResolution
-from maskmed_zoo.layers.probe import Outputs, cut, last_maps, module_maps, trace, used_parameters
-from maskmed_zoo.layers.taps import Taps
+from maskmed_zoo.layers.full_resolution import WithFullResolution
 
 NETWORKS = (
     "AttentionUnet", "BasicUNet", "DynUNet", "FlexibleUNet", "MedNeXt", "SegResNet", "SegResNetDS", "SwinUNETR", "UNet",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from maskmed_zoo.contracts import ComponentConfig, Encoder, PositiveInt, Triple
 from maskmed_zoo.encoders.pyramid import PyramidConfig
-from maskmed_zoo.layers.monai import basic_block, check_voxels
+from maskmed_zoo.layers.unetr_blocks import basic_block, check_voxels
 
 
 class SwinUNETRConfig(ComponentConfig):

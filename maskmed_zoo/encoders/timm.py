@@ -1,8 +1,8 @@
 """A 2-D backbone of timm as a 3-D encoder: inflated with its weights, or run slice by slice (2.5-D).
 
 `inflate` turns ResNet, ConvNeXt (v1, v2), EfficientNet (v1, v2), vision and Swin transformers into 3-D networks which
-give, on a volume constant along z, what the 2-D network gives on the slice (see `layers.inflate` and
-`layers.inflated_tokens`). `slices` runs any `features_only` network of timm on every slice, with its neighbours as
+give, on a volume constant along z, what the 2-D network gives on the slice (see `adapters.inflate` and
+`adapters.inflated_tokens`). `slices` runs any `features_only` network of timm on every slice, with its neighbours as
 further channels if `slab` is larger than 1; what lies above and below is then for neck and decoder to see.
 
 Levels are those of timm; of several at one resolution the last. A vision transformer has one resolution: as in UNETR
@@ -21,14 +21,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskmed_zoo.adapters.inflate import Plan, inflate, strided_layers
+from maskmed_zoo.adapters.inflated_tokens import InflatedSwin, InflatedViT
+from maskmed_zoo.adapters.probe import trace
+from maskmed_zoo.adapters.timm_backbone import Backbone, build_2d
 from maskmed_zoo.contracts import ComponentConfig, Encoder, PositiveInt, Size3
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.conv import InstanceNorm
-from maskmed_zoo.layers.inflate import Plan, inflate, strided_layers
-from maskmed_zoo.layers.inflated_tokens import InflatedSwin, InflatedViT
-from maskmed_zoo.layers.levels import WithFullResolution
-from maskmed_zoo.layers.probe import trace
-from maskmed_zoo.layers.timm import Backbone, build_2d
+from maskmed_zoo.layers.full_resolution import WithFullResolution
 
 PROBE = 64
 """Voxels along each axis of the image in which strided layers and levels are found."""

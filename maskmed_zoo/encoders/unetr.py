@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from maskmed_zoo.contracts import Encoder, PositiveInt, Size3, Triple, resize
 from maskmed_zoo.encoders.pyramid import PyramidConfig
-from maskmed_zoo.layers.monai import basic_block
 from maskmed_zoo.layers.transformer import TransformerConfig
+from maskmed_zoo.layers.unetr_blocks import basic_block
 
 PATCH = 16
 LAYERS = 12

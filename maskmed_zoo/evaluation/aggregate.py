@@ -26,10 +26,10 @@ from maskmed_zoo.data.dataset import (
     foreground_labels,
 )
 from maskmed_zoo.data.nifti import check_same_geometry, read_labels
-from maskmed_zoo.data.predicted import labels_of, renumbered
+from maskmed_zoo.data.predicted import is_objects_file, labels_of, objects_beside, renumbered
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.evaluation.dice import dice_per_label
-from maskmed_zoo.evaluation.instances import Matches, is_objects_file, match_files, objects_beside, summarize_objects
+from maskmed_zoo.evaluation.metrics.dice import dice_per_label
+from maskmed_zoo.evaluation.metrics.objects import Matches, match_files, summarize_objects
 
 DEFINITION = (
     "mean_dice is the mean over cases of each case's mean Dice over the foreground labels present in its reference or "

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 
 from maskmed_zoo.build import model_of
 from maskmed_zoo.contracts import HeadOutput
+from maskmed_zoo.device import autocast, autocast_dtype
 from maskmed_zoo.errors import CheckpointError, JointError, NonFiniteError
 from maskmed_zoo.interop.nnunet_network import GroupSchedule, PluginNetwork
 from maskmed_zoo.interop.nnunet_plan import recipe_of_plan
 from maskmed_zoo.model import build_loss
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
-from maskmed_zoo.runner.device import autocast, autocast_dtype
 from maskmed_zoo.runner.optimizer import build_optimizer
 
 _Base: Any = nnUNetTrainer

@@ -16,20 +16,21 @@ from maskmed_zoo.contracts import HeadOutput
 from maskmed_zoo.data.dataset import ENDING, Case, RawDataset, find_cases, foreground_labels, load_case, open_dataset
 from maskmed_zoo.data.instances import components, read_instances
 from maskmed_zoo.data.nifti import Geometry
+from maskmed_zoo.data.predicted import files_of
 from maskmed_zoo.data.preprocess import normalize, resample_image, schemes
 from maskmed_zoo.data.sources import Data, open_sources
+from maskmed_zoo.device import autocast, autocast_dtype, pick_device
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.aggregate import CaseScores, summarize
-from maskmed_zoo.evaluation.dice import dice_per_label
-from maskmed_zoo.evaluation.instances import Matches, match_objects, summarize_objects
-from maskmed_zoo.inference.instances import Instances, Stitcher, follow_labels
-from maskmed_zoo.inference.resample import nearest, probabilities_to_labels
+from maskmed_zoo.evaluation.metrics.dice import dice_per_label
+from maskmed_zoo.evaluation.metrics.objects import Matches, match_objects, summarize_objects
 from maskmed_zoo.inference.sliding_window import sliding_window
+from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels
+from maskmed_zoo.inference.to_image import nearest, probabilities_to_labels
+from maskmed_zoo.inference.write import Prediction, check_targets, is_finished, write_prediction
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.recipe.schema import class_names
-from maskmed_zoo.runner.device import autocast, autocast_dtype, pick_device
 from maskmed_zoo.runner.display import Display
-from maskmed_zoo.runner.predictions import Prediction, check_targets, files_of, is_finished, write_prediction
 from maskmed_zoo.runner.run_folder import RunFolder, Which, now
 
 

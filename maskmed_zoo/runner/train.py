@@ -14,16 +14,16 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader
 
-from maskmed_zoo.data.binding import bind
+from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.cache import CaseCache, Parts, fingerprint_of
 from maskmed_zoo.data.dataset import Case
 from maskmed_zoo.data.patches import Patch, PatchDataset
 from maskmed_zoo.data.preprocess import Fingerprint
 from maskmed_zoo.data.sources import Data, Source, open_sources
+from maskmed_zoo.device import pick_device, pick_workers
 from maskmed_zoo.errors import CheckpointError, DataError
 from maskmed_zoo.files import write_atomically
 from maskmed_zoo.recipe import Recipe
-from maskmed_zoo.runner.device import pick_device, pick_workers
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.run_folder import RunFolder, check_state, environment, now
 from maskmed_zoo.runner.trainer import Trainer

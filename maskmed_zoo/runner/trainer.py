@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from maskmed_zoo.build import model_of
 from maskmed_zoo.data.patches import Patch
+from maskmed_zoo.device import autocast, autocast_dtype
 from maskmed_zoo.errors import NonFiniteError
 from maskmed_zoo.model import build_loss
 from maskmed_zoo.recipe import Recipe
-from maskmed_zoo.runner.device import autocast, autocast_dtype
 from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from maskmed_zoo.data import augment
-from maskmed_zoo.data.binding import merged_labels
+from maskmed_zoo.data.bind import merged_labels
 from maskmed_zoo.data.cache import CaseCache, Parts, fingerprint_of
 from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.data.patches import PatchDataset, window

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from maskmed_zoo.adapters.inflate import inflate_kernel
+from maskmed_zoo.adapters.timm_backbone import WHOLE
 from maskmed_zoo.encoders.timm import TimmConfig, TimmEncoder
 from maskmed_zoo.errors import CheckpointError, JointError
-from maskmed_zoo.layers.inflate import inflate_kernel
-from maskmed_zoo.layers.timm import WHOLE
 
 SLICE = (32, 64)
 # Batch norm, group convolutions, an averaged shortcut, both kinds of squeeze-and-excitation; layer norm with a linear

@@ -14,8 +14,8 @@ import pytest
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.data.predicted import STAMP, PredictedFolder, weights_of
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.inference import write as predictions
 from maskmed_zoo.recipe import load_recipe
-from maskmed_zoo.runner import predictions
 from maskmed_zoo.runner.predict import Predictor, evaluate, predict
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
+from maskmed_zoo.ablation.cell import Cell, run_in_process
+from maskmed_zoo.ablation.lock import locked
+from maskmed_zoo.ablation.plan import Ablation
+from maskmed_zoo.ablation.tables import summarize_ablation, write_tables
 from maskmed_zoo.files import make_folder
-from maskmed_zoo.runner.ablation import Ablation
-from maskmed_zoo.runner.ablation_tables import summarize_ablation, write_tables
-from maskmed_zoo.runner.cell import Cell, run_in_process
 from maskmed_zoo.runner.display import Display
-from maskmed_zoo.runner.lock import locked
 
 
 def ablate(

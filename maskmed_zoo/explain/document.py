@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.explain.binding import Purity, mean_purity, purity, query_order
+from maskmed_zoo.explain.case import View, attention_record, lookers, samples, sampling_record
 from maskmed_zoo.explain.observe import BlockAttention
+from maskmed_zoo.explain.query_binding import Purity, mean_purity, purity, query_order
 from maskmed_zoo.files import write_atomically
 from maskmed_zoo.report.query_matrices import (
     Bindings,
@@ -21,7 +22,6 @@ from maskmed_zoo.report.query_matrices import (
 )
 from maskmed_zoo.report.query_slices import attention_figure, sampling_figure
 from maskmed_zoo.runner.display import Display
-from maskmed_zoo.runner.explain_case import View, attention_record, lookers, samples, sampling_record
 
 FILE = "explain.json"
 DRAWN = 8

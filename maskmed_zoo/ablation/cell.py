@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from maskmed_zoo.ablation.lock import holder
 from maskmed_zoo.recipe import Recipe
-from maskmed_zoo.runner.lock import holder
 from maskmed_zoo.runner.run_folder import RunFolder
 
 RESOURCES = "resources.json"
@@ -120,7 +120,7 @@ def order(cell: Cell, task: Task) -> dict[str, Any]:
 
 def run_in_process(cell: Cell, task: Task, lock: IO[str]) -> str | None:
     """Train and score a cell in a child that holds `lock` too; returns None, or in one line why that failed."""
-    command = [sys.executable, "-m", "maskmed_zoo.runner.cell_process"]
+    command = [sys.executable, "-m", "maskmed_zoo.ablation.cell_process"]
     with cell.log.open("w", encoding="utf-8") as log:
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, pass_fds=(lock.fileno(),)

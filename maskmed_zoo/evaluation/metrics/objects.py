@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.dataset import ENDING
 from maskmed_zoo.data.instances import components
 from maskmed_zoo.data.nifti import Volume, check_same_geometry, read_labels
+from maskmed_zoo.data.predicted import objects_beside
 from maskmed_zoo.errors import DataError
 
 Ids = NDArray[np.integer[Any]]
-SUFFIX = "_instances"
 MATCH = 0.5
 """IoU above which a predicted and a reference object are a pair; no object is in two pairs then."""
 DEFINITION = (
@@ -122,17 +121,6 @@ def _row(matches: Sequence[Matches]) -> dict[str, Any]:
         "n": len(there),
         "absent": len(matches) - len(there),
     }
-
-
-def objects_beside(label_map: Path) -> Path:
-    """`NAME_instances.nii.gz` beside `NAME.nii.gz`."""
-    return label_map.with_name(f"{label_map.name.removesuffix(ENDING)}{SUFFIX}{ENDING}")
-
-
-def is_objects_file(path: Path) -> bool:
-    """Whether a file of this name lies beside its label map."""
-    stem = path.name.removesuffix(ENDING)
-    return stem.endswith(SUFFIX) and path.with_name(f"{stem.removesuffix(SUFFIX)}{ENDING}").exists()
 
 
 def match_files(pred: Volume, ref: Volume, labels: Mapping[str, int], ignore: int | None) -> dict[str, Matches]:

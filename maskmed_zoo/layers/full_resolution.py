@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from maskmed_zoo.contracts import FeatureSpec
-from maskmed_zoo.layers.monai import basic_block
+from maskmed_zoo.layers.unetr_blocks import basic_block
 
 
 class WithFullResolution(nn.Module):

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maskmed_zoo.ablation.cell import Cell, Task, cell_of
+from maskmed_zoo.ablation.grid import Grid, GridFile, load_grid
 from maskmed_zoo.build import report
-from maskmed_zoo.data.binding import bind
+from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.sources import open_sources
+from maskmed_zoo.device import pick_device
 from maskmed_zoo.errors import RecipeError, UserError
 from maskmed_zoo.recipe import Recipe, load_recipe
-from maskmed_zoo.recipe.grid import Grid, GridFile, load_grid
-from maskmed_zoo.runner.cell import Cell, Task, cell_of
-from maskmed_zoo.runner.device import pick_device
 from maskmed_zoo.runner.train import check_folder, run_facts
 
 

@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from maskmed_zoo.contracts import Size3
 from maskmed_zoo.data.dataset import Case, RawDataset, load_case
 from maskmed_zoo.data.preprocess import resample_labels
+from maskmed_zoo.device import autocast
 from maskmed_zoo.errors import UserError
-from maskmed_zoo.explain.binding import bound_classes, class_weights, serving_queries
 from maskmed_zoo.explain.measures import attention_facts, finest_query, sampling_facts
 from maskmed_zoo.explain.observe import BlockAttention, Sampling, observe
 from maskmed_zoo.explain.places import Point, centroid, largest_label, middle_voxel, on_other_grid, window_around
+from maskmed_zoo.explain.query_binding import bound_classes, class_weights, serving_queries
 from maskmed_zoo.inference.sliding_window import Windows
 from maskmed_zoo.recipe.schema import class_names
 from maskmed_zoo.report.query_slices import Looker, Sampled, Scene
-from maskmed_zoo.runner.device import autocast
 from maskmed_zoo.runner.predict import Predictor
 
 Array = NDArray[Any]

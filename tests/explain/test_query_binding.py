@@ -8,7 +8,7 @@ from monai.metrics import compute_dice
 
 from maskmed_zoo.contracts import StageOutput
 from maskmed_zoo.errors import JointError
-from maskmed_zoo.explain.binding import (
+from maskmed_zoo.explain.query_binding import (
     Purity,
     bound_classes,
     class_weights,

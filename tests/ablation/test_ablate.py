@@ -13,16 +13,16 @@ import pytest
 import torch
 from scipy.stats import wilcoxon
 
+from maskmed_zoo.ablation import ablate as module
+from maskmed_zoo.ablation import cell_process
+from maskmed_zoo.ablation.ablate import ablate
+from maskmed_zoo.ablation.cell import Cell, Task, order
+from maskmed_zoo.ablation.cell_process import work
+from maskmed_zoo.ablation.lock import locked
+from maskmed_zoo.ablation.plan import Ablation, plan
 from maskmed_zoo.build import report
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.errors import CheckpointError, DataError, RecipeError, UserError, ZooError
-from maskmed_zoo.runner import ablate as module
-from maskmed_zoo.runner import cell_process
-from maskmed_zoo.runner.ablate import ablate
-from maskmed_zoo.runner.ablation import Ablation, plan
-from maskmed_zoo.runner.cell import Cell, Task, order
-from maskmed_zoo.runner.cell_process import work
-from maskmed_zoo.runner.lock import locked
 from maskmed_zoo.runner.predict import evaluate
 from maskmed_zoo.runner.trainer import Trainer
 from tests.conftest import make_dataset

@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 from monai.metrics.meandice import compute_dice
 
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.evaluation import dice
-from maskmed_zoo.evaluation.dice import dice_per_label
+from maskmed_zoo.evaluation.metrics import dice
+from maskmed_zoo.evaluation.metrics.dice import dice_per_label
 
 SHAPE = (3, 4, 5)
 

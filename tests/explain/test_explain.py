@@ -20,9 +20,9 @@ from maskmed_zoo.build import model_of
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.data.nifti import read_image, read_labels
 from maskmed_zoo.errors import DataError, UserError
+from maskmed_zoo.explain.explain import explain
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.report import canvas
-from maskmed_zoo.runner.explain import explain
 from maskmed_zoo.runner.predict import Predictor
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
+from maskmed_zoo.ablation.cell import Cell
+from maskmed_zoo.ablation.plan import Ablation
 from maskmed_zoo.evaluation.aggregate import DEFINITION
 from maskmed_zoo.evaluation.statistics import paired_difference
 from maskmed_zoo.files import write_atomically
-from maskmed_zoo.runner.ablation import Ablation
-from maskmed_zoo.runner.cell import Cell
 from maskmed_zoo.runner.run_folder import now
 
 Scored = tuple[Cell, dict[str, Any]]

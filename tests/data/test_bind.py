@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maskmed_zoo.data.binding import bind, merged_labels
+from maskmed_zoo.data.bind import bind, merged_labels
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.recipe import load_recipe
 from tests.conftest import refusal

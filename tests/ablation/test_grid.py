@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import maskmed_zoo as zoo
+from maskmed_zoo.ablation.grid import built_in, load_grid
 from maskmed_zoo.build import model_of
 from maskmed_zoo.errors import RecipeError
-from maskmed_zoo.recipe.grid import built_in, load_grid
 
 GRID = """\
 schema_version: 1

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskmed_zoo.adapters.taps import Taps
 from maskmed_zoo.contracts import FeatureSpec, Size3
 from maskmed_zoo.errors import JointError, nearest
-from maskmed_zoo.layers.taps import Taps
 
 CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)

@@ -13,9 +13,10 @@ import torch
 from monai.metrics.panoptic_quality import PanopticQualityMetric
 from rich.console import Console
 
+from maskmed_zoo.data.predicted import is_objects_file
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.aggregate import evaluate_folders
-from maskmed_zoo.evaluation.instances import Matches, is_objects_file, match_objects, summarize_objects
+from maskmed_zoo.evaluation.metrics.objects import Matches, match_objects, summarize_objects
 from maskmed_zoo.evaluation.table import tables
 
 LABELS = {"nodule": 1, "cyst": 2}

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskmed_zoo.adapters.inflate import Plan, inflate_conv
 from maskmed_zoo.contracts import Size3
-from maskmed_zoo.layers.inflate import Plan, inflate_conv
 
 Z_TABLE = 16
 """Entries of the vision transformer's table of positions along z, resized to the map."""

@@ -22,13 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.dataset import ENDING
 from maskmed_zoo.data.nifti import Geometry, write_labels
-from maskmed_zoo.data.predicted import PredictedFolder, weights_of
+from maskmed_zoo.data.predicted import PredictedFolder, facts_beside, files_of, objects_beside, weights_of
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.evaluation.instances import objects_beside
 from maskmed_zoo.files import make_folder, sha256_of, write_atomically
-from maskmed_zoo.inference.instances import Instances
+from maskmed_zoo.inference.stitcher import Instances
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +36,6 @@ class Prediction:
     labels: NDArray[Any]
     instances: Instances | None
     geometry: Geometry
-
-
-def files_of(target: Path, *, with_instances: bool) -> list[Path]:
-    """All files of a case whose label map is `target`, the label map last."""
-    numbers = objects_beside(target)
-    return [numbers, _facts_file(numbers), target] if with_instances else [target]
 
 
 def write_prediction(target: Path, prediction: Prediction, names: Sequence[str], weights_sha256: str) -> None:
@@ -111,11 +103,7 @@ def write_instances(target: Path, found: Instances, names: Sequence[str], geomet
     }
     path = objects_beside(target)
     write_labels(path, found.ids, geometry)
-    _write_json(_facts_file(path), facts)
-
-
-def _facts_file(numbers: Path) -> Path:
-    return numbers.with_name(f"{numbers.name.removesuffix(ENDING)}.json")
+    _write_json(facts_beside(path), facts)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

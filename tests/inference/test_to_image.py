@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from maskmed_zoo.errors import JointError
-from maskmed_zoo.inference import resample
-from maskmed_zoo.inference.resample import probabilities_to_labels
+from maskmed_zoo.inference import to_image as resample
+from maskmed_zoo.inference.to_image import probabilities_to_labels
 
 
 @pytest.mark.parametrize("shape", [(6, 7, 8), (13, 9, 21), (3, 14, 5), (6, 10, 8), (1, 1, 1), (25, 7, 8)])

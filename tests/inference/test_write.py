@@ -12,13 +12,12 @@ import pytest
 from scipy import ndimage
 
 from maskmed_zoo.data.nifti import read_image, read_labels
-from maskmed_zoo.data.predicted import STAMP
+from maskmed_zoo.data.predicted import STAMP, files_of
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.aggregate import evaluate_folders
+from maskmed_zoo.inference import write as predictions
 from maskmed_zoo.recipe import load_recipe
-from maskmed_zoo.runner import predictions
 from maskmed_zoo.runner.predict import Predictor, evaluate, predict
-from maskmed_zoo.runner.predictions import files_of
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 

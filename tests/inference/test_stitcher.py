@@ -10,8 +10,8 @@ from transformers.models.mask2former.image_processing_mask2former import compute
 
 from maskmed_zoo.contracts import StageOutput
 from maskmed_zoo.errors import JointError
-from maskmed_zoo.inference.instances import Instances, Stitcher, follow_labels, from_queries
 from maskmed_zoo.inference.sliding_window import Windows, sliding_window
+from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels, from_queries
 
 
 def stage_of(objects: list[tuple[int, torch.Tensor]], classes: int = 3, certainty: float = 9.0) -> StageOutput:

@@ -1,4 +1,4 @@
-"""The process of one cell: `python -m maskmed_zoo.runner.cell_process`, with the order as JSON on standard input.
+"""The process of one cell: `python -m maskmed_zoo.ablation.cell_process`, with the order as JSON on standard input.
 
 Peak memory is read after the training and before the prediction, and only if this process trained: one that merely
 scores a run that was trained before says nothing about training.
@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from maskmed_zoo.ablation.cell import RESOURCES, Cell
+from maskmed_zoo.device import pick_device
 from maskmed_zoo.errors import ZooError
 from maskmed_zoo.recipe import recipe_type
-from maskmed_zoo.runner.cell import RESOURCES, Cell
-from maskmed_zoo.runner.device import pick_device
 from maskmed_zoo.runner.predict import evaluate
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
