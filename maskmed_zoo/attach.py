@@ -33,8 +33,9 @@ from maskmed_zoo.adapters.probe import (
     used_parameters,
 )
 from maskmed_zoo.adapters.taps import Taps
-from maskmed_zoo.contracts import Head, HeadOutput, ParameterGroup, Size3, Spacing3, StageOutput, resize
+from maskmed_zoo.contracts import Head, HeadOutput, ParameterGroup, StageOutput, resize
 from maskmed_zoo.errors import JointError, RegistryError
+from maskmed_zoo.settings import Size3, Spacing3
 
 
 class AttachedModel(nn.Module):

@@ -14,29 +14,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskmed_zoo.errors import JointError
+from maskmed_zoo.settings import Settings, Size3
 
-Size3 = tuple[int, int, int]
-Spacing3 = tuple[float, float, float]
-PositiveInt = Annotated[int, Field(ge=1)]
-
-
-def _triple(value: object) -> object:
-    return (value, value, value) if isinstance(value, int) else value
-
-
-Triple = Annotated[
-    tuple[PositiveInt, PositiveInt, PositiveInt],
-    BeforeValidator(_triple, json_schema_input_type=PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt]),
-]
-"""Three positive integers (z, y, x); a single one stands for all three."""
 ParameterGroup = Literal["cnn", "transformer"]
 FLOOR = 1e-6
 """Smallest probability before the logarithm."""
@@ -143,20 +129,6 @@ class HeadOutput:
 
 for _output in (StageOutput, HeadOutput):
     torch.export.register_dataclass(_output)
-
-
-class Settings(BaseModel):
-    """Base of everything a recipe holds: typed, frozen, unknown keys refused, no bool or infinity for a number."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bool_is_no_number(cls, data: Any) -> Any:
-        for name, value in cast(dict[str, Any], data if isinstance(data, dict) else {}).items():
-            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
-                raise ValueError(f"'{name}' takes neither true nor false, got {str(value).lower()}")
-        return data
 
 
 class ComponentConfig(Settings):

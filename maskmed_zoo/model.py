@@ -18,10 +18,10 @@ from maskmed_zoo.contracts import (
     Loss,
     Neck,
     ParameterGroup,
-    Spacing3,
 )
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.recipe.schema import ModelRecipe
+from maskmed_zoo.settings import Spacing3
 
 _T = TypeVar("_T", bound=Component)
 PARTS = ("encoder", "neck", "decoder", "head")

@@ -9,8 +9,9 @@ from torch import Tensor
 
 import maskmed_zoo as zoo
 from maskmed_zoo import registry
-from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, Neck, Spacing3
+from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, Neck
 from maskmed_zoo.errors import JointError, RegistryError
+from maskmed_zoo.settings import Spacing3
 
 
 class TwiceConfig(ComponentConfig):

@@ -22,12 +22,12 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from maskmed_zoo import registry
-from maskmed_zoo.contracts import Settings
 from maskmed_zoo.errors import RecipeError, nearest
 from maskmed_zoo.recipe import strict_yaml
 from maskmed_zoo.recipe.loader import Override, load_recipe, recipe_path, validated
 from maskmed_zoo.recipe.schema import Probability, Recipe
 from maskmed_zoo.recipe.strict_yaml import Document, KeyPath
+from maskmed_zoo.settings import Settings
 
 
 class Row(Settings):

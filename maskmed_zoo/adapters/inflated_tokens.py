@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskmed_zoo.adapters.inflate import Plan, inflate_conv
-from maskmed_zoo.contracts import Size3
+from maskmed_zoo.settings import Size3
 
 Z_TABLE = 16
 """Entries of the vision transformer's table of positions along z, resized to the map."""

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from maskmed_zoo.adapters.taps import Taps
-from maskmed_zoo.contracts import FeatureSpec, Size3
+from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.errors import JointError, nearest
+from maskmed_zoo.settings import Size3
 
 CONVOLUTIONS = (nn.Conv3d, nn.ConvTranspose3d)
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)

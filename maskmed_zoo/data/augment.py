@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskmed_zoo.contracts import Size3, Spacing3
 from maskmed_zoo.recipe.schema import Augmentation, Axis
+from maskmed_zoo.settings import Size3, Spacing3
 
 AXES: dict[Axis, int] = {"z": 0, "y": 1, "x": 2}
 

@@ -26,9 +26,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
 from maskmed_zoo.errors import DataError
-
-Size3 = tuple[int, int, int]
-Spacing3 = tuple[float, float, float]
+from maskmed_zoo.settings import Size3, Spacing3
 
 HEADER_FIELDS = (
     *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskmed_zoo.contracts import Size3
 from maskmed_zoo.data import augment
 from maskmed_zoo.data.cache import CachedCase, Parts
 from maskmed_zoo.data.preprocess import Fingerprint, normalize, schemes
 from maskmed_zoo.recipe.schema import DataRecipe, class_names
+from maskmed_zoo.settings import Size3
 
 _STREAMS = {"train": 0, "validation": 1}
 

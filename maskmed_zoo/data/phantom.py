@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, zoom
 from scipy.spatial.transform import Rotation
 
-from maskmed_zoo.contracts import Size3, Spacing3
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.settings import Size3, Spacing3
 
 Array = NDArray[np.float32]
 

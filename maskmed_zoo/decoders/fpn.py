@@ -18,8 +18,9 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec, PositiveInt, resize
+from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec, resize
 from maskmed_zoo.layers.conv import ConvNormAct, init_he
+from maskmed_zoo.settings import PositiveInt
 
 
 class FPNConfig(ComponentConfig):

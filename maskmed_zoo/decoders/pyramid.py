@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from maskmed_zoo.contracts import FeatureSpec, Size3
+from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.errors import JointError
+from maskmed_zoo.settings import Size3
 
 
 def stage_strides(spec: FeatureSpec, decoder: str) -> list[Size3]:

@@ -14,10 +14,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec, PositiveInt, Triple
+from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec
 from maskmed_zoo.decoders.pyramid import stage_strides
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.conv import ConvNormAct, ResidualBlock, init_he, per_level
+from maskmed_zoo.settings import PositiveInt, Triple
 
 HALVINGS = 50  # more than there are digits that change a channel count
 

@@ -14,10 +14,11 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec, PositiveInt
+from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec
 from maskmed_zoo.decoders.pyramid import stage_strides
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.unetr_blocks import basic_block, up_block
+from maskmed_zoo.settings import PositiveInt
 
 
 class UNETRUpConfig(ComponentConfig):

@@ -14,11 +14,12 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import Encoder, PositiveInt
+from maskmed_zoo.contracts import Encoder
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.layers.conv import conv3d
 from maskmed_zoo.layers.mednext import MedNeXtSettings
 from maskmed_zoo.layers.unetr_blocks import check_voxels
+from maskmed_zoo.settings import PositiveInt
 
 
 class MedNeXtConfig(MedNeXtSettings):

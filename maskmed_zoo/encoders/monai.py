@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from maskmed_zoo.adapters.probe import Outputs, cut, last_maps, module_maps, trace, used_parameters
 from maskmed_zoo.adapters.taps import Taps
-from maskmed_zoo.contracts import ComponentConfig, Encoder, PositiveInt, Triple
+from maskmed_zoo.contracts import ComponentConfig, Encoder
 from maskmed_zoo.errors import JointError, nearest
 from maskmed_zoo.layers.full_resolution import WithFullResolution
+from maskmed_zoo.settings import PositiveInt, Triple
 
 NETWORKS = (
     "AttentionUnet", "BasicUNet", "DynUNet", "FlexibleUNet", "MedNeXt", "SegResNet", "SegResNetDS", "SwinUNETR", "UNet",

@@ -6,7 +6,8 @@ from itertools import accumulate
 
 from pydantic import Field, model_validator
 
-from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, PositiveInt, Size3, Triple
+from maskmed_zoo.contracts import ComponentConfig, FeatureSpec
+from maskmed_zoo.settings import PositiveInt, Size3, Triple
 
 
 class PyramidConfig(ComponentConfig):

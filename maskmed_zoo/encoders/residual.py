@@ -11,9 +11,10 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import Encoder, PositiveInt
+from maskmed_zoo.contracts import Encoder
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.layers.conv import ConvStack, ResidualBlock, init_he, per_level
+from maskmed_zoo.settings import PositiveInt
 
 
 class ResidualConfig(PyramidConfig):

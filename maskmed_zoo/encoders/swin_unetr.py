@@ -16,9 +16,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import ComponentConfig, Encoder, PositiveInt, Triple
+from maskmed_zoo.contracts import ComponentConfig, Encoder
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.layers.unetr_blocks import basic_block, check_voxels
+from maskmed_zoo.settings import PositiveInt, Triple
 
 
 class SwinUNETRConfig(ComponentConfig):

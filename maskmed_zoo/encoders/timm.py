@@ -25,10 +25,11 @@ from maskmed_zoo.adapters.inflate import Plan, inflate, strided_layers
 from maskmed_zoo.adapters.inflated_tokens import InflatedSwin, InflatedViT
 from maskmed_zoo.adapters.probe import trace
 from maskmed_zoo.adapters.timm_backbone import Backbone, build_2d
-from maskmed_zoo.contracts import ComponentConfig, Encoder, PositiveInt, Size3
+from maskmed_zoo.contracts import ComponentConfig, Encoder
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.conv import InstanceNorm
 from maskmed_zoo.layers.full_resolution import WithFullResolution
+from maskmed_zoo.settings import PositiveInt, Size3
 
 PROBE = 64
 """Voxels along each axis of the image in which strided layers and levels are found."""

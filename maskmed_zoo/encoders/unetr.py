@@ -16,10 +16,11 @@ from typing import Literal
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import Encoder, PositiveInt, Size3, Triple, resize
+from maskmed_zoo.contracts import Encoder, resize
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.layers.transformer import TransformerConfig
 from maskmed_zoo.layers.unetr_blocks import basic_block
+from maskmed_zoo.settings import PositiveInt, Size3, Triple
 
 PATCH = 16
 LAYERS = 12

@@ -17,10 +17,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import ComponentConfig, Encoder, PositiveInt
+from maskmed_zoo.contracts import ComponentConfig, Encoder
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.layers.conv import conv3d
 from maskmed_zoo.layers.unetr_blocks import basic_block, check_voxels
+from maskmed_zoo.settings import PositiveInt
 
 KERNEL = (7, 7, 7)
 SCALING = 4

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import Size3
 from maskmed_zoo.data.dataset import Case, RawDataset, load_case
 from maskmed_zoo.data.preprocess import resample_labels
 from maskmed_zoo.device import autocast
@@ -24,6 +23,7 @@ from maskmed_zoo.inference.sliding_window import Windows
 from maskmed_zoo.recipe.schema import class_names
 from maskmed_zoo.report.query_slices import Looker, Sampled, Scene
 from maskmed_zoo.runner.predict import Predictor
+from maskmed_zoo.settings import Size3
 
 Array = NDArray[Any]
 

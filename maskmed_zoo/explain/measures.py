@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import Size3
 from maskmed_zoo.explain.observe import BlockAttention, Sampling
 from maskmed_zoo.explain.places import voxel_of
+from maskmed_zoo.settings import Size3
 
 
 def attention_facts(block: BlockAttention, query: int, mask: Tensor) -> dict[str, float | None]:

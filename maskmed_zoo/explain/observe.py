@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import Head, HeadOutput, Size3, full_precision
+from maskmed_zoo.contracts import Head, HeadOutput, full_precision
 from maskmed_zoo.heads.attention_class import AttentionClassHead
 from maskmed_zoo.heads.attention_mask_class import AttentionMaskClassHead
 from maskmed_zoo.heads.learned_class import LearnedClassHead
@@ -24,6 +24,7 @@ from maskmed_zoo.layers.deformable import DeformableBlock
 from maskmed_zoo.layers.query_decoder import QueryDecoder
 from maskmed_zoo.layers.transformer import MultiHeadAttention, QueryBlock
 from maskmed_zoo.model import SegmentationModel
+from maskmed_zoo.settings import Size3
 
 
 @dataclass(frozen=True)

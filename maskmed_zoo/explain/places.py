@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.contracts import Size3
+from maskmed_zoo.settings import Size3
 
 Point = tuple[float, float, float]
 Mask = NDArray[np.bool_]

@@ -9,10 +9,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import FeatureSpec, Head, HeadOutput, Spacing3, StageOutput
+from maskmed_zoo.contracts import FeatureSpec, Head, HeadOutput, StageOutput
 from maskmed_zoo.layers.conv import conv3d, init_he
 from maskmed_zoo.layers.query_decoder import QueryConfig, QueryDecoder
 from maskmed_zoo.layers.transformer import init_outputs, mlp
+from maskmed_zoo.settings import Spacing3
 
 
 class AttentionClassConfig(QueryConfig):

@@ -11,9 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import FeatureSpec, Head, HeadOutput, Spacing3, StageOutput
+from maskmed_zoo.contracts import FeatureSpec, Head, HeadOutput, StageOutput
 from maskmed_zoo.layers.query_decoder import QueryConfig, QueryDecoder
 from maskmed_zoo.layers.transformer import init_outputs, mlp
+from maskmed_zoo.settings import Spacing3
 
 
 class AttentionMaskClassConfig(QueryConfig):

@@ -11,16 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import (
-    ComponentConfig,
-    FeatureSpec,
-    Head,
-    HeadOutput,
-    PositiveInt,
-    Spacing3,
-    StageOutput,
-)
+from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, Head, HeadOutput, StageOutput
 from maskmed_zoo.layers.conv import conv3d, init_he
+from maskmed_zoo.settings import PositiveInt, Spacing3
 
 
 class LearnedClassConfig(ComponentConfig):

@@ -19,10 +19,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import FeatureSpec, Head, HeadOutput, PositiveInt, Size3, Spacing3, StageOutput, resize
+from maskmed_zoo.contracts import FeatureSpec, Head, HeadOutput, StageOutput, resize
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.query_decoder import QueryConfig, QueryDecoder
 from maskmed_zoo.layers.transformer import init_outputs, mlp
+from maskmed_zoo.settings import PositiveInt, Size3, Spacing3
 
 
 class MaskedQueryConfig(QueryConfig):

@@ -6,8 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, Head, HeadOutput, Spacing3, StageOutput
+from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, Head, HeadOutput, StageOutput
 from maskmed_zoo.layers.conv import conv3d, init_he
+from maskmed_zoo.settings import Spacing3
 
 
 class PointwiseConfig(ComponentConfig):

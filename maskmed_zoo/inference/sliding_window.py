@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import Size3
 from maskmed_zoo.errors import JointError, NonFiniteError
+from maskmed_zoo.settings import Size3
 
 SIGMA = 1 / 8
 LOWEST_WEIGHT = 1e-3

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from maskmed_zoo.contracts import Size3, StageOutput, full_precision
+from maskmed_zoo.contracts import StageOutput, full_precision
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.inference.sliding_window import Place, Windows, importance
+from maskmed_zoo.settings import Size3
 
 MASK = 0.5
 """Smallest probability of a voxel in a mask."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import Size3
+from maskmed_zoo.settings import Size3
 
 SLOPE = 0.01
 

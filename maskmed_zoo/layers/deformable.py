@@ -13,9 +13,10 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import Size3, full_precision
+from maskmed_zoo.contracts import full_precision
 from maskmed_zoo.layers.transformer import TransformerConfig, feed_forward
 from maskmed_zoo.ops.deformable import deformable_attention
+from maskmed_zoo.settings import Size3
 
 GATHERED = 2  # what a number costs that is read by sampling; measured, docs/benchmarks/msda_network.py
 

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import ComponentConfig, Size3
+from maskmed_zoo.contracts import ComponentConfig
+from maskmed_zoo.settings import Size3
 
 VARIANTS = {
     "S": ((2, 2, 2, 2), (2, 2, 2, 2)),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskmed_zoo.contracts import Size3, Spacing3
+from maskmed_zoo.settings import Size3, Spacing3
 
 
 def voxel_centres(size: Size3, device: torch.device) -> Tensor:

@@ -12,9 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import FeatureSpec, PositiveInt, Size3, Spacing3
+from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.layers.position import extent_mm, sine_encoding
 from maskmed_zoo.layers.transformer import QueryBlock, TransformerConfig
+from maskmed_zoo.settings import PositiveInt, Size3, Spacing3
 
 
 class QueryConfig(TransformerConfig):

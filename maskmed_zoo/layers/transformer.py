@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import ComponentConfig, PositiveInt, full_precision
+from maskmed_zoo.contracts import ComponentConfig, full_precision
+from maskmed_zoo.settings import PositiveInt
 
 
 class TransformerConfig(ComponentConfig):

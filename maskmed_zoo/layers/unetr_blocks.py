@@ -10,8 +10,8 @@ from math import prod
 
 from torch import nn
 
-from maskmed_zoo.contracts import Size3
 from maskmed_zoo.errors import JointError
+from maskmed_zoo.settings import Size3
 
 
 def basic_block(in_channels: int, out_channels: int) -> nn.Module:

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss, PositiveInt, StageOutput, full_precision
+from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss, StageOutput, full_precision
 from maskmed_zoo.errors import JointError, NonFiniteError
 from maskmed_zoo.losses.matcher import Pairs, fixed, hungarian, mask_terms, matching_costs, to_host
 from maskmed_zoo.losses.partial import (
@@ -35,6 +35,7 @@ from maskmed_zoo.losses.partial import (
 from maskmed_zoo.losses.points import at_points, uncertain_points, uniform_points
 from maskmed_zoo.losses.stages import halving_weights
 from maskmed_zoo.losses.targets import Targets, instance_targets, label_targets
+from maskmed_zoo.settings import PositiveInt
 
 TINY = torch.finfo(torch.float32).tiny
 

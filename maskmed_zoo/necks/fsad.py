@@ -13,10 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import FeatureSpec, PositiveInt, Size3, Spacing3
+from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.layers.deformable import DeformableBlock
 from maskmed_zoo.layers.position import voxel_centres
 from maskmed_zoo.necks.tokens import TokenNeck, TokenNeckConfig
+from maskmed_zoo.settings import PositiveInt, Size3, Spacing3
 
 
 class FSADConfig(TokenNeckConfig):

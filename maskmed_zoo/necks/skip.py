@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, Neck, Spacing3
+from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, Neck
+from maskmed_zoo.settings import Spacing3
 
 
 class SkipConfig(ComponentConfig):

@@ -11,10 +11,11 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import FeatureSpec, Neck, PositiveInt, Size3, Spacing3
+from maskmed_zoo.contracts import FeatureSpec, Neck
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.position import extent_mm, sine_encoding
 from maskmed_zoo.layers.transformer import TransformerConfig
+from maskmed_zoo.settings import PositiveInt, Size3, Spacing3
 
 
 class TokenNeckConfig(TransformerConfig):

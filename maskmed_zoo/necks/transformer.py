@@ -11,9 +11,10 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import FeatureSpec, PositiveInt, Size3, Spacing3
+from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.layers.transformer import MultiHeadAttention, TransformerConfig, feed_forward
 from maskmed_zoo.necks.tokens import TokenNeck, TokenNeckConfig
+from maskmed_zoo.settings import PositiveInt, Size3, Spacing3
 
 
 class TransformerNeckConfig(TokenNeckConfig):

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskmed_zoo.contracts import Size3, full_precision
+from maskmed_zoo.contracts import full_precision
 from maskmed_zoo.ops import reference, registration
 from maskmed_zoo.ops.backend import Backend, resolve
 from maskmed_zoo.ops.registration import FLOP_FORMULAS
+from maskmed_zoo.settings import Size3
 
 __all__ = ["FLOP_FORMULAS", "Backend", "deformable_attention"]
 

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
 
 from maskmed_zoo import registry
-from maskmed_zoo.contracts import ComponentConfig, PositiveInt, Settings
+from maskmed_zoo.contracts import ComponentConfig
+from maskmed_zoo.settings import PositiveInt, Settings
 
 Axis = Literal["z", "y", "x"]
 Probability = Annotated[float, Field(ge=0, le=1)]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.contracts import Spacing3
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.report.canvas import require_matplotlib
+from maskmed_zoo.settings import Spacing3
 
 Array = NDArray[Any]
 PANEL_WIDTH = 3.0

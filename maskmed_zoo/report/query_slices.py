@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.contracts import Size3, Spacing3
 from maskmed_zoo.report.canvas import Sheet
 from maskmed_zoo.report.figure import label_colours, mark_sides
+from maskmed_zoo.settings import Size3, Spacing3
 
 Array = NDArray[Any]
 PANEL, GAP, SIDE = 2.1, 0.08, 1.55

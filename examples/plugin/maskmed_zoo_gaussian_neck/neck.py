@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, Neck, Spacing3
+from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, Neck
+from maskmed_zoo.settings import Spacing3
 
 
 class GaussianConfig(ComponentConfig):
