@@ -10,7 +10,7 @@ from pathlib import Path
 
 import maskmed_zoo as zoo
 from maskmed_zoo.data.phantom import make_phantom_dataset
-from maskmed_zoo.evaluation.aggregate import evaluate_folders
+from maskmed_zoo.evaluation.folders import evaluate_folders
 from maskmed_zoo.runner.predict import predict
 from maskmed_zoo.runner.train import train
 

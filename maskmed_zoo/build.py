@@ -14,7 +14,7 @@ from maskmed_zoo.errors import JointError, RecipeError
 from maskmed_zoo.model import SegmentationModel, build_loss, build_model, count_parameters
 from maskmed_zoo.ops.deformable import FLOP_FORMULAS
 from maskmed_zoo.recipe import Recipe, load_recipe
-from maskmed_zoo.recipe.schema import class_names
+from maskmed_zoo.recipe.schema import UnreadConfig
 
 
 def create(
@@ -41,7 +41,7 @@ def model_of(recipe: Recipe, *, in_channels: int | None = None, num_classes: int
         raise RecipeError(
             f"expected at least 1 channel and 2 classes, background counted, got {channels} and {classes}"
         )
-    names = class_names(data.labels) if data.labels and classes == data.num_classes else None
+    names = data.labels.names if data.labels and classes == data.num_classes else None
     model = build_model(
         recipe.model, in_channels=channels, num_classes=classes, spacing=data.spacing, class_names=names
     )
@@ -51,6 +51,8 @@ def model_of(recipe: Recipe, *, in_channels: int | None = None, num_classes: int
 
 
 def _check_instances(recipe: Recipe, model: SegmentationModel) -> None:
+    if isinstance(recipe.model.loss, UnreadConfig):
+        return
     build_loss(recipe.model, num_classes=model.num_classes, ignore_label=None).check_instances()
     queries = model.head.num_queries
     if model.head.gives == "queries" and queries is not None and queries <= model.num_classes:

@@ -7,13 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.data.nifti import read_image, read_labels
+from maskmed_zoo.data.formats import read_image, read_labels
 from maskmed_zoo.data.phantom import make_phantom_dataset
 from maskmed_zoo.errors import DataError, UserError
-from maskmed_zoo.evaluation.aggregate import evaluate_folders
+from maskmed_zoo.evaluation.folders import evaluate_folders
 from maskmed_zoo.files import make_folder
 from maskmed_zoo.recipe import load_recipe
-from maskmed_zoo.recipe.schema import class_names
 from maskmed_zoo.report.figure import comparison_figure
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.predict import predict
@@ -64,6 +63,5 @@ def demo(out: Path, *, device: str | None = None, display: Display | None = None
         for name, volume in volumes
     ]
     picture = out / "demo.png"
-    labels = run.recipe().data.labels or {}
-    comparison_figure(picture, rows, class_names(labels), volumes[0][1].spacing, window=(-200.0, 300.0))
+    comparison_figure(picture, rows, run.recipe().labels.names, volumes[0][1].spacing, window=(-200.0, 300.0))
     return scores, picture

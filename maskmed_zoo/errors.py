@@ -41,6 +41,14 @@ class CheckpointError(UserError):
     """A run folder or a checkpoint that is missing, broken or belongs to another recipe."""
 
 
+class OutputError(UserError):
+    """A file or folder that cannot be written."""
+
+
+class ArgumentError(UserError):
+    """A value given to a function of this package, or an option, that cannot be used."""
+
+
 class NonFiniteError(ZooError):
     """NaN or infinity where a number was due; names the tensor."""
 

@@ -20,7 +20,7 @@ from maskmed_zoo.contracts import (
     ParameterGroup,
 )
 from maskmed_zoo.errors import JointError
-from maskmed_zoo.recipe.schema import ModelRecipe
+from maskmed_zoo.recipe.schema import ModelRecipe, UnreadConfig
 from maskmed_zoo.settings import Spacing3
 
 _T = TypeVar("_T", bound=Component)
@@ -117,7 +117,9 @@ def build_loss(recipe: ModelRecipe, *, num_classes: int, ignore_label: int | Non
 
 
 def check_loss(recipe: ModelRecipe) -> None:
-    """Raise `JointError` if the loss cannot take what the head gives."""
+    """Raise `JointError` if the loss cannot take what the head gives; nothing is known of one that was not read."""
+    if isinstance(recipe.loss, UnreadConfig):
+        return
     head, loss = _class(recipe.head, Head), _class(recipe.loss, Loss)
     if head.gives != loss.accepts:
         fitting = [name for name in registry.names("loss") if registry.component(name).accepts == head.gives]  # pyright: ignore

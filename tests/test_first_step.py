@@ -16,7 +16,8 @@ from torch import Tensor
 from maskmed_zoo import registry
 from maskmed_zoo.ablation.grid import load_grid
 from maskmed_zoo.build import model_of
-from maskmed_zoo.data.dataset import load_case, open_dataset
+from maskmed_zoo.data.case import load_case
+from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.runner.trainer import Trainer
 

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from maskmed_zoo.data.bind import merged_labels
 from maskmed_zoo.data.cache import CaseCache, fingerprint_of
 from maskmed_zoo.data.dataset import open_dataset
-from maskmed_zoo.data.nifti import read_labels
+from maskmed_zoo.data.formats import read_labels
 from maskmed_zoo.data.patches import PatchDataset
 from maskmed_zoo.data.sources import open_sources
+from maskmed_zoo.labels import Labels
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.recipe.schema import DataRecipe
-from maskmed_zoo.runner.predict import evaluate, predict
+from maskmed_zoo.runner.evaluate import evaluate
+from maskmed_zoo.runner.predict import predict
 from maskmed_zoo.runner.train import train
 
 SMALL = {
@@ -68,7 +69,7 @@ def test_partial_labels_beside_complete_ones(real_data: Path, tmp_path: Path) ->
     complete, partial = open_sources(
         [real_data / "Dataset101_HeadNeckCT", f"{real_data / 'Dataset102_HeadNeckCT_Partial'}@all"]
     )
-    labels = merged_labels([complete.dataset, partial.dataset])
+    labels = Labels.merged([complete.dataset.labels, partial.dataset.labels])
     assert list(labels)[5:] == ["mandible", "esophagus", "larynx"]
     assert [len(cases) for cases in partial.splits(0)] == [60, 0]
     listed: dict[str, list[int]] = json.loads((partial.dataset.root / "annotated.json").read_text())

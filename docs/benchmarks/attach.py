@@ -28,11 +28,13 @@ from torch.utils.data import DataLoader
 import maskmed_zoo as zoo
 from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.cache import CaseCache, fingerprint_of
-from maskmed_zoo.data.dataset import load_case
+from maskmed_zoo.data.case import load_case
+from maskmed_zoo.data.normalize import normalize, schemes
 from maskmed_zoo.data.patches import PatchDataset
-from maskmed_zoo.data.preprocess import normalize, resample_image, schemes
+from maskmed_zoo.data.resample import resample_image
 from maskmed_zoo.data.sources import open_sources
-from maskmed_zoo.evaluation.aggregate import CaseScores, summarize
+from maskmed_zoo.evaluation.aggregate import summarize
+from maskmed_zoo.evaluation.case import CaseScores
 from maskmed_zoo.evaluation.metrics.dice import dice_per_label
 from maskmed_zoo.inference.sliding_window import sliding_window
 from maskmed_zoo.inference.to_image import probabilities_to_labels

@@ -48,7 +48,7 @@ from nnunet_peer import (
     write_trainer,
 )
 
-from maskmed_zoo.evaluation.aggregate import evaluate_folders
+from maskmed_zoo.evaluation.folders import evaluate_folders
 from maskmed_zoo.interop.nnunet_install import install, trainer_name
 from maskmed_zoo.recipe import load_recipe
 

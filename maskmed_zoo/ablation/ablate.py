@@ -10,6 +10,7 @@ from maskmed_zoo.ablation.cell import Cell, run_in_process
 from maskmed_zoo.ablation.lock import locked
 from maskmed_zoo.ablation.plan import Ablation
 from maskmed_zoo.ablation.tables import summarize_ablation, write_tables
+from maskmed_zoo.evaluation.aggregate import headline
 from maskmed_zoo.files import make_folder
 from maskmed_zoo.runner.display import Display
 
@@ -83,7 +84,8 @@ class _Work:
             cell.failed.write_text(f"{failure}\n", encoding="utf-8")
             self.display.say(f"{title}: failed: {failure}")
         else:
-            dice = "–" if scores["mean_dice"] is None else f"{scores['mean_dice']:.4f}"
+            score = headline(scores)
+            dice = "–" if score is None else f"{score:.4f}"
             self.display.say(f"{title}: mean Dice {dice}, {time.perf_counter() - start:.0f} s")
 
 

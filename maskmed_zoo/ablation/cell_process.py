@@ -17,15 +17,16 @@ import torch
 from maskmed_zoo.ablation.cell import RESOURCES, Cell
 from maskmed_zoo.device import pick_device
 from maskmed_zoo.errors import ZooError
-from maskmed_zoo.recipe import recipe_type
-from maskmed_zoo.runner.predict import evaluate
+from maskmed_zoo.files import write_json
+from maskmed_zoo.recipe.loader import parse_recipe
+from maskmed_zoo.runner.evaluate import evaluate
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 
 
 def work(order: dict[str, Any]) -> None:
     """Train, or go on training, and score."""
-    recipe = recipe_type().model_validate(order["recipe"])
+    recipe = parse_recipe(order["recipe"], "the order of a cell")
     run = RunFolder(Path(order["out"]))
     cell = Cell("", recipe, run)
     before = len(cell.epochs())
@@ -39,7 +40,7 @@ def work(order: dict[str, Any]) -> None:
         resume=run.exists(),
     )
     if len(cell.epochs()) > before:
-        run.write_json(run.path / RESOURCES, peak_memory(pick_device(order["device"])))
+        write_json(run.path / RESOURCES, peak_memory(pick_device(order["device"])))
     evaluate(run, data=order["data"], device=order["device"])
 
 

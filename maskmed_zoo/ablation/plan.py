@@ -16,7 +16,7 @@ from maskmed_zoo.data.sources import open_sources
 from maskmed_zoo.device import pick_device
 from maskmed_zoo.errors import RecipeError, UserError
 from maskmed_zoo.recipe import Recipe, load_recipe
-from maskmed_zoo.runner.train import check_folder, run_facts
+from maskmed_zoo.runner.manifest import check_folder, run_facts
 
 
 @dataclass(frozen=True)

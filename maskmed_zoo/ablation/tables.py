@@ -11,15 +11,17 @@ from typing import Any
 
 from maskmed_zoo.ablation.cell import Cell
 from maskmed_zoo.ablation.plan import Ablation
-from maskmed_zoo.evaluation.aggregate import DEFINITION
+from maskmed_zoo.evaluation.aggregate import definition, headline, headline_by_case
+from maskmed_zoo.evaluation.metrics import DEFAULT, metrics
 from maskmed_zoo.evaluation.statistics import paired_difference
 from maskmed_zoo.files import write_atomically
-from maskmed_zoo.runner.run_folder import now
+from maskmed_zoo.runner.manifest import now
 
 Scored = tuple[Cell, dict[str, Any]]
 DEFINITIONS = {
     "seeds": "seeds whose run is trained to the end and scored",
-    "mean_dice": f"mean over seeds of each run's mean_dice, of its last weights. In a run, {DEFINITION}",
+    "mean_dice": f"mean over seeds of each run's mean_dice, of its last weights. In a run: "
+    f"{definition(metrics()[DEFAULT])}",
     "sd_over_seeds": "sample standard deviation of mean_dice over seeds; null for one seed",
     "difference.mean": "row minus baseline, mean over the cases that both have scores for, each case averaged over the "
     "seeds that both have finished",
@@ -75,7 +77,7 @@ def summarize_ablation(ablation: Ablation) -> dict[str, Any]:
 
 def _row(ablation: Ablation, name: str, cells: list[Scored], baseline: list[Scored]) -> dict[str, Any]:
     row, network = ablation.grid.rows[name], ablation.networks[name]
-    dice = [scores["mean_dice"] for _, scores in cells if scores["mean_dice"] is not None]
+    dice = [score for _, scores in cells if (score := headline(scores)) is not None]
     memory = [m for cell, _ in cells if (m := cell.resources()).get("peak_memory_bytes") is not None]
     return {
         "row": name,
@@ -97,16 +99,12 @@ def _row(ablation: Ablation, name: str, cells: list[Scored], baseline: list[Scor
 
 
 def _difference(cells: list[Scored], baseline: list[Scored]) -> dict[str, Any] | None:
-    own, other = ({cell.seed: _by_case(scores) for cell, scores in side} for side in (cells, baseline))
+    own, other = ({cell.seed: headline_by_case(scores) for cell, scores in side} for side in (cells, baseline))
     seeds = [seed for seed in own if seed in other]
     found = paired_difference([own[seed] for seed in seeds], [other[seed] for seed in seeds])
     if found is None:
         return None
     return {"mean": found.mean, "sd_over_seeds": found.std, "p": found.p, "cases": found.cases, "seeds": seeds}
-
-
-def _by_case(scores: dict[str, Any]) -> dict[str, float | None]:
-    return {case["case"]: case["mean"] for case in scores["cases"]}
 
 
 def _per_step(cells: list[Scored], column: str) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from maskmed_zoo.cli.output import add_device, add_weights, render
 from maskmed_zoo.errors import UserError
-from maskmed_zoo.evaluation.aggregate import evaluate_folders
+from maskmed_zoo.evaluation.folders import evaluate_folders
 from maskmed_zoo.evaluation.table import tables
 
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _scores(args: argparse.Namespace) -> dict[str, Any]:
     if args.run is not None and args.pred is None and args.ref is None:
-        from maskmed_zoo.runner.predict import evaluate
+        from maskmed_zoo.runner.evaluate import evaluate
         from maskmed_zoo.runner.run_folder import RunFolder
 
         return evaluate(RunFolder(args.run), data=args.data, device=args.device, which=args.weights)

@@ -8,7 +8,7 @@ from pathlib import Path
 from maskmed_zoo.cli.output import add_device, add_recipe, render
 from maskmed_zoo.evaluation.table import tables
 from maskmed_zoo.recipe import load_recipe
-from maskmed_zoo.runner.predict import evaluate
+from maskmed_zoo.runner.evaluate import evaluate
 from maskmed_zoo.runner.train import train
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
 
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.recipe.schema import Recipe, class_names, twins
+from maskmed_zoo.labels import Labels
+from maskmed_zoo.recipe.schema import Recipe
 
 
 def bind(recipe: Recipe, *datasets: RawDataset) -> Recipe:
@@ -27,28 +27,19 @@ def bind(recipe: Recipe, *datasets: RawDataset) -> Recipe:
                 f"{file}: channels {list(dataset.channels)}, {files[0]} has {list(channels)}; "
                 f"train on data sets of the same channels, with the same names"
             )
-    labels = merged_labels(datasets)
+    labels = Labels.merged(dataset.labels for dataset in datasets)
     where = ", ".join(files)
     stated = {"channels": recipe.data.channels, "labels": recipe.data.labels}
     found = {"channels": channels, "labels": labels}
     for name, value in stated.items():
         if value is not None and value != found[name]:
-            text = shlex.quote(f"data.{name}={json.dumps(found[name], ensure_ascii=False)}")
+            plain = dict(labels) if name == "labels" else channels
+            text = shlex.quote(f"data.{name}={json.dumps(plain, ensure_ascii=False)}")
             raise DataError(
                 f"{where}: {name} {found[name]} differ from the recipe's {value}; "
                 f"write --set {text}, or --set data.{name}=null to take them from the data"
             )
-    pair = twins(labels)
-    if pair and "x" in recipe.data.mirror_axes:
-        raise DataError(
-            f"{where}: '{pair[0]}' and '{pair[1]}' are twins, told apart by place alone; "
-            f"take x, left-right, out of data.mirror_axes"
-        )
+    problem = recipe.data.mirrored_pair(labels)
+    if problem:
+        raise DataError(f"{where}: {problem}")
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=found)})
-
-
-def merged_labels(datasets: Sequence[RawDataset]) -> dict[str, int]:
-    """Label names to values: the first data set's in their order, the new ones of each next, 'ignore' at the end."""
-    names = list(dict.fromkeys(name for dataset in datasets for name in class_names(dataset.labels)))
-    ignore = ["ignore"] if any("ignore" in dataset.labels for dataset in datasets) else []
-    return {name: value for value, name in enumerate([*names, *ignore])}

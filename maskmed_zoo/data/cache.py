@@ -33,9 +33,11 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.dataset import Case, RawDataset, foreground_labels, load_case
+from maskmed_zoo.data.case import Case, load_case
+from maskmed_zoo.data.dataset import RawDataset
+from maskmed_zoo.data.fingerprint import Fingerprint, fingerprint
 from maskmed_zoo.data.instances import components, instances_file, read_instances, resample_instances
-from maskmed_zoo.data.preprocess import Fingerprint, fingerprint, resample_image, resample_labels
+from maskmed_zoo.data.resample import resample_image, resample_labels
 from maskmed_zoo.errors import DataError
 
 FORMAT = 1
@@ -166,7 +168,7 @@ class CaseCache:
             )
         image = resample_image(image, geometry.spacing, self.spacing)
         arrays: dict[str, NDArray[Any]] = {"image": image, "labels": resample_labels(labels, image.shape[1:])}
-        values = list(foreground_labels(self.dataset.labels).values())
+        values = list(self.dataset.labels.foreground.values())
         if self.instances == "components":
             arrays["instances"] = components(arrays["labels"], values)
         elif self.instances == "map":
@@ -202,7 +204,7 @@ class CaseCache:
         return {
             "format": FORMAT,
             "spacing": list(self.spacing),
-            "labels": self.dataset.labels,
+            "labels": dict(self.dataset.labels),
             "annotated": sorted(self.dataset.annotated(case)),
             "instances": self.instances,
             "files": files,
@@ -221,7 +223,7 @@ class CaseCache:
         image, labels = arrays["image"], arrays["labels"]
         generator = np.random.default_rng(zlib.crc32(case.identifier.encode()))
         kept = labels.ravel()
-        ignore = self.dataset.ignore_label
+        ignore = self.dataset.labels.ignore
         foreground = np.flatnonzero(kept > 0 if ignore is None else (kept > 0) & (kept != ignore))
         coordinates: dict[str, NDArray[np.int32]] = {}
         for label in np.unique(kept[foreground]):

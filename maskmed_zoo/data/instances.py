@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from maskmed_zoo.data.dataset import ENDING, Case, RawDataset, foreground_labels
-from maskmed_zoo.data.nifti import Geometry, Volume, check_same_geometry, read_labels
+from maskmed_zoo.data.case import Case
+from maskmed_zoo.data.dataset import RawDataset
+from maskmed_zoo.data.formats import read_labels
+from maskmed_zoo.data.image import Geometry, Volume, check_same_geometry
 from maskmed_zoo.errors import DataError
 
 FOLDER = "instancesTr"
@@ -39,7 +41,7 @@ def components(labels: NDArray[np.int16], values: Sequence[int]) -> NDArray[np.i
 
 def instances_file(case: Case, dataset: RawDataset) -> Path:
     """Where the case's map of numbers lies."""
-    return dataset.root / FOLDER / f"{case.identifier}{ENDING}"
+    return dataset.root / FOLDER / f"{case.identifier}{dataset.ending}"
 
 
 def read_instances(case: Case, dataset: RawDataset, labels: NDArray[np.int16], geometry: Geometry) -> NDArray[np.int16]:
@@ -53,7 +55,7 @@ def read_instances(case: Case, dataset: RawDataset, labels: NDArray[np.int16], g
     numbers, path = volume.array, volume.path
     if numbers.min() < 0:
         raise DataError(f"{path}: number {numbers.min()}, expected 1, 2, … for objects and 0 elsewhere; renumber them")
-    inside = np.isin(labels, list(foreground_labels(dataset.labels).values()))
+    inside = np.isin(labels, list(dataset.labels.foreground.values()))
     if (wrong := inside != (numbers > 0)).any():
         first = tuple(np.argwhere(wrong)[0].tolist())
         raise DataError(

@@ -13,8 +13,10 @@ from torch.utils.data import Dataset
 
 from maskmed_zoo.data import augment
 from maskmed_zoo.data.cache import CachedCase, Parts
-from maskmed_zoo.data.preprocess import Fingerprint, normalize, schemes
-from maskmed_zoo.recipe.schema import DataRecipe, class_names
+from maskmed_zoo.data.fingerprint import Fingerprint
+from maskmed_zoo.data.normalize import normalize, schemes
+from maskmed_zoo.labels import Labels
+from maskmed_zoo.recipe.schema import DataRecipe
 from maskmed_zoo.settings import Size3
 
 _STREAMS = {"train": 0, "validation": 1}
@@ -48,15 +50,15 @@ class PatchDataset(Dataset[Patch]):
         recipe: DataRecipe,
         *,
         channels: Sequence[str],
-        labels: dict[str, int],
+        labels: Labels,
         fingerprint: Fingerprint,
         seed: int,
         stream: Literal["train", "validation"],
     ) -> None:
         self.cases: list[tuple[CachedCase, NDArray[np.int16], Tensor]] = []
-        names = class_names(labels)
+        names = labels.names
         for cache, cases in parts:
-            table = cache.dataset.renumbering(labels)
+            table = cache.dataset.labels.renumbering(labels)
             for case in cases:
                 found = {
                     "background",

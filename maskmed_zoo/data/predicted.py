@@ -23,8 +23,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.dataset import ENDING, foreground_labels
-from maskmed_zoo.files import sha256_of, write_atomically
+from maskmed_zoo.data.formats import DEFAULT, ending_of, stem_of
+from maskmed_zoo.files import sha256_of, write_json
+from maskmed_zoo.labels import Labels, LabelsError
 
 STAMP = ".maskmed_predictions.json"
 SUFFIX = "_instances"
@@ -54,13 +55,13 @@ class PredictedFolder:
         weights, files = self._coming(name)
         return weights if self._is_content(name, files.get(name), unknown=False) else None
 
-    def labels_of(self, name: str) -> dict[str, int] | None:
-        """Label names and values of a label map, also of one that was changed since; None where they are not known."""
+    def labels_of(self, name: str) -> Labels | None:
+        """The labels of a label map, also of one that was changed since; None where they are not known."""
         found = self.tables[LABELS].get(self.weights_of(name) or self._entered(name) or "")
-        if not isinstance(found, dict):
+        try:
+            return Labels(cast(dict[str, Any], found)) if isinstance(found, dict) else None
+        except LabelsError:
             return None
-        labels = cast(dict[str, Any], found)
-        return labels if all(type(value) is int and value >= 0 for value in labels.values()) else None
 
     def is_known(self, name: str, label_map: str) -> bool:
         """Whether a file of the case with this label map is as `predict` left it."""
@@ -109,8 +110,7 @@ class PredictedFolder:
         return unknown if sha256 is None or not path.is_file() else sha256_of(path) == sha256
 
     def _write(self) -> None:
-        text = json.dumps({key: table for key, table in self.tables.items() if table}, indent=1, allow_nan=False)
-        write_atomically(self.folder / STAMP, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        write_json(self.folder / STAMP, {key: table for key, table in self.tables.items() if table})
 
 
 def weights_of(target: Path) -> str | None:
@@ -118,7 +118,7 @@ def weights_of(target: Path) -> str | None:
     return PredictedFolder(target.parent).weights_of(target.name)
 
 
-def labels_of(target: Path) -> dict[str, int] | None:
+def labels_of(target: Path) -> Labels | None:
     """`PredictedFolder.labels_of` of the folder that holds a label map."""
     return PredictedFolder(target.parent).labels_of(target.name)
 
@@ -131,31 +131,28 @@ def files_of(target: Path, *, with_instances: bool) -> list[Path]:
 
 def objects_beside(label_map: Path) -> Path:
     """`NAME_instances.nii.gz` beside `NAME.nii.gz`."""
-    return label_map.with_name(f"{label_map.name.removesuffix(ENDING)}{SUFFIX}{ENDING}")
+    return label_map.with_name(f"{stem_of(label_map)}{SUFFIX}{ending_of(label_map) or DEFAULT}")
 
 
 def is_objects_file(path: Path) -> bool:
     """Whether a file of this name lies beside its label map."""
-    stem = path.name.removesuffix(ENDING)
-    return stem.endswith(SUFFIX) and path.with_name(f"{stem.removesuffix(SUFFIX)}{ENDING}").exists()
+    stem, ending = stem_of(path), ending_of(path) or DEFAULT
+    return stem.endswith(SUFFIX) and path.with_name(f"{stem.removesuffix(SUFFIX)}{ending}").exists()
 
 
 def facts_beside(numbers: Path) -> Path:
     """`NAME_instances.json` beside `NAME_instances.nii.gz`."""
-    return numbers.with_name(f"{numbers.name.removesuffix(ENDING)}.json")
+    return numbers.with_name(f"{stem_of(numbers)}.json")
 
 
-def renumbered(array: NDArray[np.int16], own: Mapping[str, int] | None, labels: Mapping[str, int]) -> NDArray[np.int16]:
+def renumbered(array: NDArray[np.int16], own: Labels | None, labels: Labels) -> NDArray[np.int16]:
     """A predicted map whose values mean `own`, with the values that `labels` gives the same names; others become 0.
 
     As it is where `own` is not known, or where each side has foreground names that the other lacks, other words then.
     """
     if own is None:
         return array
-    ours, theirs = foreground_labels(own).keys(), foreground_labels(labels).keys()
+    ours, theirs = own.foreground.keys(), labels.foreground.keys()
     if not (ours <= theirs or theirs <= ours) or array.min() < 0 or array.max() > max(own.values()):
         return array
-    table = np.zeros(max(own.values()) + 1, array.dtype)
-    for name, value in own.items():
-        table[value] = labels.get(name, 0)
-    return table[array]
+    return own.renumbering(labels)[array]

@@ -1,4 +1,4 @@
-"""The data sets of one training: which cases each of them gives, and what these are called side by side."""
+"""The data sets of one training run: which cases each of them gives, and what these are called side by side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.data.dataset import Case, RawDataset, open_dataset
+from maskmed_zoo.data.case import Case
+from maskmed_zoo.data.dataset import RawDataset, Split, open_dataset
 from maskmed_zoo.errors import DataError
 
 WHOLE = "@all"
@@ -30,21 +31,21 @@ class Source:
         """The data set's name, with `WHOLE` where all of it trains."""
         return f"{self.dataset.name}{WHOLE if self.is_whole else ''}"
 
-    def splits(self, fold: int) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    def splits(self, fold: int) -> Split:
         """Training and validation cases; `DataError` as of `RawDataset.splits`."""
-        return (self.dataset.cases, ()) if self.is_whole else self.dataset.splits(fold)
+        return Split(self.dataset.cases, ()) if self.is_whole else self.dataset.splits(fold)
 
     def name_of(self, case: Case) -> str:
-        """What the case is called in the run: its identifier, unique among all data sets of the training."""
+        """What the case is called in the run: its identifier, unique among all data sets of the run."""
         return f"{self.prefix}{case.identifier}"
 
     def record(self, cases: Sequence[Case]) -> dict[str, Any]:
-        """For a run's manifest: how the data set takes part, its own labels, and those looked for in partial cases."""
+        """For a run's manifest: how the data set takes part, its own labels, and those annotated in partial cases."""
         return {
             "name": self.dataset.name,
             "cases": "all" if self.is_whole else "fold",
             "prefix": self.prefix,
-            "labels": self.dataset.labels,
+            "labels": dict(self.dataset.labels),
             "annotated": {case.identifier: sorted(case.annotated) for case in cases if case.annotated is not None},
         }
 

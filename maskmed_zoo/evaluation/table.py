@@ -7,16 +7,20 @@ from typing import Any
 
 from rich.table import Table
 
+from maskmed_zoo.evaluation.metrics import DEFAULT, Metric, metrics
+from maskmed_zoo.evaluation.metrics.objects import COUNTS, MEANS
 
-def score_table(summary: Mapping[str, Any]) -> Table:
-    """One row per label of a `summarize` result with mean Dice, sample SD, cases scored and cases absent.
 
-    Cases in which the label was not looked for follow where there are any. The last two rows are the mean over labels
+def score_table(summary: Mapping[str, Any], metric: Metric | None = None) -> Table:
+    """One row per label of a `summarize` result (of Dice by default): mean, sample SD, cases scored and cases absent.
+
+    Cases in which the label was not annotated follow where there are any. The last two rows are the mean over labels
     and the mean over cases; a value that does not exist is shown as –.
     """
+    metric = metric or metrics()[DEFAULT]
     labels = summary["labels"]
     counts = ("n", "absent", *(["unannotated"] if summary["unannotated"] else []))
-    table = Table(title="Dice")
+    table = Table(title=f"{metric.title}, {metric.unit}" if metric.unit else metric.title)
     table.add_column("label")
     for heading in ("mean", "sd", *counts):
         table.add_column(heading, justify="right")
@@ -24,31 +28,30 @@ def score_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(name, _number(row["mean"]), _number(row["std"]), *(str(row[count]) for count in counts))
     table.add_section()
     scored = sum(row["n"] > 0 for row in labels.values())
-    table.add_row("mean over labels", _number(summary["mean_dice_over_labels"]), "", str(scored))
+    table.add_row("mean over labels", _number(summary[f"mean_{metric.name}_over_labels"]), "", str(scored))
     scored = sum(case["mean"] is not None for case in summary["cases"])
     totals = (str(summary[count]) for count in counts[1:])
-    table.add_row("mean over cases", _number(summary["mean_dice"]), "", str(scored), *totals)
+    table.add_row("mean over cases", _number(summary[f"mean_{metric.name}"]), "", str(scored), *totals)
     return table
 
 
 def object_table(summary: Mapping[str, Any]) -> Table:
     """One row per label of a `summarize_objects` result, and their mean and total."""
     table = Table(title="Objects")
-    columns = ("pq", "sq", "rq", "lesion_dice", "f1")
-    counts = ("tp", "fp", "fn", "found", "missed", "false")
     table.add_column("label")
-    for heading in (*columns, *counts):
+    for heading in (*MEANS, *COUNTS):
         table.add_column(heading.replace("_", " "), justify="right")
     for name, row in summary["labels"].items():
-        table.add_row(name, *(_number(row[key]) for key in columns), *(str(row[key]) for key in counts))
+        table.add_row(name, *(_number(row[key]) for key in MEANS), *(str(row[key]) for key in COUNTS))
     table.add_section()
-    table.add_row("mean, total", *(_number(summary[key]) for key in columns), *(str(summary[key]) for key in counts))
+    table.add_row("mean, total", *(_number(summary[key]) for key in MEANS), *(str(summary[key]) for key in COUNTS))
     return table
 
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
-    """`score_table` and, where objects are told apart, `object_table`."""
-    return [score_table(summary), *([object_table(summary["instances"])] if "instances" in summary else [])]
+    """A `score_table` for each metric and, where instances were scored, the `object_table`."""
+    others = [score_table(table, metrics()[name]) for name, table in summary.get("metrics", {}).items()]
+    return [score_table(summary), *others, *([object_table(summary["instances"])] if "instances" in summary else [])]
 
 
 def _number(value: float | None) -> str:

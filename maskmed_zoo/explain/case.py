@@ -11,18 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from maskmed_zoo.data.dataset import Case, RawDataset, load_case
-from maskmed_zoo.data.preprocess import resample_labels
+from maskmed_zoo.data.case import Case, load_case
+from maskmed_zoo.data.dataset import RawDataset
+from maskmed_zoo.data.resample import resample_labels
 from maskmed_zoo.device import autocast
 from maskmed_zoo.errors import UserError
 from maskmed_zoo.explain.measures import attention_facts, finest_query, sampling_facts
 from maskmed_zoo.explain.observe import BlockAttention, Sampling, observe
 from maskmed_zoo.explain.places import Point, centroid, largest_label, middle_voxel, on_other_grid, window_around
 from maskmed_zoo.explain.query_binding import bound_classes, class_weights, serving_queries
+from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.inference.sliding_window import Windows
-from maskmed_zoo.recipe.schema import class_names
 from maskmed_zoo.report.query_slices import Looker, Sampled, Scene
-from maskmed_zoo.runner.predict import Predictor
 from maskmed_zoo.settings import Size3
 
 Array = NDArray[Any]
@@ -75,18 +75,18 @@ def read_subject(predictor: Predictor, name: str, case: Case, dataset: RawDatase
     image, reference, geometry = load_case(case, dataset)
     prepared = predictor.prepare(image, geometry)
     shape = (prepared.shape[1], prepared.shape[2], prepared.shape[3])
-    labels = predictor.probabilities(prepared).argmax(0).numpy()
+    labels = predictor.network_probabilities(prepared).argmax(0).numpy()
     padding = Windows(shape, predictor.recipe.data.patch_size, 0.0).padding
     matched: tuple[int, ...] = ()
     if reference is not None and dataset is not None:
-        merged = predictor.recipe.data.labels or {}
-        names, looked_for = class_names(merged), dataset.annotated(case)
+        merged = predictor.labels
+        names, looked_for = merged.names, dataset.annotated(case)
         # Where a label was not looked for, it may hide in the background.
         matched = tuple(
             k for k, name in enumerate(names) if name in looked_for or (k == 0 and looked_for >= {*names[1:]})
         )
-        reference = resample_labels(dataset.renumbering(merged)[reference], shape)
-        reference = np.where(reference == merged.get("ignore"), -1, reference)
+        reference = resample_labels(dataset.labels.renumbering(merged)[reference], shape)
+        reference = np.where(reference == merged.ignore, -1, reference)
         reference = np.pad(reference, padding, constant_values=-1)
     return Subject(
         name=name,
@@ -153,7 +153,7 @@ def look(predictor: Predictor, subject: Subject, aim: Aim) -> View:
     return View(
         start=(z, y, x),
         aim=aim,
-        scene=Scene(window[0].numpy(), labels, data.spacing, class_names(data.labels or {})),
+        scene=Scene(window[0].numpy(), labels, data.spacing, list(predictor.labels.names)),
         classes=classes,
         embeddings=[e.float().cpu().numpy() for e in seen.mask_embeddings[::-1]],
         sizes=[(s.shape[2], s.shape[3], s.shape[4]) for s in (stage.spatial for stage in stages)],

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from maskmed_zoo.data.dataset import Case, RawDataset
+from maskmed_zoo.data.case import Case
+from maskmed_zoo.data.dataset import RawDataset
+from maskmed_zoo.data.inputs import input_cases
 from maskmed_zoo.data.sources import Data
 from maskmed_zoo.errors import DataError, UserError, nearest
 from maskmed_zoo.explain.case import aim_of, foreground_of, look, read_subject
 from maskmed_zoo.explain.document import Explained, write_report
 from maskmed_zoo.explain.places import Point
 from maskmed_zoo.files import make_folder
+from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.report.canvas import require_matplotlib
 from maskmed_zoo.runner.display import Display
-from maskmed_zoo.runner.predict import Predictor, input_cases, validation_cases
-from maskmed_zoo.runner.run_folder import RunFolder, Which, now
+from maskmed_zoo.runner.evaluate import validation_cases
+from maskmed_zoo.runner.load import load
+from maskmed_zoo.runner.manifest import now
+from maskmed_zoo.runner.run_folder import RunFolder, Which
 
 VALIDATION_CASES = 4
 
@@ -45,7 +50,7 @@ def explain(
         raise UserError("explain: give either images or validation cases (--validation, --data)")
     if validation is not None and validation < 1:
         raise UserError(f"explain: expected at least 1 validation case, got {validation}")
-    predictor = Predictor(run, which=which, device=device)
+    predictor = load(run, which=which, device=device)
     names = predictor.model.class_names or ()
     if label is not None and label not in names:
         raise UserError(f"the run has no label '{label}'{nearest(label, names)} (labels: {', '.join(names)})")
@@ -76,7 +81,7 @@ def explain(
 def _cases(
     predictor: Predictor, run: RunFolder, images: Sequence[Path], validation: int, data: Data | None
 ) -> dict[str, tuple[Case, RawDataset | None]]:
-    channels = predictor.recipe.data.channels or ()
+    channels = predictor.channels
     if not images:
         found = validation_cases(run.manifest(), data, channels)
         return {name: found[name] for name in list(found)[:validation]}

@@ -24,10 +24,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from maskmed_zoo.contracts import StageOutput, full_precision
+from maskmed_zoo.contracts import HeadOutput, StageOutput, full_precision
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.inference.sliding_window import Place, Windows, importance
-from maskmed_zoo.settings import Size3
 
 MASK = 0.5
 """Smallest probability of a voxel in a mask."""
@@ -83,27 +82,26 @@ def _of_window(masks: Tensor, scores: Tensor, classes: Tensor) -> Instances:
 
 
 class Stitcher:
-    """Objects of the windows of a volume (z y x) to objects of the volume, beside `sliding_window`.
+    """A consumer of windows: their objects to objects of the volume (z y x).
 
-    `see` gets what the head says of every window, in the order of `Windows.places`. A voxel belongs to the object of
-    the window in which it lies most central (by the weights of `sliding_window`). Memory: 8 bytes per voxel of the
-    volume, and the maps of the windows that may still meet a later one.
+    Windows come in the order of `Windows.places`. A voxel belongs to the object of the window in which it lies most
+    central (by the weights of `sliding_window`). Memory: 8 bytes per voxel of the volume, and the maps of the windows
+    that may still meet a later one.
     """
 
-    def __init__(self, size: Sequence[int], window: Size3, *, overlap: float, threshold: float) -> None:
-        self.windows, self.threshold = Windows(size, window, overlap), threshold
-        self.places = iter(self.windows.places)
+    def __init__(self, windows: Windows, *, threshold: float) -> None:
+        self.windows, self.threshold = windows, threshold
         self.ids = np.zeros(self.windows.shape, np.int32)
         self.weights = np.zeros(self.windows.shape, np.float32)
-        self.importance = importance(window).numpy()
+        self.importance = importance(windows.window).numpy()
         self.labels, self.scores, self.sizes = list[int](), list[float | None](), list[int]()
         self.parents = [0]
         self.recent: list[tuple[Place, NDArray[np.integer], int]] = []
 
-    def see(self, stage: StageOutput) -> None:
-        """Masks (b n d h w) and class logits (b n k+1) of the next b windows."""
-        for found in from_queries(stage, self.threshold):
-            self._add(next(self.places), found)
+    def take(self, places: Sequence[Place], output: HeadOutput) -> None:
+        """Add the objects of a batch of windows; raises `JointError` for a head that gives logits."""
+        for place, found in zip(places, from_queries(output.stages[0], self.threshold), strict=True):
+            self._add(place, found)
 
     def _add(self, place: Place, found: Instances) -> None:
         self.recent = [view for view in self.recent if view[0][0].stop > place[0].start]

@@ -50,6 +50,18 @@ def probabilities_to_labels(probabilities: Tensor, shape: Sequence[int]) -> NDAr
     return result
 
 
+def resized(probabilities: Tensor, shape: Sequence[int]) -> NDArray[np.float32]:
+    """Probabilities (k z y x) at `shape` (d h w) voxels over the same field of view, trilinear with edges aligned."""
+    size = tuple(int(n) for n in shape)
+    if tuple(probabilities.shape[1:]) == size:
+        return probabilities.numpy()
+    result = np.empty((len(probabilities), *size), np.float32)
+    for label, one in enumerate(probabilities):  # one label at a time, so that little more than the result is held
+        values = F.interpolate(one[None, None], size=size, mode="trilinear", align_corners=False)
+        result[label] = values[0, 0].numpy()
+    return result
+
+
 def nearest(array: NDArray[np.integer], shape: Sequence[int]) -> NDArray[np.integer]:
     """Integers (d h w) on a grid of `shape` voxels over the same field of view: those of the nearest voxel."""
     index = [(2 * np.arange(wanted) + 1) * n // (2 * wanted) for n, wanted in zip(array.shape, shape, strict=True)]

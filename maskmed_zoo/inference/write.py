@@ -2,7 +2,7 @@
 
 ```
 OUT/NAME.nii.gz                 label map
-OUT/NAME_instances.nii.gz       where objects are told apart: their numbers 1, 2, …
+OUT/NAME_instances.nii.gz       where instances are separated: their numbers 1, 2, …
 OUT/NAME_instances.json         number -> label, volume_mm3, score: the class probability of its query, or null
 OUT/.maskmed_predictions.json   which weights made which label map, and what its values mean; see `data.predicted`
 ```
@@ -12,7 +12,6 @@ whole one.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,43 +21,51 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.nifti import Geometry, write_labels
+from maskmed_zoo.data.formats import write_labels
+from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.predicted import PredictedFolder, facts_beside, files_of, objects_beside, weights_of
-from maskmed_zoo.errors import DataError
-from maskmed_zoo.files import make_folder, sha256_of, write_atomically
+from maskmed_zoo.errors import DataError, OutputError
+from maskmed_zoo.files import make_folder, sha256_of, write_json
 from maskmed_zoo.inference.stitcher import Instances
+from maskmed_zoo.labels import Labels
+
+UNFINISHED = ".predicting-"
+"""Before the name of a folder in which a case is put together."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Label map (z y x) of an image and, where they are told apart, its objects."""
+    """Label map (z y x) of an image and, where instances are separated, its objects."""
 
     labels: NDArray[Any]
     instances: Instances | None
     geometry: Geometry
 
 
-def write_prediction(target: Path, prediction: Prediction, names: Sequence[str], weights_sha256: str) -> None:
-    """Write a case's files; `names` are those of the labels 0, 1, ….
+def write_prediction(target: Path, prediction: Prediction, labels: Labels, weights_sha256: str) -> None:
+    """Write a case's files.
 
     Everything is written under other names first, so that an earlier prediction stays whole until the new one is.
-    Raises `DataError` or `CheckpointError` if a file cannot be written.
+    Raises `DataError` for a label map that cannot be stored, `OutputError` if a file cannot be written.
     """
     folder = target.parent
     make_folder(folder)
     record = PredictedFolder(folder)
-    labels = {name: value for value, name in enumerate(names)}
+    values = {name: value for value, name in enumerate(labels.names)}
     if target.exists():
-        record.announce(target.name, weights_sha256, labels, {})
-    with tempfile.TemporaryDirectory(prefix=".predicting-", dir=folder, ignore_cleanup_errors=True) as name:
-        made = Path(name) / target.name
-        if prediction.instances is not None:
-            write_instances(made, prediction.instances, names, prediction.geometry)
-        write_labels(made, prediction.labels, prediction.geometry)
-        files = files_of(made, with_instances=prediction.instances is not None)
-        record.announce(target.name, weights_sha256, labels, {path.name: sha256_of(path) for path in files})
-        for path in files:  # the label map last
-            path.replace(folder / path.name)
+        record.announce(target.name, weights_sha256, values, {})
+    try:
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder, ignore_cleanup_errors=True) as name:
+            made = Path(name) / target.name
+            if prediction.instances is not None:
+                write_instances(made, prediction.instances, labels.names, prediction.geometry)
+            write_labels(made, prediction.labels, prediction.geometry)
+            files = files_of(made, with_instances=prediction.instances is not None)
+            record.announce(target.name, weights_sha256, values, {path.name: sha256_of(path) for path in files})
+            for path in files:  # the label map last
+                path.replace(folder / path.name)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error}); check the folder") from error
     record.enter(target.name)
 
 
@@ -103,9 +110,4 @@ def write_instances(target: Path, found: Instances, names: Sequence[str], geomet
     }
     path = objects_beside(target)
     write_labels(path, found.ids, geometry)
-    _write_json(facts_beside(path), facts)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1, allow_nan=False)
-    write_atomically(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+    write_json(facts_beside(path), facts)

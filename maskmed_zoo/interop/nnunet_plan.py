@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from maskmed_zoo.errors import DataError, JointError
+from maskmed_zoo.labels import Labels, LabelsError
 from maskmed_zoo.recipe import Recipe, load_recipe
-from maskmed_zoo.recipe.schema import check_labels
 
 ENCODERS = {
     "PlainConvUNet": ("plain_conv", "n_conv_per_stage"),
@@ -114,17 +114,16 @@ def _channels(dataset: Mapping[str, Any], configuration: Mapping[str, Any]) -> S
     names = dataset.get("channel_names") or dataset["modality"]
     channels = [str(names[key]) for key in sorted(names, key=int)]
     if configuration.get("previous_stage"):
-        channels += [f"previous {name}" for name in _labels(dataset) if name not in ("background", "ignore")]
+        channels += [f"previous {name}" for name in _labels(dataset).foreground]
     return channels
 
 
-def _labels(dataset: Mapping[str, Any]) -> dict[str, int]:
+def _labels(dataset: Mapping[str, Any]) -> Labels:
     labels: dict[str, Any] = dataset["labels"]
     regions = [name for name, value in labels.items() if isinstance(value, list | tuple)]
     if regions:
         raise DataError(f"dataset.json: '{regions[0]}' is a region of several labels; only plain labels can be trained")
     try:
-        check_labels(labels)
-    except ValueError as error:
+        return Labels(labels)
+    except LabelsError as error:
         raise DataError(f"dataset.json: {error}") from error
-    return labels

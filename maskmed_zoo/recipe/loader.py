@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from maskmed_zoo import registry
 from maskmed_zoo.errors import RecipeError, nearest
 from maskmed_zoo.recipe import strict_yaml
-from maskmed_zoo.recipe.schema import Recipe, recipe_type
+from maskmed_zoo.recipe.schema import Recipe, recipe_type_for
 from maskmed_zoo.recipe.strict_yaml import Document, KeyPath
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
@@ -47,12 +47,18 @@ def recipe_path(name_or_path: str | Path) -> Path:
     return registry.recipe_file(cards[name])
 
 
-def load_recipe(source: str | Path | Recipe, overrides: Sequence[str | Override] | Mapping[str, Any] = ()) -> Recipe:
+def load_recipe(
+    source: str | Path | Recipe,
+    overrides: Sequence[str | Override] | Mapping[str, Any] = (),
+    *,
+    unread: Sequence[str] = (),
+) -> Recipe:
     """Read and check a recipe, given by name, path or as one already loaded.
 
     `overrides` are `"a.b=value"` texts (the value is YAML) or a mapping from `a.b` to plain values. Setting a
     component's `kind` to another one keeps the settings that both have from the config they are derived from, as the
     width of everything made of transformer blocks, and drops the others: equal names alone promise no equal meaning.
+    Of the components, those that the recipe names are imported, but those `unread`, whose settings are not checked.
     Raises `RecipeError` holding every problem, each with file:line:col, the key, and the nearest name.
     """
     if isinstance(source, Recipe):
@@ -64,7 +70,14 @@ def load_recipe(source: str | Path | Recipe, overrides: Sequence[str | Override]
         raise RecipeError(f"{document.source}:1:1: a recipe is a mapping with schema_version, name, model, …")
     for key, value, text in _parse_overrides(overrides):
         _override(document, key, value, text)
-    return validated(document, recipe_type())
+    return validated(document, recipe_type_for(document.data, unread))
+
+
+def parse_recipe(content: Mapping[str, Any], place: str, *, unread: Sequence[str] = ()) -> Recipe:
+    """Check what `Recipe.model_dump` gave, perhaps of an earlier version; `place` is where it stands, for messages."""
+    document = Document("", place)
+    document.data = dict(content)
+    return validated(document, recipe_type_for(document.data, unread))
 
 
 def validated(document: Document, model: type[_ModelT]) -> _ModelT:

@@ -1,19 +1,22 @@
 """The recipe as types: what a YAML recipe may say, with every default in one place.
 
 `Recipe` is the static type the rest of the package works with. The component slots of `Recipe.model` are narrowed
-to unions over all registered configs, discriminated by `kind`, by `recipe_type()`, because which components there
-are is known only once the registry has been read.
+to the configs of the components that a recipe names, or to unions over all that are registered, because which
+components there are is known only once the registry has been read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, SerializeAsAny, create_model, field_validator, model_validator
+from pydantic import ConfigDict, Field, SerializeAsAny, create_model, field_validator, model_validator
 
 from maskmed_zoo import registry
 from maskmed_zoo.contracts import ComponentConfig
+from maskmed_zoo.errors import RecipeError
+from maskmed_zoo.labels import Labels
 from maskmed_zoo.settings import PositiveInt, Settings
 
 Axis = Literal["z", "y", "x"]
@@ -48,7 +51,7 @@ class DataRecipe(Settings):
     channels: tuple[str, ...] | None = Field(
         default=None, min_length=1, description="input channels in file order (_0000, _0001, …); null: the data set's"
     )
-    labels: dict[str, int] | None = Field(
+    labels: Labels | None = Field(
         default=None, description="label name to value, background 0, optionally 'ignore'; null: the data set's"
     )
     spacing: Spacing = Field(description="voxel size the network works at, mm, (z, y, x)")
@@ -78,23 +81,27 @@ class DataRecipe(Settings):
             raise ValueError("label values are numbers, not true or false")
         return labels
 
-    @field_validator("labels")
-    @classmethod
-    def _labels_are_consecutive(cls, labels: dict[str, int] | None) -> dict[str, int] | None:
-        check_labels(labels)
-        return labels
-
     @model_validator(mode="after")
-    def _twins_are_not_mirrored(self) -> DataRecipe:
-        pair = twins(self.labels)
-        if pair and "x" in self.mirror_axes:
-            raise ValueError(f"'{pair[0]}' and '{pair[1]}' are twins: take x, left-right, out of mirror_axes")
+    def _pairs_are_not_mirrored(self) -> DataRecipe:
+        problem = None if self.labels is None else self.mirrored_pair(self.labels)
+        if problem:
+            raise ValueError(problem)
         return self
+
+    def mirrored_pair(self, labels: Labels) -> str | None:
+        """What is wrong if the mirror axes would exchange two of the labels."""
+        if not labels.pairs or "x" not in self.mirror_axes:
+            return None
+        left, right = labels.pairs[0]
+        return (
+            f"'{left}' and '{right}' are a left/right pair, which place alone distinguishes; "
+            f"take x, left-right, out of mirror_axes"
+        )
 
     @property
     def num_classes(self) -> int | None:
         """Number of labels, background counted and 'ignore' not; None where the data set decides."""
-        return None if self.labels is None else len(class_names(self.labels))
+        return None if self.labels is None else len(self.labels.names)
 
 
 class Optimizer(Settings):
@@ -167,48 +174,65 @@ class Recipe(Settings):
     train: TrainRecipe
     inference: InferenceRecipe
 
+    @property
+    def labels(self) -> Labels:
+        """`data.labels`; raises `RecipeError` where the recipe leaves them to a data set that it has not met."""
+        if self.data.labels is None:
+            raise RecipeError(f"recipe '{self.name}' leaves data.labels to the data set; state them")
+        return self.data.labels
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """`data.channels`; raises `RecipeError` where the recipe leaves them to a data set that it has not met."""
+        if self.data.channels is None:
+            raise RecipeError(f"recipe '{self.name}' leaves data.channels to the data set; state them")
+        return self.data.channels
+
+
+class UnreadConfig(ComponentConfig):
+    """Settings of a component that nobody needs now, kept as they stand."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+
 
 @cache
-def _recipe_type(_version: int) -> type[Recipe]:
-    slots: dict[str, Any] = {}
-    for kind in registry.COMPONENT_KINDS:
-        configs = tuple(registry.component(name, kind).Config for name in registry.names(kind))
+def _recipe_type(slots: tuple[tuple[type[ComponentConfig], ...], ...]) -> type[Recipe]:
+    """`Recipe` whose component slots take these configs, in the order of the kinds."""
+    fields: dict[str, Any] = {}
+    for kind, configs in zip(registry.COMPONENT_KINDS, slots, strict=True):
         union: Any = configs[0]
         for config in configs[1:]:
             union = union | config
-        slots[kind] = (Annotated[union, Field(discriminator="kind")] if len(configs) > 1 else union, ...)
-    model = create_model("ModelRecipe", __base__=ModelRecipe, __doc__=ModelRecipe.__doc__, **slots)
+        fields[kind] = (Annotated[union, Field(discriminator="kind")] if len(configs) > 1 else union, ...)
+    model = create_model("ModelRecipe", __base__=ModelRecipe, __doc__=ModelRecipe.__doc__, **fields)
     return create_model("Recipe", __base__=Recipe, __doc__=Recipe.__doc__, model=(model, ...))
 
 
 def recipe_type() -> type[Recipe]:
     """`Recipe` with its component slots narrowed to what is registered now (imports every component)."""
-    return _recipe_type(registry.version())
+    return _recipe_type(tuple(_all_configs(kind) for kind in registry.COMPONENT_KINDS))
 
 
-def class_names(labels: dict[str, int]) -> list[str]:
-    """Label names in the order of their values, 'ignore' left out."""
-    return [name for name, _ in sorted(labels.items(), key=lambda item: item[1]) if name != "ignore"]
+def recipe_type_for(content: Any, unread: Sequence[str] = ()) -> type[Recipe]:
+    """`Recipe` narrowed to the components that a recipe's content names, which alone are imported.
+
+    A slot that names none is narrowed to all there are, so that its error says what would be right; those `unread` take
+    anything with a `kind`.
+    """
+    model: Any = content.get("model") if isinstance(content, dict) else None
+    slots: list[tuple[type[ComponentConfig], ...]] = []
+    for kind in registry.COMPONENT_KINDS:
+        section: Any = model.get(kind) if isinstance(model, dict) else None
+        name = section.get("kind") if isinstance(section, dict) else None
+        is_known = isinstance(name, str) and name in registry.names(kind)
+        if kind in unread and is_known:
+            slots.append((UnreadConfig,))
+        else:
+            slots.append((registry.component(str(name), kind).Config,) if is_known else _all_configs(kind))
+    return _recipe_type(tuple(slots))
 
 
-def twins(labels: dict[str, int] | None) -> tuple[str, str] | None:
-    """Two labels whose names differ in left and right alone, if there are any."""
-    for name in labels or {}:
-        other = name.replace("left", "right").replace("Left", "Right")
-        if other != name and other in (labels or {}):
-            return name, other
-    return None
-
-
-def check_labels(labels: dict[str, int] | None) -> None:
-    """Raise `ValueError` unless label values are 0 = background, 1, 2, …, with 'ignore', if any, the highest."""
-    if labels is None:
-        return
-    if labels.get("background") != 0:
-        raise ValueError("labels need 'background: 0'")
-    if sorted(labels.values()) != list(range(len(labels))):
-        raise ValueError(f"label values must be 0, 1, 2, … without gaps or repeats, got {sorted(labels.values())}")
-    if "ignore" in labels and labels["ignore"] != len(labels) - 1:
-        raise ValueError("the 'ignore' label must have the highest value")
-    if len(class_names(labels)) < 2:
-        raise ValueError("labels need at least one foreground label")
+def _all_configs(kind: str) -> tuple[type[ComponentConfig], ...]:
+    return tuple(registry.component(name, kind).Config for name in registry.names(kind))

@@ -5,11 +5,8 @@ Exported weights are a folder of another shape that predicts too: `card.json, re
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from maskmed_zoo.data.preprocess import Fingerprint, IntensityStats
+from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
 from maskmed_zoo.errors import CheckpointError, nearest
-from maskmed_zoo.files import make_folder, write_atomically
+from maskmed_zoo.files import make_folder, sha256_of, write_atomically
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
+from maskmed_zoo.recipe.network import network_difference, network_section
 from maskmed_zoo.weights.card import CARD, WEIGHTS, check_folder
 
 Which = Literal["best", "last"]
@@ -71,11 +69,14 @@ class RunFolder:
         """Whether a run was started here."""
         return self.recipe_file.is_file()
 
-    def recipe(self) -> Recipe:
-        """The resolved recipe; raises `CheckpointError` where there is no run."""
+    def recipe(self, *, with_loss: bool = True) -> Recipe:
+        """The resolved recipe; raises `CheckpointError` where there is no run.
+
+        Without its loss, which is then kept as it stands, nothing of training has to be imported.
+        """
         if not self.exists():
             raise CheckpointError(f"{self.path}: no run here (no recipe.yaml); give the --out folder of 'train'")
-        return load_recipe(self.recipe_file)
+        return load_recipe(self.recipe_file, unread=() if with_loss else ("loss",))
 
     def manifest(self) -> dict[str, Any]:
         """What the run was made from; raises `CheckpointError` if it is missing or broken."""
@@ -99,14 +100,11 @@ class RunFolder:
         make_folder(self.path)
         write_atomically(self.recipe_file, lambda p: p.write_text(dump_recipe(recipe), encoding="utf-8"))
 
-    def write_json(self, path: Path, content: dict[str, Any]) -> None:
-        text = json.dumps(content, indent=1, allow_nan=False)
-        write_atomically(path, lambda p: p.write_text(text + "\n", encoding="utf-8"))
-
     def save_weights(self, model: SegmentationModel, which: Which, recipe: Recipe) -> None:
-        """Weights with the recipe's fingerprint and the class names in the header."""
+        """Weights with the class names and what identifies the network in the header."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        header = {"network": network_hash(recipe), "class_names": json.dumps(model.class_names), "recipe": recipe.name}
+        section = json.dumps(network_section(recipe))
+        header = {"network": section, "class_names": json.dumps(model.class_names), "recipe": recipe.name}
         write_atomically(self.weights_file(which), lambda p: save_file(tensors, p, header))
 
     def load_weights(self, model: SegmentationModel, which: Which, recipe: Recipe) -> str:
@@ -120,14 +118,15 @@ class RunFolder:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a whole safetensors file ({error}); train or copy it again") from error
-        if header.get("network") != network_hash(recipe):
+        difference = network_difference(header.get("network", ""), recipe, self.recipe_file)
+        if difference:
             raise CheckpointError(
-                f"{path}: weights of another recipe ('{header.get('recipe', 'unknown')}'): model or data sections "
-                f"differ from {self.recipe_file}; use the recipe they were trained with"
+                f"{path}: weights of another recipe ('{header.get('recipe', 'unknown')}') than {self.recipe_file}: "
+                f"{difference}; use the recipe they were trained with"
             )
         check_state(model, tensors, path)
         model.load_state_dict(tensors)
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(path)
 
 
 def check_state(model: SegmentationModel, tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -141,36 +140,3 @@ def check_state(model: SegmentationModel, tensors: dict[str, torch.Tensor], path
                 f"{path}: does not fit the recipe's model: '{name}' is {given.get(name, 'missing')} in the file and "
                 f"{own.get(name, 'missing')} in the model{hint}"
             )
-
-
-def network_hash(recipe: Recipe) -> str:
-    """Fingerprint of what decides whether weights fit: the model and what the network sees."""
-    data = recipe.data.model_dump(mode="json", include={"channels", "labels", "spacing", "normalization"})
-    content = {"model": recipe.model.model_dump(mode="json"), "data": data}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, for the manifest."""
-    import monai
-    import numpy as np
-
-    from maskmed_zoo import __version__
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "maskmed_zoo": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "device": str(device),
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def now() -> str:
-    """The time, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -25,9 +25,9 @@ class Trainer:
         self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.train.seed)
         self.model = model_of(recipe).to(device)
-        ignore = None if recipe.data.labels is None else recipe.data.labels.get("ignore")
-        self.ignore_label = ignore
-        self.loss = build_loss(recipe.model, num_classes=self.model.num_classes, ignore_label=ignore).to(device)
+        self.ignore_label = recipe.labels.ignore
+        classes = self.model.num_classes
+        self.loss = build_loss(recipe.model, num_classes=classes, ignore_label=self.ignore_label).to(device)
         self.optimizer = build_optimizer(self.model, recipe.train.optimizer)
         self.schedule = build_schedule(self.optimizer, recipe.train)
         self.dtype = autocast_dtype(recipe.train.amp, device)

@@ -23,7 +23,7 @@ from maskmed_zoo.ablation.plan import Ablation, plan
 from maskmed_zoo.build import report
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.errors import CheckpointError, DataError, RecipeError, UserError, ZooError
-from maskmed_zoo.runner.predict import evaluate
+from maskmed_zoo.runner.evaluate import evaluate
 from maskmed_zoo.runner.trainer import Trainer
 from tests.conftest import make_dataset
 

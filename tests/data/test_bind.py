@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from maskmed_zoo.data.bind import bind, merged_labels
+from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.dataset import RawDataset
+from maskmed_zoo.labels import Labels
 from maskmed_zoo.recipe import load_recipe
 from tests.conftest import refusal
 
 
 def bare(name: str, labels: dict[str, int], channels: tuple[str, ...] = ("CT",)) -> RawDataset:
-    return RawDataset(Path(name), name, channels, labels, ())
+    return RawDataset(Path(name), name, channels, Labels(labels), ())
+
+
+def merged_labels(datasets: Sequence[RawDataset]) -> Labels:
+    return Labels.merged(dataset.labels for dataset in datasets)
 
 
 A = bare("A", {"background": 0, "spleen": 2, "liver": 1, "ignore": 3})
@@ -46,7 +52,7 @@ def test_merged_labels_by_hand() -> None:
 def test_renumbering_keeps_names(order: tuple[RawDataset, RawDataset]) -> None:
     labels = merged_labels(order)
     for dataset in order:
-        table = dataset.renumbering(labels)
+        table = dataset.labels.renumbering(labels)
         assert {name: table[value] for name, value in dataset.labels.items()}.items() <= labels.items()
 
 
@@ -59,7 +65,7 @@ def test_open_settings_are_filled_and_stated_ones_compared(tiny_recipe: Path) ->
     assert "differ from the recipe's" in message
     words = shlex.split(message[message.index("--set") :])
     assert bind(load_recipe(tiny_recipe, [words[1].rstrip(",")]), A, B).data.labels == merged_labels([A, B])
-    more = load_recipe(tiny_recipe, {"data.labels": merged_labels([bare("C", merged_labels([B]) | {"lung": 4})])})
+    more = load_recipe(tiny_recipe, {"data.labels": merged_labels([bare("C", dict(merged_labels([B])) | {"lung": 4})])})
     assert "differ" in refusal(bind, more, B)
     other = bare("D", B.labels, ("MRI",))
     assert "D/dataset.json: channels ['MRI'], A/dataset.json has ['CT']" in refusal(bind, recipe, A, other)
@@ -69,4 +75,4 @@ def test_twins_are_found_across_data_sets(tiny_recipe: Path) -> None:
     recipe = load_recipe(tiny_recipe, {"data.labels": None, "data.mirror_axes": ["x"]})
     left, right = (bare(side, {"background": 0, f"{side}_lung": 1}) for side in ("left", "right"))
     assert bind(recipe, left).data.labels == left.labels
-    assert "'left_lung' and 'right_lung' are twins" in refusal(bind, recipe, left, right)
+    assert "'left_lung' and 'right_lung' are a left/right pair" in refusal(bind, recipe, left, right)

@@ -12,9 +12,12 @@ import pytest
 
 from maskmed_zoo.data import cache as module
 from maskmed_zoo.data.cache import LIMIT, CachedCase, CaseCache, fingerprint_of
-from maskmed_zoo.data.dataset import Case, RawDataset, load_case, open_dataset
-from maskmed_zoo.data.preprocess import fingerprint, resample_image, resample_labels
+from maskmed_zoo.data.case import Case, load_case
+from maskmed_zoo.data.dataset import RawDataset, open_dataset
+from maskmed_zoo.data.fingerprint import fingerprint
+from maskmed_zoo.data.resample import resample_image, resample_labels
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.labels import Labels
 
 NAMES = ("a", "b", "c")
 SPACING = (1.5, 1.0, 1.0)
@@ -152,7 +155,7 @@ def test_format_labels_and_spacing_have_their_own_entries(tmp_path, cache, datas
     other.prepare(dataset.cases[:1])
     assert built == ["a", "a"]
     relabelled = RawDataset(
-        dataset.root, "x", dataset.channels, {"background": 0, "x": 1, "y": 2, "z": 3}, dataset.cases
+        dataset.root, "x", dataset.channels, Labels({"background": 0, "x": 1, "y": 2, "z": 3}), dataset.cases
     )
     CaseCache(tmp_path / "cache", relabelled, SPACING).prepare(dataset.cases[:1])
     assert len(built) == 3
@@ -296,7 +299,7 @@ def test_refusals_in_one_line(tmp_path, cache, dataset):
 
 
 def test_labels_above_255_are_kept(cache, dataset):
-    labels = {"background": 0, **{f"l{i}": i for i in range(1, 301)}}
+    labels = Labels({"background": 0, **{f"l{i}": i for i in range(1, 301)}})
     many = RawDataset(dataset.root, "x", dataset.channels, labels, dataset.cases)
     case = dataset.cases[0]
     image = nib.load(case.label)

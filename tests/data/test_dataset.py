@@ -9,7 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from maskmed_zoo.data.dataset import Case, RawDataset, find_cases, load_case, open_dataset
+from maskmed_zoo.data.case import Case, load_case
+from maskmed_zoo.data.dataset import RawDataset, open_dataset
+from maskmed_zoo.data.inputs import find_cases
+from maskmed_zoo.labels import Labels
 from tests.conftest import refusal
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -153,11 +156,11 @@ def test_cases_know_what_was_looked_for(root):
     [
         ([1, 2], "expected an object of label values by case"),
         ({"a_1": [1], "b": [1], "cc": [1]}, "no case 'cc'; did you mean 'c'?"),
-        ({"a_1": [1], "c": [1, 2]}, "case 'b' is not listed; add the label values looked for in it, [1, 2] if it"),
+        ({"a_1": [1], "c": [1, 2]}, "case 'b' is not listed; add the label values annotated in it, [1, 2] if it"),
         ({"a_1": [1], "b": [1, 4], "c": [1]}, "case 'b' lists 4, which is no label (1 liver, 2 spleen)"),
         ({"a_1": [1], "b": [0], "c": [1]}, "case 'b' lists 0, which is no label"),
         ({"a_1": [1], "b": [3], "c": [1]}, "case 'b' lists 3, which is no label"),
-        ({"a_1": [1], "b": [], "c": [1]}, "case 'b' has [], expected the label values looked for"),
+        ({"a_1": [1], "b": [], "c": [1]}, "case 'b' has [], expected the label values that are annotated"),
         ({"a_1": [1], "b": None, "c": [1]}, "case 'b' has None, expected the label values"),
         ({"a_1": [1], "b": ["liver"], "c": [1]}, "case 'b' has ['liver'], expected the label values"),
         ({"a_1": [1], "b": [True], "c": [1]}, "case 'b' has [True], expected the label values"),
@@ -203,7 +206,7 @@ KFOLD = {
 
 def bare(count: int, root: Path) -> RawDataset:
     cases = tuple(Case(f"{i:02d}", (), None) for i in range(count))
-    return RawDataset(root, "bare", ("CT",), {"background": 0, "x": 1}, cases)
+    return RawDataset(root, "bare", ("CT",), Labels({"background": 0, "x": 1}), cases)
 
 
 @pytest.mark.parametrize("count", KFOLD)

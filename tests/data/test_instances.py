@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from maskmed_zoo.data.dataset import RawDataset, load_case, open_dataset
+from maskmed_zoo.data.case import load_case
+from maskmed_zoo.data.dataset import RawDataset, open_dataset
 from maskmed_zoo.data.instances import components, read_instances, resample_instances
 from tests.conftest import refusal, write_nifti
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from nibabel.orientations import aff2axcodes, axcodes2ornt, io_orientation
 
-from maskmed_zoo.data import nifti
-from maskmed_zoo.data.nifti import Geometry, Volume, check_same_geometry, read_image, read_labels, write_labels
+from maskmed_zoo.data.formats import nifti, read_image, read_labels, write_labels
+from maskmed_zoo.data.image import Geometry, Volume, check_same_geometry
 from tests.conftest import refusal
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from maskmed_zoo.data import augment
-from maskmed_zoo.data.bind import merged_labels
 from maskmed_zoo.data.cache import CaseCache, Parts, fingerprint_of
 from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.data.patches import PatchDataset, window
+from maskmed_zoo.labels import Labels
 from maskmed_zoo.recipe.schema import Augmentation, DataRecipe
 
 PLAIN = {"spatial_probability": 0, "intensity_probability": 0}
@@ -151,7 +151,7 @@ def test_left_and_right_are_never_swapped_without_x(dataset: Path, tmp_path: Pat
 def test_labels_of_several_data_sets_get_one_number_by_name(dataset: Path, partial: Path, tmp_path: Path) -> None:
     """Left lies at lower x than right in RAS order; the second data set calls them 3 and 1."""
     opened = [open_dataset(path) for path in (dataset, partial)]
-    labels = merged_labels(opened)
+    labels = Labels.merged(dataset.labels for dataset in opened)
     assert labels == {"background": 0, "left": 1, "right": 2, "third": 3}
     settings = {"spacing": (2, 1, 1), "patch_size": (16, 32, 32), "augmentation": PLAIN}
     caches = [CaseCache(tmp_path / "c", each, (2, 1, 1)) for each in opened]

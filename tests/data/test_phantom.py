@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import label as components
 
-from maskmed_zoo.data.dataset import load_case, open_dataset
+from maskmed_zoo.data.case import load_case
+from maskmed_zoo.data.dataset import open_dataset
+from maskmed_zoo.data.formats import read_image, read_labels
+from maskmed_zoo.data.image import check_same_geometry
 from maskmed_zoo.data.instances import read_instances
-from maskmed_zoo.data.nifti import check_same_geometry, read_image, read_labels
 from maskmed_zoo.data.phantom import (
     LABELS,
     LESION_LABELS,

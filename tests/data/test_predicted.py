@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from maskmed_zoo.data.predicted import STAMP, labels_of, renumbered, weights_of
+from maskmed_zoo.labels import Labels
 
 ARRAY = np.array([[[0, 1, 2, 3]]], np.int16)
 MERGED = {"background": 0, "cord": 1, "jaw": 2, "larynx": 3}
@@ -26,7 +27,9 @@ MERGED = {"background": 0, "cord": 1, "jaw": 2, "larynx": 3}
     ],
 )
 def test_values_follow_names(own: dict[str, int] | None, labels: dict[str, int], expected: list[int]) -> None:
-    assert renumbered(ARRAY, own, labels).ravel().tolist() == expected
+    assert (
+        renumbered(ARRAY, None if own is None else Labels(own), Labels(labels, gaps=True)).ravel().tolist() == expected
+    )
 
 
 def test_what_a_folder_tells(tmp_path: Path) -> None:

@@ -11,15 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from maskmed_zoo.data.preprocess import (
-    IntensityStats,
-    fingerprint,
-    normalize,
-    resample_image,
-    resample_labels,
-    schemes,
-    target_shape,
-)
+from maskmed_zoo.data.fingerprint import IntensityStats, fingerprint
+from maskmed_zoo.data.normalize import normalize, schemes
+from maskmed_zoo.data.resample import resample_image, resample_labels, target_shape
 from maskmed_zoo.errors import DataError
 
 few = settings(max_examples=40, deadline=None)

@@ -12,7 +12,9 @@ import pytest
 from rich.console import Console
 
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.evaluation.aggregate import CaseScores, evaluate_folders, summarize
+from maskmed_zoo.evaluation.aggregate import summarize
+from maskmed_zoo.evaluation.case import CaseScores
+from maskmed_zoo.evaluation.folders import evaluate_folders
 from maskmed_zoo.evaluation.table import score_table
 
 CASES = [
@@ -49,7 +51,7 @@ def test_means_by_hand() -> None:
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
-def test_labels_that_were_not_looked_for_are_neither_scored_nor_absent() -> None:
+def test_labels_that_were_not_annotated_are_neither_scored_nor_absent() -> None:
     some = [
         CaseScores("a", {"liver": 0.8, "spleen": 0.1}, frozenset({"spleen"})),
         CaseScores("b", {"liver": 0.6}, frozenset({"spleen", "other"})),
@@ -71,7 +73,7 @@ def test_labels_that_were_not_looked_for_are_neither_scored_nor_absent() -> None
     assert summary["mean_dice"] == pytest.approx((0.8 + 0.6 + 0.5) / 3)
     assert summary["mean_dice_over_labels"] == pytest.approx(0.6)
     assert (summary["absent"], summary["unannotated"]) == (2, 3)
-    assert "not looked for" in summary["definition"]
+    assert "not annotated" in summary["definition"]
     lines = shown(summary)
     assert ["label", "mean", "sd", "n", "absent", "unannotated"] in lines
     assert ["spleen", "0.5000", "–", "1", "1", "2"] in lines

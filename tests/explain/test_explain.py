@@ -18,12 +18,13 @@ from torch.nn import functional as F
 
 from maskmed_zoo.build import model_of
 from maskmed_zoo.cli.main import main
-from maskmed_zoo.data.nifti import read_image, read_labels
+from maskmed_zoo.data.formats import read_image, read_labels
 from maskmed_zoo.errors import DataError, UserError
 from maskmed_zoo.explain.explain import explain
+from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.report import canvas
-from maskmed_zoo.runner.predict import Predictor
+from maskmed_zoo.runner.load import load
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 
@@ -88,7 +89,7 @@ def document(out: Path) -> dict[str, Any]:
 
 def window_of(run: RunFolder, case: int, start: list[int]) -> tuple[Predictor, torch.Tensor]:
     """The window (c d h w) at a place of a case, cut by hand."""
-    predictor, volume = Predictor(run, device="cpu"), read_image(image(run, case))
+    predictor, volume = load(run, device="cpu"), read_image(image(run, case))
     prepared = predictor.prepare(volume.array[None], volume.geometry)
     z, y, x = (slice(s, s + n) for s, n in zip(start, predictor.recipe.data.patch_size, strict=True))
     return predictor, prepared[:, z, y, x]
@@ -194,7 +195,7 @@ def test_volumes_smaller_than_the_window_are_padded(run: RunFolder, tmp_path: Pa
     (case,) = document(tmp_path / "out")["cases"]
     assert case["foreground_window"]["start"][0] == -1
     assert case["foreground_window"]["start"][2] == -7
-    predictor, volume = Predictor(other, device="cpu"), read_image(image(run, 2))
+    predictor, volume = load(other, device="cpu"), read_image(image(run, 2))
     prepared = predictor.prepare(volume.array[None], volume.geometry)  # 9 x 18 x 18 in 12 x 16 x 32
     y = case["foreground_window"]["start"][1]
     padded = F.pad(prepared, (7, 7, 0, 0, 1, 2))[:, :, y : y + 16]

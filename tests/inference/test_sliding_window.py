@@ -12,8 +12,10 @@ from monai.inferers.utils import sliding_window_inference
 from torch import nn
 from torch.nn import functional as F
 
-from maskmed_zoo.errors import JointError, NonFiniteError
-from maskmed_zoo.inference.sliding_window import importance, sliding_window, window_starts
+from maskmed_zoo.contracts import HeadOutput, StageOutput
+from maskmed_zoo.errors import ArgumentError, JointError, NonFiniteError
+from maskmed_zoo.inference.probability_map import ProbabilityMap
+from maskmed_zoo.inference.sliding_window import Windows, importance, visit, window_starts
 
 
 def _net(classes: int = 3) -> nn.Module:
@@ -28,9 +30,13 @@ def _voxelwise(x: torch.Tensor) -> torch.Tensor:
 
 
 def _run(predict, image, window, overlap=0.5, *, batch_size=2, num_classes=3):
-    return sliding_window(
-        predict, image, window=window, num_classes=num_classes, overlap=overlap, batch_size=batch_size, device="cpu"
-    )
+    windows = Windows.of(image, window, overlap)
+    probabilities = ProbabilityMap(windows, num_classes)
+    for places, output in visit(
+        lambda x: HeadOutput([StageOutput(logits=predict(x))]), image, windows, batch_size=batch_size, device="cpu"
+    ):
+        probabilities.take(places, output)
+    return probabilities.result()
 
 
 @given(st.integers(1, 90), st.integers(1, 40), st.floats(0, 0.95))
@@ -54,7 +60,7 @@ def test_window_starts_are_those_of_nnunet(size, window, overlap, expected) -> N
 
 
 def test_overlap_of_one_is_refused() -> None:
-    with pytest.raises(JointError, match="overlap"):
+    with pytest.raises(ArgumentError, match="overlap"):
         window_starts(10, 5, 1.0)
 
 

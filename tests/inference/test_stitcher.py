@@ -8,9 +8,10 @@ import torch
 from scipy import ndimage
 from transformers.models.mask2former.image_processing_mask2former import compute_segments, remove_low_and_no_objects
 
-from maskmed_zoo.contracts import StageOutput
+from maskmed_zoo.contracts import HeadOutput, StageOutput
 from maskmed_zoo.errors import JointError
-from maskmed_zoo.inference.sliding_window import Windows, sliding_window
+from maskmed_zoo.inference.probability_map import ProbabilityMap
+from maskmed_zoo.inference.sliding_window import Windows, visit
 from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels, from_queries
 
 
@@ -117,10 +118,11 @@ def test_windows_join_to_the_objects_of_the_volume(seed: int, batch: int) -> Non
     shape, window, overlap = (13, 22, 30), (8, 10, 12), 0.5
     truth = balls(shape, 9, seed)
     image = torch.from_numpy(truth)[None].float()
-    stitcher = Stitcher(shape, window, overlap=overlap, threshold=0.5)
+    windows = Windows(shape, window, overlap)
+    stitcher, probabilities = Stitcher(windows, threshold=0.5), ProbabilityMap(windows, 3)
     calls = 0
 
-    def predict(windows: torch.Tensor) -> torch.Tensor:
+    def says(windows: torch.Tensor) -> tuple[StageOutput, StageOutput]:
         nonlocal calls
         calls += 1
         masks = torch.stack([windows[:, 0] == number for number in range(1, 10)], 1)
@@ -129,30 +131,31 @@ def test_windows_join_to_the_objects_of_the_volume(seed: int, batch: int) -> Non
         for query, number in enumerate(order.tolist()):
             there = masks[:, number].flatten(1).any(1)
             logits[range(len(windows)), query, torch.where(there, 1 + number % 2, 3)] = 9.0
-        stitcher.see(StageOutput(masks=torch.where(masks[:, order], 9.0, -9.0), class_logits=logits))
+        objects = StageOutput(masks=torch.where(masks[:, order], 9.0, -9.0), class_logits=logits)
         labels = torch.stack(
             [windows[:, 0] == 0, windows[:, 0] % 2 == 1, (windows[:, 0] > 0) & (windows[:, 0] % 2 == 0)], 1
         )
-        return torch.where(labels, 0.0, -9.0)
+        return objects, StageOutput(logits=torch.where(labels, 0.0, -9.0))
 
-    probabilities = sliding_window(
-        predict, image, window=window, num_classes=3, overlap=overlap, batch_size=batch, device="cpu"
-    )
+    for where, both in visit(lambda x: HeadOutput([*says(x)]), image, windows, batch_size=batch, device="cpu"):
+        stitcher.take(where, HeadOutput(both.stages[:1]))
+        probabilities.take(where, HeadOutput(both.stages[1:]))
     found = stitcher.result()
-    places = len(Windows(shape, window, overlap).places)
+    places = len(windows.places)
     assert calls == -(-places // batch)
     assert places >= 27
     assert same_partition(found.ids, truth)
     np.testing.assert_array_equal(np.array([0, *found.labels])[found.ids], np.where(truth == 0, 0, 2 - truth % 2))
-    followed = follow_labels(found, probabilities.argmax(0).numpy(), (1, 1, 1))
+    followed = follow_labels(found, probabilities.result().argmax(0).numpy(), (1, 1, 1))
     assert same_partition(followed.ids, truth)
 
 
 def test_small_volume_is_cut_out_of_its_padding() -> None:
-    stitcher = Stitcher((3, 4, 5), (5, 8, 8), overlap=0.5, threshold=0.5)
+    windows = Windows((3, 4, 5), (5, 8, 8), 0.5)
+    stitcher = Stitcher(windows, threshold=0.5)
     lesion = torch.zeros(5, 8, 8, dtype=torch.bool)
     lesion[1:4, 2:6, 1:3] = True  # the volume begins at (1, 2, 1)
-    stitcher.see(stage_of([(2, lesion)]))
+    stitcher.take(windows.places, HeadOutput([stage_of([(2, lesion)])]))
     found = stitcher.result()
     assert found.ids.shape == (3, 4, 5)
     np.testing.assert_array_equal(found.ids > 0, box((3, 4, 5), (0, 3), (0, 4), (0, 2)).numpy())
@@ -161,10 +164,12 @@ def test_small_volume_is_cut_out_of_its_padding() -> None:
 
 def line(*views: tuple[int, int, int] | None) -> Instances:
     """Windows of 8 along x, 4 apart; each with one object (label, first, last) in window voxels, or none."""
-    stitcher = Stitcher((1, 1, 4 + 4 * len(views)), (1, 1, 8), overlap=0.5, threshold=0.5)
-    for view in views:
+    windows = Windows((1, 1, 4 + 4 * len(views)), (1, 1, 8), 0.5)
+    stitcher = Stitcher(windows, threshold=0.5)
+    for place, view in zip(windows.places, views, strict=True):
         empty = [(0, torch.ones(1, 1, 8, dtype=torch.bool))]
-        stitcher.see(stage_of([(view[0], box((1, 1, 8), (0, 1), (0, 1), view[1:]))] if view else empty))
+        stage = stage_of([(view[0], box((1, 1, 8), (0, 1), (0, 1), view[1:]))] if view else empty)
+        stitcher.take([place], HeadOutput([stage]))
     return stitcher.result()
 
 
@@ -181,12 +186,13 @@ def test_joining_by_hand() -> None:
 
 
 def test_scores_are_means_over_windows() -> None:
-    stitcher = Stitcher((1, 1, 12), (1, 1, 8), overlap=0.5, threshold=0.5)
+    windows = Windows((1, 1, 12), (1, 1, 8), 0.5)
+    stitcher = Stitcher(windows, threshold=0.5)
     scores = []
-    for view, certainty in (((1, 3, 8), 3.0), ((1, 0, 4), 9.0)):
+    for place, view, certainty in zip(windows.places, ((1, 3, 8), (1, 0, 4)), (3.0, 9.0), strict=True):
         stage = stage_of([(1, box((1, 1, 8), (0, 1), (0, 1), view[1:]))], certainty=certainty)
         scores.append(stage.class_logits.softmax(-1).max().item())  # pyright: ignore
-        stitcher.see(stage)
+        stitcher.take([place], HeadOutput([stage]))
     assert stitcher.result().scores == (pytest.approx(sum(scores) / 2),)
 
 

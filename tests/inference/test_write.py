@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from maskmed_zoo.data.nifti import read_image, read_labels
+from maskmed_zoo.data.formats import read_image, read_labels
 from maskmed_zoo.data.predicted import STAMP, files_of
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.evaluation.aggregate import evaluate_folders
+from maskmed_zoo.evaluation.folders import evaluate_folders
 from maskmed_zoo.inference import write as predictions
 from maskmed_zoo.recipe import load_recipe
-from maskmed_zoo.runner.predict import Predictor, evaluate, predict
+from maskmed_zoo.runner.evaluate import evaluate
+from maskmed_zoo.runner.load import load
+from maskmed_zoo.runner.predict import predict
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 
@@ -54,7 +56,7 @@ def copied(run: RunFolder, folder: Path) -> RunFolder:
     """The run with other weights, in that the file has other bytes."""
     shutil.copytree(run.path, folder)
     other = RunFolder(folder)
-    predictor = Predictor(other, device="cpu")
+    predictor = load(other, device="cpu")
     next(iter(predictor.model.parameters())).data += 1e-6
     other.save_weights(predictor.model, "last", predictor.recipe)
     return other
@@ -90,7 +92,7 @@ def test_objects_beside_the_label_map(kind: str, request: pytest.FixtureRequest,
 
 
 def test_the_model_runs_once_for_each_window(queries: RunFolder) -> None:
-    predictor = Predictor(queries, device="cpu")
+    predictor = load(queries, device="cpu")
     calls: list[int] = []
     predictor.model.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
     image = np.random.default_rng(0).normal(size=(1, 12, 24, 24)).astype(np.float32)
@@ -139,7 +141,7 @@ def test_predictions_of_other_weights_are_not_taken_for_finished(logits: RunFold
     out, other = tmp_path / "out", copied(logits, tmp_path / "other")
     predict(logits, [images(logits)], out, device="cpu")
     stamp = json.loads((out / STAMP).read_text())["weights_sha256"]
-    assert stamp == {f"case_0{i}.nii.gz": Predictor(logits, device="cpu").weights_sha256 for i in range(4)}
+    assert stamp == {f"case_0{i}.nii.gz": load(logits, device="cpu").weights_sha256 for i in range(4)}
     before = (out / "case_00.nii.gz").stat().st_mtime_ns
     with pytest.raises(DataError, match=r"case_00\.nii\.gz and 3 more: made by other weights; .*--overwrite") as caught:
         predict(other, [images(logits)], out, device="cpu")

@@ -16,7 +16,9 @@ from maskmed_zoo.data.predicted import STAMP, PredictedFolder, weights_of
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.inference import write as predictions
 from maskmed_zoo.recipe import load_recipe
-from maskmed_zoo.runner.predict import Predictor, evaluate, predict
+from maskmed_zoo.runner.evaluate import evaluate
+from maskmed_zoo.runner.load import load
+from maskmed_zoo.runner.predict import predict
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 
@@ -39,7 +41,7 @@ def other(run: RunFolder) -> RunFolder:
     """The same run with other weights, and so other label maps."""
     copy = RunFolder(run.path.with_name("other"))
     shutil.copytree(run.path, copy.path)
-    predictor = Predictor(copy, device="cpu")
+    predictor = load(copy, device="cpu")
     for parameter in predictor.model.parameters():
         parameter.data.mul_(-1.5)
     copy.save_weights(predictor.model, "last", predictor.recipe)
@@ -180,7 +182,7 @@ def test_killed_at_any_step_of_an_overwrite(
     (new,) = predict(run, [scans[0]], tmp_path / "new", device="cpu")
     old_map, new_map = target.read_bytes(), new.read_bytes()
     assert old_map != new_map
-    own = Predictor(run, device="cpu").weights_sha256
+    own = load(run, device="cpu").weights_sha256
     original, seen, limit = Path.replace, 0, 0
 
     def dies(self: Path, target: Path) -> Path:
@@ -205,7 +207,7 @@ def test_killed_at_any_step_of_an_overwrite(
                 break
         assert target.read_bytes() in (old_map, new_map)
         outcomes.append(target.read_bytes() == new_map)
-        assert weights_of(target) == (own if outcomes[-1] else Predictor(other, device="cpu").weights_sha256)
+        assert weights_of(target) == (own if outcomes[-1] else load(other, device="cpu").weights_sha256)
         if limit > 1:  # before the first change nothing says that another prediction was begun
             predict(run, [scans[0]], out, device="cpu")
             assert target.read_bytes() == new_map

@@ -10,11 +10,12 @@ import pytest
 import torch
 from monai.metrics.meandice import compute_dice
 
-from maskmed_zoo.data.nifti import read_labels
+from maskmed_zoo.data.formats import read_labels
 from maskmed_zoo.errors import CheckpointError, DataError
-from maskmed_zoo.evaluation.aggregate import evaluate_folders
+from maskmed_zoo.evaluation.folders import evaluate_folders
 from maskmed_zoo.recipe import Recipe, load_recipe
-from maskmed_zoo.runner.predict import evaluate, predict
+from maskmed_zoo.runner.evaluate import evaluate
+from maskmed_zoo.runner.predict import predict
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 from maskmed_zoo.runner.trainer import Trainer

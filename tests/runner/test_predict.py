@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from maskmed_zoo.data.nifti import read_labels
+from maskmed_zoo.data.formats import read_labels
+from maskmed_zoo.data.inputs import input_cases
 from maskmed_zoo.data.predicted import STAMP
-from maskmed_zoo.errors import CheckpointError, DataError
+from maskmed_zoo.errors import CheckpointError, DataError, OutputError
+from maskmed_zoo.files import write_json
 from maskmed_zoo.recipe import load_recipe
-from maskmed_zoo.runner.predict import Predictor, evaluate, input_cases, predict
+from maskmed_zoo.runner.evaluate import evaluate
+from maskmed_zoo.runner.load import load
+from maskmed_zoo.runner.predict import predict
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 
@@ -104,18 +108,18 @@ def test_evaluation_states_its_terms(run: RunFolder) -> None:
     assert json.loads(run.evaluation_file.read_text()) == result
     assert result["test_time_augmentation"] is False
     assert result["weights"] == "last"
-    assert result["weights_sha256"] == Predictor(run, device="cpu").weights_sha256
+    assert result["weights_sha256"] == load(run, device="cpu").weights_sha256
     assert "definition" in result
 
 
 def test_moved_data_set_is_named(run: RunFolder, tmp_path: Path) -> None:
     manifest = run.manifest()
     moved = [record | {"path": str(tmp_path / "gone")} for record in manifest["data"]]
-    run.write_json(run.manifest_file, manifest | {"data": moved})
+    write_json(run.manifest_file, manifest | {"data": moved})
     with pytest.raises(DataError, match="gone: no such folder"):
         evaluate(run, device="cpu")
     evaluate(run, data=run.path.parent / "data", device="cpu")
-    run.write_json(run.manifest_file, manifest)
+    write_json(run.manifest_file, manifest)
 
 
 def test_channels_go_by_their_number_and_years_are_names(tmp_path: Path) -> None:
@@ -137,7 +141,7 @@ def test_outputs_that_cannot_be_written(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file: is a file; give a folder"):
         predict(run, [source(run)], tmp_path / "file", device="cpu")
-    with pytest.raises(DataError, match="cannot be made a folder"):
+    with pytest.raises(OutputError, match="cannot be made a folder"):
         predict(run, [source(run)], tmp_path / "file" / "below", device="cpu")
 
 
@@ -156,6 +160,6 @@ def test_broken_manifest(run: RunFolder, content: bytes) -> None:
     run.manifest_file.write_bytes(content)
     try:
         with pytest.raises(CheckpointError, match=r"manifest\.json: cannot be read"):
-            Predictor(run, device="cpu")
+            load(run, device="cpu")
     finally:
         run.manifest_file.write_bytes(whole)

@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maskmed_zoo.data.nifti import read_labels
+from maskmed_zoo.data.formats import read_labels
 from maskmed_zoo.errors import CheckpointError, DataError, JointError, NonFiniteError
 from maskmed_zoo.recipe import load_recipe
-from maskmed_zoo.runner import run_folder
+from maskmed_zoo.runner import checkpoint, run_folder
+from maskmed_zoo.runner.evaluate import evaluate
 from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
-from maskmed_zoo.runner.predict import evaluate, predict
+from maskmed_zoo.runner.predict import predict
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 from maskmed_zoo.runner.trainer import Trainer
@@ -211,7 +212,7 @@ def test_labels_can_come_from_the_data_set(tiny_recipe: Path, dataset: Path, tmp
 
 def test_twins_of_the_data_set_are_not_mirrored(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
     recipe = load_recipe(tiny_recipe, {"data.labels": None, "data.mirror_axes": ["x"]})
-    with pytest.raises(DataError, match="'left' and 'right' are twins"):
+    with pytest.raises(DataError, match="'left' and 'right' are a left/right pair"):
         train(recipe, data=dataset, out=tmp_path / "run", device="cpu")
 
 
@@ -229,7 +230,7 @@ def test_killed_between_the_files_of_a_checkpoint(
         original(path, write)
 
     with monkeypatch.context() as patch:
-        patch.setattr("maskmed_zoo.runner.train.write_atomically", dies)
+        patch.setattr(checkpoint, "write_atomically", dies)
         patch.setattr(run_folder, "write_atomically", dies)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, data=dataset, out=tmp_path / "parts", device="cpu")

@@ -1,0 +1,74 @@
+"""Metrics of label maps, one file each.
+
+A metric is a module of this folder with a `METRIC`; modules are found by looking into the folder. The framework decides
+which labels are scored (`evaluation.case`), so a metric computes values and nothing else; what it declares is printed
+with every table and written into every file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from maskmed_zoo.errors import ArgumentError, nearest
+
+if TYPE_CHECKING:
+    from maskmed_zoo.evaluation.case import LabelMapPair
+
+DEFAULT = "dice"
+"""The metric of every summary, whatever others are asked for."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number means, and how it is computed.
+
+    `compute` gives values for some labels, by name, of a `LabelMapPair`. `both_absent` and `one_absent` are the values
+    of a label that neither map has, or only one. `both_absent` None: the label is left out of averages and counted;
+    `one_absent` None: it is computed like any other.
+    """
+
+    name: str
+    title: str
+    unit: str
+    higher_is_better: bool
+    definition: str
+    both_absent: float | None
+    one_absent: float | None
+    compute: Callable[[LabelMapPair, Sequence[str]], Mapping[str, float]]
+
+    @property
+    def rules(self) -> str:
+        """Definition, unit, direction and what absent labels get, in one sentence each."""
+        unit = f" in {self.unit}" if self.unit else ""
+        better = "higher" if self.higher_is_better else "lower"
+        both = "is left out and counted in absent" if self.both_absent is None else f"has {self.both_absent:g}"
+        one = "is computed as any other" if self.one_absent is None else f"has {self.one_absent:g}"
+        return (
+            f"{self.title}{unit}: {self.definition} ({better} is better). A label absent in reference and prediction "
+            f"{both}; a label that only one of them has {one}."
+        )
+
+
+@cache
+def metrics() -> dict[str, Metric]:
+    """All metrics by name."""
+    found: dict[str, Metric] = {}
+    for info in pkgutil.iter_modules(__path__):
+        metric = getattr(importlib.import_module(f"{__name__}.{info.name}"), "METRIC", None)
+        if isinstance(metric, Metric):
+            found[metric.name] = metric
+    return found
+
+
+def chosen(names: Sequence[str]) -> list[Metric]:
+    """The default metric, then those named; raises `ArgumentError` for a name that there is none of."""
+    known = metrics()
+    for name in names:
+        if name not in known:
+            raise ArgumentError(f"no metric '{name}'{nearest(name, known)} (metrics: {', '.join(sorted(known))})")
+    return [known[name] for name in dict.fromkeys([DEFAULT, *names])]

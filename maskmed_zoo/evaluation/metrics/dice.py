@@ -6,11 +6,16 @@ Source: Dice 1945, 2 |A and B| / (|A| + |B|). A label absent in both maps has no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.evaluation.metrics import Metric
+
+if TYPE_CHECKING:
+    from maskmed_zoo.evaluation.case import LabelMapPair
 
 CHUNK_VOXELS = 2**22
 """Voxels counted at a time, so that large volumes need little extra memory."""
@@ -40,6 +45,24 @@ def dice_per_label(
         label: 2 * int(shared[index]) / int(volumes[index]) if volumes[index] else None
         for index, label in enumerate(labels, start=1)
     }
+
+
+def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
+    values = [pair.labels[name] for name in names]
+    found = dice_per_label(pair.prediction, pair.reference, values, pair.labels.ignore)
+    return {name: found[value] or 0.0 for name, value in zip(names, values, strict=True)}
+
+
+METRIC = Metric(
+    name="dice",
+    title="Dice",
+    unit="",
+    higher_is_better=True,
+    definition="2 |A and B| / (|A| + |B|) of the voxels of a label in prediction and reference",
+    both_absent=None,
+    one_absent=0.0,
+    compute=_of_pair,
+)
 
 
 def _joint_histogram(

@@ -1,4 +1,4 @@
-"""Scores of objects told apart: panoptic quality, lesion-wise Dice and detection.
+"""Scores of separated instances: panoptic quality, lesion-wise Dice and detection.
 
 Source: panoptic quality, Kirillov et al. 2019; lesion-wise Dice, BraTS 2023 (arXiv 2305.17033). Compared in the tests
 with MONAI's `compute_panoptic_quality`. Deviations from BraTS: no dilation of the reference, no smallest volume, and a
@@ -7,19 +7,15 @@ case without any object is left out where BraTS gives it a 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.instances import components
-from maskmed_zoo.data.nifti import Volume, check_same_geometry, read_labels
-from maskmed_zoo.data.predicted import objects_beside
-from maskmed_zoo.errors import DataError
+from maskmed_zoo.evaluation.mean import mean
 
 Ids = NDArray[np.integer[Any]]
 MATCH = 0.5
@@ -32,10 +28,18 @@ DEFINITION = (
     "object (false); their mean within a case, then over cases. A reference object is found if a predicted one "
     "overlaps it, else missed; f1 = 2 found / (2 found + missed + false). n counts the cases with an object in the "
     "reference or the prediction; absent counts those without, which are left out; a case in which the label was not "
-    "looked for is in neither. Overall means are over labels. No dilation, no smallest volume."
+    "annotated is in neither. Overall means are over labels. No dilation, no smallest volume."
 )
 MEANS = ("pq", "sq", "rq", "lesion_dice", "f1")
 COUNTS = ("tp", "fp", "fn", "found", "missed", "false")
+
+
+@dataclass(frozen=True, eq=False)
+class Separated:
+    """Numbers of the instances (z y x) of a predicted and of a reference label map, 0 for none."""
+
+    prediction: Ids
+    reference: Ids
 
 
 @dataclass(frozen=True)
@@ -85,14 +89,14 @@ def _match(pred: Ids, ref: Ids) -> Matches:
 
 
 def summarize_objects(cases: Mapping[str, Mapping[str, Matches]], label_names: Sequence[str]) -> dict[str, Any]:
-    """A JSON-able summary of cases (identifier to label name to matches; a label not looked for is left out).
+    """A JSON-able summary of cases (identifier to label name to matches; a label that was not annotated is left out).
 
     Keys: `pq`, `sq`, `rq`, `lesion_dice`, `f1` (means over labels), the counts over all labels, `definition`,
     `labels` (name to the same, and `n`, `absent`) and `cases` (case, labels).
     """
     labels = {name: _row([case[name] for case in cases.values() if name in case]) for name in label_names}
     return {
-        **{key: _mean(row[key] for row in labels.values()) for key in MEANS},
+        **{key: mean(row[key] for row in labels.values()) for key in MEANS},
         **{key: sum(row[key] for row in labels.values()) for key in COUNTS},
         "definition": DEFINITION,
         "labels": labels,
@@ -115,38 +119,9 @@ def _row(matches: Sequence[Matches]) -> dict[str, Any]:
         "pq": rq * fmean(ious) if ious and rq is not None else rq,  # rq is 0 or None without pairs
         "sq": fmean(ious) if ious else None,
         "rq": rq,
-        "lesion_dice": _mean(m.lesion_dice for m in there),
+        "lesion_dice": mean(m.lesion_dice for m in there),
         "f1": 2 * found / (2 * found + missed + false) if there else None,
         **{"tp": tp, "fp": fp, "fn": fn, "found": found, "missed": missed, "false": false},
         "n": len(there),
         "absent": len(matches) - len(there),
     }
-
-
-def match_files(pred: Volume, ref: Volume, labels: Mapping[str, int], ignore: int | None) -> dict[str, Matches]:
-    """Matches of a predicted and a reference label map by the maps of objects that belong to them.
-
-    The prediction's is `NAME_instances.nii.gz` beside it. The reference's is the same or, if it lies in a folder like
-    `labelsTs`, `instancesTs/NAME.nii.gz`; without either its objects are the connected parts (26 neighbours) of each
-    label. Raises `DataError` for a prediction without a map, maps on other grids and negative numbers.
-    """
-    folder = ref.path.parent
-    candidates = [objects_beside(ref.path)]
-    if folder.name.startswith("labels"):
-        candidates.append(folder.with_name(folder.name.replace("labels", "instances", 1)) / ref.path.name)
-    theirs = next((path for path in candidates if path.is_file()), None)
-    numbers = components(ref.array, list(labels.values())) if theirs is None else _numbers(theirs, ref)
-    return match_objects((pred.array, _numbers(objects_beside(pred.path), pred)), (ref.array, numbers), labels, ignore)
-
-
-def _numbers(path: Path, label_map: Volume) -> Ids:
-    volume = read_labels(path)
-    check_same_geometry(label_map, volume)
-    if volume.array.min() < 0:
-        raise DataError(f"{path}: number {volume.array.min()}, expected 1, 2, … for objects and 0 elsewhere")
-    return volume.array
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return fmean(present) if present else None

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from maskmed_zoo.data.predicted import is_objects_file
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.evaluation.aggregate import evaluate_folders
+from maskmed_zoo.evaluation.folders import evaluate_folders
 from maskmed_zoo.evaluation.metrics.objects import Matches, match_objects, summarize_objects
 from maskmed_zoo.evaluation.table import tables
 

@@ -1,70 +1,24 @@
-"""From a canonical array to what a network sees: one voxel spacing, and normalised intensities.
+"""Images and label maps at another voxel spacing.
 
-Source: nnU-Net (Isensee et al., Nat Methods 18, 203, 2021): `resample_data_or_seg`, `CTNormalization`,
-`ZScoreNormalization`. Grids are aligned at voxel edges: the corners of the field of view stay where they are, so a
-resampled axis has the spacing `from * n_from / n_to`, which rounding keeps near the wanted one.
-Deviations: z-scores and CT statistics are those of the resampled image (nnU-Net normalises first); labels are
-interpolated linearly along every axis, whereas nnU-Net takes the nearest slice along a thick axis; there is no crop to
-the non-zero region.
+Source: nnU-Net's `resample_data_or_seg` (Isensee et al., Nat Methods 18, 203, 2021). Grids are aligned at voxel edges:
+the corners of the field of view stay where they are, so a resampled axis has the spacing `from * n_from / n_to`, which
+rounding keeps near the wanted one.
+Deviation: labels are interpolated linearly along every axis; nnU-Net takes the nearest slice along a thick axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maskmed_zoo.errors import DataError
-
 ANISOTROPIC = 3.0
 """Above this ratio of largest to smallest spacing, the thick axis is not interpolated."""
 TIE = 1e-5
 """Label scores closer than this are equal, and the higher label wins, as in nnU-Net."""
-
-Scheme = Literal["ct", "zscore"]
-
-
-@dataclass(frozen=True)
-class IntensityStats:
-    """Foreground intensities of one channel over the training cases, in the image's units (HU for CT)."""
-
-    mean: float
-    std: float
-    percentile_00_5: float
-    percentile_99_5: float
-
-    def to_dict(self) -> dict[str, float]:
-        """The four numbers by name, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> IntensityStats:
-        """The inverse of `to_dict`; raises `DataError` for missing or non-numeric entries."""
-        try:
-            return cls(**{name: float(values[name]) for name in cls.__dataclass_fields__})
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"fingerprint: expected numbers {', '.join(cls.__dataclass_fields__)}, got {values}"
-            ) from error
-
-
-Fingerprint = tuple[IntensityStats, ...]
-"""One entry per channel."""
-
-
-def fingerprint(samples: Sequence[NDArray[Any]]) -> Fingerprint:
-    """Statistics per channel over foreground samples (c n) of several cases; `DataError` if there is none at all."""
-    if sum(sample.shape[1] for sample in samples) == 0:
-        raise DataError("fingerprint: no foreground voxel in any training case; check the label maps")
-    stats: list[IntensityStats] = []
-    for values in np.concatenate(samples, axis=1).astype(np.float64):
-        low, high = np.percentile(values, (0.5, 99.5))
-        stats.append(IntensityStats(float(values.mean()), float(values.std()), float(low), float(high)))
-    return tuple(stats)
 
 
 def target_shape(
@@ -131,47 +85,6 @@ def resample_labels(array: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
         wins = (score >= best[where] - TIE) & (score > 0)
         best[where][wins] = score[wins]
         result[where][wins] = value
-    return result
-
-
-def schemes(normalization: Literal["auto", "ct", "zscore"], channels: Sequence[str]) -> tuple[Scheme, ...]:
-    """One normalisation scheme per channel; 'auto' is 'ct' for a channel named CT in any case, else 'zscore'."""
-    if normalization != "auto":
-        return (normalization,) * len(channels)
-    return tuple("ct" if name.strip().lower() == "ct" else "zscore" for name in channels)
-
-
-def normalize(
-    array: NDArray[Any],
-    schemes: Sequence[Scheme],
-    fingerprint: Fingerprint | None,
-    *,
-    moments: tuple[Sequence[float] | NDArray[Any], Sequence[float] | NDArray[Any]] | None = None,
-) -> NDArray[np.float32]:
-    """Normalised copy of an image (c z y x), float32.
-
-    'ct': clip to the fingerprint's percentiles 0.5 and 99.5, subtract its mean, divide by its standard deviation.
-    'zscore': subtract the mean and divide by the standard deviation of all voxels of the channel; for a patch, give
-    the means (c) and standard deviations (c) of the whole case as `moments`.
-    Raises `DataError` if the fingerprint is missing, or channels do not match.
-    """
-    if len(schemes) != array.shape[0]:
-        raise DataError(f"image has {array.shape[0]} channels, expected {len(schemes)}; check its channel files")
-    if "ct" in schemes and (fingerprint is None or len(fingerprint) != len(schemes)):
-        raise DataError(
-            f"'ct' normalisation needs a fingerprint of {len(schemes)} channels; compute it from training cases"
-        )
-    result = np.empty(array.shape, np.float32)
-    for index, scheme in enumerate(schemes):
-        channel = array[index].astype(np.float32)
-        if scheme == "ct" and fingerprint is not None:
-            stats = fingerprint[index]
-            np.clip(channel, stats.percentile_00_5, stats.percentile_99_5, out=channel)
-            mean, std = stats.mean, stats.std
-        else:
-            mean = float(channel.mean(dtype=np.float64) if moments is None else moments[0][index])
-            std = float(channel.std(dtype=np.float64) if moments is None else moments[1][index])
-        result[index] = (channel - np.float32(mean)) / np.float32(max(std, 1e-8))
     return result
 
 

@@ -1,0 +1,95 @@
+"""One patient or scan: its files, found by name, and its arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskmed_zoo.data.annotated import check_annotated
+from maskmed_zoo.data.formats import DEFAULT, ending_of, read_image, read_labels, stem_of, written_endings
+from maskmed_zoo.data.image import Geometry, check_same_geometry
+from maskmed_zoo.errors import DataError
+
+if TYPE_CHECKING:
+    from maskmed_zoo.data.dataset import RawDataset
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient or scan: its channel files in channel order, and its label map if it has one.
+
+    `annotated` names the labels that were annotated, None: all. A voxel of value 0 may be any of the others.
+    """
+
+    identifier: str
+    images: tuple[Path, ...]
+    label: Path | None
+    annotated: frozenset[str] | None = None
+
+
+def load_case(case: Case, dataset: RawDataset | None) -> tuple[NDArray[np.float32], NDArray[np.int16] | None, Geometry]:
+    """Read a case: image float32 (c z y x), labels int16 (z y x) or None, geometry of its first channel.
+
+    `dataset` may be None for a case without labels. Raises `DataError` for unreadable files, channels or labels on
+    different voxel grids, and label values that the data set does not declare or the case does not list as annotated.
+    """
+    volumes = [read_image(path) for path in case.images]
+    for other in volumes[1:]:
+        check_same_geometry(volumes[0], other)
+    image = np.stack([volume.array for volume in volumes])
+    if case.label is None:
+        return image, None, volumes[0].geometry
+    label = read_labels(case.label)
+    check_same_geometry(volumes[0], label)
+    if dataset is not None:
+        values = set(np.unique(label.array).tolist())
+        unknown = sorted(values - set(dataset.labels.values()))
+        if unknown:
+            shown = ", ".join(map(str, unknown[:10])) + (", …" if len(unknown) > 10 else "")
+            declared = f"0 … {max(dataset.labels.values())} of {dataset.root / 'dataset.json'}"
+            raise DataError(f"{case.label}: label values {shown}, expected {declared}; declare or renumber them")
+        check_annotated(values, label.path, dataset.labels, dataset.annotated(case))
+    return image, label.array, volumes[0].geometry
+
+
+def image_files(folder: Path, endings: tuple[str, ...] | None = None) -> list[Path]:
+    """Visible files of the endings, by default of all that can be written, sorted."""
+    endings = endings or written_endings()
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected {' or '.join(endings)} files there")
+    return sorted(p for p in folder.iterdir() if ending_of(p, endings) and not p.name.startswith("."))
+
+
+def grouped(folder: Path, files: Sequence[Path], channels: int, *, plain: bool = False) -> dict[str, tuple[Path, ...]]:
+    """Identifier -> channel files in order, sorted by identifier, of the `files` in a folder."""
+    found: dict[str, dict[int, Path]] = {}
+    ending = (ending_of(files[0]) if files else None) or DEFAULT
+    for path in files:
+        match = _CHANNEL.fullmatch(stem_of(path))
+        if plain:
+            found[stem_of(path)] = {0: path}
+        elif match is None:
+            raise DataError(f"{path}: no channel number; rename it to {stem_of(path)}_0000{ending}")
+        elif int(match[2]) >= channels:
+            raise DataError(
+                f"{path}: channel {int(match[2])}, but {channels} declared; remove it or correct channel_names"
+            )
+        else:
+            found.setdefault(match[1], {})[int(match[2])] = path
+    if not found:
+        raise DataError(f"{folder}: no images; expected files named NAME_0000{ending}")
+    for name, group in found.items():
+        for channel in range(channels):
+            if channel not in group:
+                raise DataError(
+                    f"{folder}: case '{name}' lacks {name}_{channel:04d}{ending} (channel {channel}); add it"
+                )
+    return {name: tuple(found[name][channel] for channel in range(channels)) for name in sorted(found)}

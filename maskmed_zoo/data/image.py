@@ -1,0 +1,115 @@
+"""An image apart from its file: an array in one orientation, and where its voxels lie in the world.
+
+Idea: everything behind this file sees one orientation, `array[z, y, x]` in closest-canonical RAS: the x axis runs left
+to right, y posterior to anterior, z inferior to superior. `Geometry` remembers how the file was stored, so that a
+label map can be written onto the very grid of the image it belongs to.
+Orientations by nibabel's `io_orientation`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+from maskmed_zoo.errors import DataError
+from maskmed_zoo.settings import Size3, Spacing3
+
+_CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """The voxel grid of a file as stored: `affine` maps (i, j, k) to RAS+ in units of `unit_mm` millimetres.
+
+    `header` is what the file format `format` keeps of the file to write the same grid again; no other format reads it.
+    """
+
+    affine: NDArray[np.float64]
+    shape: Size3
+    unit_mm: float = 1.0
+    format: str = ""
+    header: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def canonical_shape(self) -> Size3:
+        """Shape (z, y, x) of the canonical array."""
+        x, y, z = (self.shape[axis] for axis in self._stored_axes())
+        return z, y, x
+
+    @property
+    def spacing(self) -> Spacing3:
+        """Voxel size (z, y, x) of the canonical array, mm."""
+        sizes = np.linalg.norm(self.affine[:3, :3], axis=0) * self.unit_mm
+        x, y, z = (float(sizes[axis]) for axis in self._stored_axes())
+        return z, y, x
+
+    @property
+    def canonical_affine(self) -> NDArray[np.float64]:
+        """4x4 matrix from canonical (x, y, z) indices, in this order, to RAS+ mm."""
+        to_mm = np.diag([self.unit_mm] * 3 + [1.0])
+        return to_mm @ self.affine @ inv_ornt_aff(io_orientation(self.affine), self.shape)
+
+    def to_canonical(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Array (i, j, k) as stored -> contiguous, writable (z, y, x) array in closest-canonical RAS."""
+        turned = apply_orientation(stored, io_orientation(self.affine)).transpose(2, 1, 0)
+        return np.require(turned, requirements=["C", "W"])
+
+    def from_canonical(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The inverse of `to_canonical`."""
+        back = ornt_transform(_CANONICAL, io_orientation(self.affine))
+        return np.asfortranarray(apply_orientation(array.transpose(2, 1, 0), back))
+
+    def _stored_axes(self) -> list[int]:
+        """For x, y and z of the canonical array: the axis of the file it comes from."""
+        return np.argsort(io_orientation(self.affine)[:, 0]).tolist()
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A canonical array (z, y, x), float32 for images and int16 for labels, with the geometry of its file."""
+
+    array: NDArray[Any]
+    geometry: Geometry
+    path: Path
+
+    @property
+    def spacing(self) -> Spacing3:
+        """Voxel size (z, y, x), mm."""
+        return self.geometry.spacing
+
+
+def geometry_of(array: NDArray[Any], spacing: Spacing3, affine: NDArray[np.float64] | None = None) -> Geometry:
+    """The geometry of a canonical array (… z y x) that comes from no file.
+
+    `affine` maps its (x, y, z) indices to RAS+ mm; by default the array lies along the axes with `spacing` (z, y, x).
+    """
+    z, y, x = array.shape[-3:]
+    matrix = np.diag([*spacing[::-1], 1.0]) if affine is None else np.asarray(affine, np.float64)
+    return Geometry(matrix, (x, y, z))
+
+
+def check_same_geometry(image: Volume, label: Volume) -> None:
+    """Raise `DataError` unless both volumes cover the same voxels of the world.
+
+    Canonical shapes must be equal, and no voxel centre may lie further from its partner than 1 % of the smallest voxel
+    edge (0.01 mm at 1 mm): tens of times what 32-bit affines and quaternions lose over a body's extent, and far below
+    what could move a contour. Files stored in different orientations are the same grid if their affines say so.
+    """
+    ours, theirs = image.geometry, label.geometry
+    remedy = "resample one onto the other's grid"
+    if ours.canonical_shape != theirs.canonical_shape:
+        shapes = f"shape {theirs.canonical_shape} (z, y, x), expected {ours.canonical_shape} as {image.path}"
+        raise DataError(f"{label.path}: {shapes}; {remedy}")
+    corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in ours.canonical_shape[::-1]))])
+    shift = corners @ (ours.canonical_affine - theirs.canonical_affine).T
+    distance = float(np.linalg.norm(shift, axis=1).max())
+    if distance > 0.01 * min(ours.spacing):
+        where = f"voxels lie up to {distance:.3g} mm from those of {image.path}, expected the same affine"
+        raise DataError(f"{label.path}: {where}; correct the header or {remedy}")

@@ -1,0 +1,126 @@
+"""The scores of one case: which labels count, what each metric says of them, and what became of the instances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskmed_zoo.errors import DataError
+from maskmed_zoo.evaluation.mean import mean
+from maskmed_zoo.evaluation.metrics import Metric
+from maskmed_zoo.evaluation.metrics.objects import Matches, Separated, match_objects
+from maskmed_zoo.labels import Labels
+from maskmed_zoo.settings import Spacing3
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMapPair:
+    """A predicted and a reference label map (z y x) with the values of `labels`, and what belongs to their case.
+
+    `annotated` names the labels that were annotated in the reference; the others have no score, whatever was predicted.
+    `spacing` (z, y, x) in mm. `instances` are the separated instances of both, where they are scored too.
+    """
+
+    identifier: str
+    prediction: NDArray[Any]
+    reference: NDArray[Any]
+    labels: Labels
+    annotated: frozenset[str]
+    spacing: Spacing3
+    instances: Separated | None = None
+
+    @property
+    def scored(self) -> dict[str, int]:
+        """Values by name of the foreground labels that were annotated."""
+        return {name: value for name, value in self.labels.foreground.items() if name in self.annotated}
+
+    @cached_property
+    def voxels(self) -> dict[str, Presence]:
+        """Voxels of each foreground label on both sides, those of the reference's 'ignore' left out."""
+        counts = [self._counts(array) for array in (self.prediction, self.reference)]
+        return {
+            name: Presence(*(int(side[value]) for side in counts)) for name, value in self.labels.foreground.items()
+        }
+
+    def _counts(self, array: NDArray[Any]) -> NDArray[np.int64]:
+        largest = max(self.labels.values())
+        flat = array.ravel()
+        if self.labels.ignore is not None:
+            flat = flat[self.reference.ravel() != self.labels.ignore]
+        return np.bincount(flat[(flat >= 0) & (flat <= largest)], minlength=largest + 1)
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Voxels of a label in a prediction and in a reference."""
+
+    prediction: int
+    reference: int
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """One metric's values of one case by label name, `None` where a label has none.
+
+    `unannotated` names the labels that were not annotated in the case; scores they may have do not count.
+    """
+
+    identifier: str
+    values: Mapping[str, float | None]
+    unannotated: frozenset[str] = frozenset()
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the labels that have a score, `None` if none has."""
+        return mean(self.values.values())
+
+
+@dataclass(frozen=True)
+class ScoredCase:
+    """What `score_case` gives: scores by metric, and matches of the instances by label where those are scored."""
+
+    identifier: str
+    scores: dict[str, CaseScores] = field(default_factory=dict[str, CaseScores])
+    instances: dict[str, Matches] | None = None
+
+
+def score_case(pair: LabelMapPair, metrics: Sequence[Metric]) -> ScoredCase:
+    """The scores of one case; raises `DataError` for maps of different shapes or that hold no integers."""
+    if pair.prediction.shape != pair.reference.shape:
+        raise DataError(
+            f"case '{pair.identifier}': prediction {pair.prediction.shape} and reference {pair.reference.shape} differ "
+            f"in shape"
+        )
+    for side, array in (("prediction", pair.prediction), ("reference", pair.reference)):
+        if array.dtype.kind not in "iub":
+            raise DataError(
+                f"case '{pair.identifier}': the {side} holds {array.dtype} values, a label map holds integers"
+            )
+    unannotated = frozenset(pair.labels.foreground) - pair.annotated
+    scores = {metric.name: CaseScores(pair.identifier, _values(pair, metric), unannotated) for metric in metrics}
+    instances = None
+    if pair.instances is not None:
+        ours, theirs = pair.instances.prediction, pair.instances.reference
+        sides = (pair.prediction, ours), (pair.reference, theirs)
+        instances = match_objects(*sides, pair.scored, pair.labels.ignore)
+    return ScoredCase(pair.identifier, scores, instances)
+
+
+def _values(pair: LabelMapPair, metric: Metric) -> dict[str, float | None]:
+    values: dict[str, float | None] = {}
+    wanted: list[str] = []
+    for name in pair.scored:
+        there = pair.voxels[name]
+        if not there.prediction and not there.reference:
+            values[name] = metric.both_absent
+        elif metric.one_absent is not None and not (there.prediction and there.reference):
+            values[name] = metric.one_absent
+        else:
+            wanted.append(name)
+    found = metric.compute(pair, wanted) if wanted else {}
+    return {name: found[name] if name in wanted else values[name] for name in pair.scored}

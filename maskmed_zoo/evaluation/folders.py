@@ -1,0 +1,132 @@
+"""Whole folders of label maps to scores, whoever made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskmed_zoo.data.annotated import ANNOTATED, annotated_labels, check_annotated
+from maskmed_zoo.data.case import image_files
+from maskmed_zoo.data.dataset import declared_labels
+from maskmed_zoo.data.formats import read_labels, stem_of, written_endings
+from maskmed_zoo.data.image import Volume, check_same_geometry
+from maskmed_zoo.data.instances import components
+from maskmed_zoo.data.predicted import is_objects_file, labels_of, objects_beside, renumbered
+from maskmed_zoo.errors import DataError
+from maskmed_zoo.evaluation.aggregate import summarize_cases
+from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
+from maskmed_zoo.evaluation.metrics import chosen
+from maskmed_zoo.evaluation.metrics.objects import Separated
+from maskmed_zoo.labels import Labels, LabelsError
+
+
+def evaluate_folders(
+    pred: str | Path, ref: str | Path, labels: Mapping[str, int] | None = None, *, metrics: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The summary of every label map in `ref` and the file of the same name in `pred`.
+
+    `labels` maps names to values, with 'background' 0 and perhaps 'ignore'. Without it they come from `dataset.json` in
+    `ref` or beside it, else from the values found, named `label_1`, …. Label maps of `predict` are compared by the
+    names of their labels, whatever the values: see `data.predicted`. An `annotated.json` in `ref` or beside it says
+    which labels were annotated in each case; it has to list every reference. Predictions without a reference are left
+    out and listed under `unreferenced`. Where predictions have instance maps beside them, these are scored too, under
+    `instances`; `metrics` names those to compute besides Dice, under `metrics`. Raises `DataError` for no cases, a
+    missing prediction, maps that do not lie on one another, values that are no label, and an annotated.json that the
+    references contradict.
+    """
+    pred, ref, wanted = Path(pred), Path(ref), chosen(metrics)
+    names = _names(pred, ref)
+    known = _labels(ref, labels)
+    used = known or Labels.found(_values(folder / name for folder in (pred, ref) for name in names))
+    source = _beside(ref, ANNOTATED)
+    identifiers = [stem_of(Path(name)) for name in names]
+    annotated = annotated_labels(source, used, identifiers, others=True) if source else {}
+    has_instances = any(objects_beside(pred / name).is_file() for name in names)
+    cases: list[ScoredCase] = []
+    for name, identifier in zip(names, identifiers, strict=True):
+        reference, prediction = read_labels(ref / name), read_labels(pred / name)
+        check_same_geometry(reference, prediction)
+        own = labels_of(pred / name) if known else None
+        prediction = replace(prediction, array=renumbered(prediction.array, own, used))
+        there = annotated.get(identifier, frozenset(used.foreground))
+        _check_values(prediction, used)
+        check_annotated(_check_values(reference, used), reference.path, used, there)
+        separated = _separated(prediction, reference, used) if has_instances else None
+        pair = LabelMapPair(identifier, prediction.array, reference.array, used, there, reference.spacing, separated)
+        cases.append(score_case(pair, wanted))
+    summary = summarize_cases(cases, list(used.foreground), wanted)
+    predicted = {path.name for path in image_files(pred) if not is_objects_file(path)}
+    summary["unreferenced"] = sorted(stem_of(Path(name)) for name in predicted - set(names))
+    return summary
+
+
+def _names(pred: Path, ref: Path) -> list[str]:
+    """File names of the references; raises `DataError` unless there is a prediction for each."""
+    for folder in (pred, ref):
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder")
+    names = [path.name for path in image_files(ref) if not is_objects_file(path)]
+    if not names:
+        raise DataError(f"{ref}: no label maps (*{', *'.join(written_endings())})")
+    missing = [name for name in names if not (pred / name).is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise DataError(f"{pred}: no prediction for {', '.join(missing[:3])}{more} of the {len(names)} cases in {ref}")
+    return names
+
+
+def _labels(ref: Path, labels: Mapping[str, int] | None) -> Labels | None:
+    """The labels given, or those of a dataset.json; None where nothing names them."""
+    if labels is None:
+        source = _beside(ref, "dataset.json")
+        return declared_labels(source) if source else None
+    try:
+        return labels if isinstance(labels, Labels) else Labels(labels, gaps=True)
+    except LabelsError as error:
+        raise DataError(f"labels to score: {error}") from error
+
+
+def _beside(ref: Path, name: str) -> Path | None:
+    """A file in the folder of references or beside it."""
+    return next((path for path in (ref / name, ref.parent / name) if path.is_file()), None)
+
+
+def _values(paths: Iterable[Path]) -> set[int]:
+    return {value for path in paths for value in np.unique(read_labels(path).array).tolist()}
+
+
+def _check_values(volume: Volume, labels: Labels) -> set[int]:
+    values: set[int] = set(np.unique(volume.array).tolist())
+    unknown = values - {0, *labels.values()}
+    if unknown:
+        raise DataError(f"{volume.path}: value {min(unknown)} is no label; labels are {labels}")
+    return values
+
+
+def _separated(pred: Volume, ref: Volume, labels: Labels) -> Separated:
+    """The instances of a predicted and a reference label map by the maps that belong to them.
+
+    The prediction's is `NAME_instances.nii.gz` beside it. The reference's is the same or, if it lies in a folder like
+    `labelsTs`, `instancesTs/NAME.nii.gz`; without either its instances are the connected parts (26 neighbours) of each
+    label. Raises `DataError` for a prediction without a map, maps on other grids and negative numbers.
+    """
+    folder = ref.path.parent
+    candidates = [objects_beside(ref.path)]
+    if folder.name.startswith("labels"):
+        candidates.append(folder.with_name(folder.name.replace("labels", "instances", 1)) / ref.path.name)
+    theirs = next((path for path in candidates if path.is_file()), None)
+    parts = components(ref.array, list(labels.foreground.values())) if theirs is None else _numbers(theirs, ref)
+    return Separated(_numbers(objects_beside(pred.path), pred), parts)
+
+
+def _numbers(path: Path, label_map: Volume) -> NDArray[np.int16]:
+    volume = read_labels(path)
+    check_same_geometry(label_map, volume)
+    if volume.array.min() < 0:
+        raise DataError(f"{path}: number {volume.array.min()}, expected 1, 2, … for objects and 0 elsewhere")
+    return volume.array

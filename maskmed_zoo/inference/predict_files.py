@@ -1,0 +1,82 @@
+"""Label maps of image files: which files are written where, which are finished, and what stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from maskmed_zoo.data.case import Case, load_case
+from maskmed_zoo.data.formats import DEFAULT, ending_of, written_endings
+from maskmed_zoo.data.inputs import input_cases
+from maskmed_zoo.data.predicted import files_of
+from maskmed_zoo.errors import DataError
+from maskmed_zoo.inference.predictor import Predictor
+from maskmed_zoo.inference.write import check_targets, is_finished, write_prediction
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Segment image files or folders of them; returns the label maps written, `out/NAME.nii.gz` each.
+
+    `out` may name the one label map to write if there is one input file. Where the recipe separates instances,
+    `NAME_instances.nii.gz` and `NAME_instances.json` lie beside it. Cases finished by the same weights are skipped
+    unless `overwrite`, which also replaces what other weights made. `progress(done, total)` counts all cases.
+
+    Raises `DataError` for inputs that cannot be used, and then cases before it stay finished; and, before anything is
+    predicted, where an output would be an input, or label maps are in the way that other weights made, or something
+    unknown, which is never replaced.
+    """
+    cases = input_cases([Path(path) for path in inputs], predictor.channels)
+    targets = _targets(Path(out), cases)
+    weights, has_instances = predictor.weights_sha256, predictor.recipe.data.instances is not None
+    _refuse_inputs(cases, targets, with_instances=has_instances)
+    check_targets(targets, weights, with_instances=has_instances, overwrite=overwrite)
+    written: list[Path] = []
+    for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
+        if overwrite or not is_finished(target, weights, with_instances=has_instances):
+            image, _, geometry = load_case(case, None)
+            write_prediction(target, predictor.segment(image, geometry), predictor.labels, weights)
+            written.append(target)
+        if progress is not None:
+            progress(index + 1, len(cases))
+    return written
+
+
+def _targets(out: Path, cases: Sequence[Case]) -> list[Path]:
+    """The label map to write for each case: `out` itself for one case, or in the folder `out`."""
+    out = out.resolve() if ".." in out.parts else out  # below a folder that is not there yet, no path is seen as it is
+    is_folder, endings = out.is_dir(), written_endings()
+    single = ending_of(out, endings) is not None and not is_folder
+    if ending_of(out) and not single and not is_folder:
+        raise DataError(
+            f"{out}: label maps are written as {' or '.join(endings)}; give such a name "
+            f"({out.name.removesuffix(ending_of(out) or '')}{DEFAULT}), or a folder"
+        )
+    if single and len(cases) != 1:
+        raise DataError(f"{out}: one output file for {len(cases)} inputs; give a folder")
+    if not single and out.exists() and not is_folder:
+        raise DataError(f"{out}: is a file; give a folder, or a name ending in {DEFAULT} for one input")
+    targets = [out] if single else [out / f"{case.identifier}{DEFAULT}" for case in cases]
+    if len(set(targets)) != len(targets):
+        raise DataError(f"{out}: two inputs would be written to the same file; predict them into different folders")
+    return targets
+
+
+def _refuse_inputs(cases: Sequence[Case], targets: Sequence[Path], *, with_instances: bool) -> None:
+    """Raise `DataError` if a file to write is one of the images to read, under whatever name."""
+    images = {_identity(path) for case in cases for path in case.images}
+    for target in targets:
+        for path in files_of(target, with_instances=with_instances):
+            if path.exists() and _identity(path) in images:
+                raise DataError(f"{path}: is an input, a prediction never replaces one; give another output")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino

@@ -1,0 +1,175 @@
+"""A network ready to segment volumes, whoever trained it: from an image in its own units to labels on its voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maskmed_zoo.contracts import HeadOutput
+from maskmed_zoo.data.fingerprint import Fingerprint
+from maskmed_zoo.data.image import Geometry, geometry_of
+from maskmed_zoo.data.normalize import normalize, schemes
+from maskmed_zoo.data.resample import resample_image
+from maskmed_zoo.device import autocast, autocast_dtype, pick_device
+from maskmed_zoo.errors import ArgumentError
+from maskmed_zoo.inference.probability_map import ProbabilityMap
+from maskmed_zoo.inference.sliding_window import Consumer, Windows, visit
+from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels
+from maskmed_zoo.inference.to_image import nearest, probabilities_to_labels, resized
+from maskmed_zoo.inference.write import Prediction
+from maskmed_zoo.model import SegmentationModel
+from maskmed_zoo.recipe import Recipe
+from maskmed_zoo.settings import Spacing3
+
+
+class Predictor:
+    """A trained network with what belongs to it; `maskmed_zoo.load` makes one of a run or of exported weights.
+
+    An image is an array (c z y x), or (z y x) for one channel, in the units of its files, with x from left to right, y
+    from posterior to anterior and z from inferior to superior (RAS). Where its voxels lie is told by `geometry`, as
+    `maskmed_zoo.data.formats.read_image` gives it, or by `spacing` (z, y, x) in mm, with or without `affine`, the 4x4
+    matrix from (x, y, z) indices to RAS+ mm.
+
+    Args:
+        recipe: whose channels and labels are known; it decides spacing, patch, normalization and windows.
+        model: of this recipe; moved to the device and put into evaluation mode.
+        fingerprint: intensity statistics of the training cases, for 'ct' normalization; empty without any.
+        device: cpu, cuda, cuda:1, …; default: CUDA if there is any, else the CPU.
+        weights_sha256: what predicted files are known by; default: the checksum of the model's state.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: SegmentationModel,
+        fingerprint: Fingerprint = (),
+        *,
+        device: str | None = None,
+        weights_sha256: str | None = None,
+    ) -> None:
+        self.recipe, self.fingerprint = recipe, fingerprint
+        self.labels, self.channels = recipe.labels, recipe.channels
+        self.device = pick_device(device)
+        self.model = model.to(self.device).eval()
+        self.dtype = autocast_dtype(recipe.train.amp, self.device)
+        self._weights_sha256 = weights_sha256
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Checksum of the weights file, or of the model's state where it comes from no file."""
+        if self._weights_sha256 is not None:
+            return self._weights_sha256
+        digest = sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def segment(
+        self,
+        image: NDArray[Any],
+        geometry: Geometry | None = None,
+        *,
+        spacing: Spacing3 | None = None,
+        affine: NDArray[np.float64] | None = None,
+    ) -> Prediction:
+        """Labels (z y x) of an image on its own voxels and, where the recipe separates instances, those too.
+
+        Instances are those of the queries and follow the labels; a head that gives logits has connected parts of them.
+        Raises `ArgumentError` for an array of another form, `DataError` for another number of channels.
+        """
+        image, geometry = self._image(image, geometry, spacing, affine)
+        shape, prepared = image.shape[1:], self.prepare(image, geometry)
+        windows, probabilities = self._consumers(prepared)
+        if self.recipe.data.instances is None:
+            self._run(prepared, windows, probabilities)
+            return Prediction(probabilities_to_labels(probabilities.result(), shape), None, geometry)
+        found = Instances(np.zeros((1, 1, 1), np.int32), (), ())
+        if self.model.head.gives == "queries":
+            stitcher = Stitcher(windows, threshold=self.recipe.inference.instance_threshold)
+            self._run(prepared, windows, probabilities, stitcher)
+            found = stitcher.result()
+        else:
+            self._run(prepared, windows, probabilities)
+        labels = probabilities_to_labels(probabilities.result(), shape)
+        found = follow_labels(replace(found, ids=nearest(found.ids, shape)), labels, geometry.spacing)
+        return Prediction(labels, found, geometry)
+
+    def probabilities(
+        self,
+        image: NDArray[Any],
+        geometry: Geometry | None = None,
+        *,
+        spacing: Spacing3 | None = None,
+        affine: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float32]:
+        """Probabilities (k z y x) of the labels on the image's own voxels, summing to 1 over k; needs their memory."""
+        image, geometry = self._image(image, geometry, spacing, affine)
+        return resized(self.network_probabilities(self.prepare(image, geometry)), image.shape[1:])
+
+    def files(
+        self,
+        inputs: Sequence[str | Path],
+        out: str | Path,
+        *,
+        overwrite: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Path]:
+        """Segment image files or folders of them into `out`; see `maskmed_zoo.inference.predict_files`."""
+        from maskmed_zoo.inference.predict_files import predict_files
+
+        return predict_files(self, inputs, out, overwrite=overwrite, progress=progress)
+
+    def prepare(self, image: NDArray[np.float32], geometry: Geometry) -> Tensor:
+        """Image (c z y x) in its own units to what the network sees: at its spacing, normalized."""
+        data = self.recipe.data
+        resampled = resample_image(image, geometry.spacing, data.spacing)
+        scheme = schemes(data.normalization, self.channels)
+        return torch.from_numpy(normalize(resampled, scheme, self.fingerprint))
+
+    def network_probabilities(self, prepared: Tensor) -> Tensor:
+        """Of a prepared image (c z y x): (k z y x) float32 on the CPU, at the network's spacing."""
+        windows, probabilities = self._consumers(prepared)
+        self._run(prepared, windows, probabilities)
+        return probabilities.result()
+
+    def run(self, windows: Tensor) -> HeadOutput:
+        """What the network says of normalized windows (b c d h w) on the device, in the recipe's precision."""
+        with autocast(self.dtype, self.device):
+            return self.model(windows)
+
+    def _consumers(self, prepared: Tensor) -> tuple[Windows, ProbabilityMap]:
+        windows = Windows.of(prepared, self.recipe.data.patch_size, self.recipe.inference.overlap)
+        return windows, ProbabilityMap(windows, self.model.num_classes)
+
+    def _run(self, prepared: Tensor, windows: Windows, *consumers: Consumer) -> None:
+        size = self.recipe.inference.batch_size
+        for places, output in visit(self.run, prepared, windows, batch_size=size, device=self.device):
+            for consumer in consumers:
+                consumer.take(places, output)
+
+    def _image(
+        self,
+        image: NDArray[Any],
+        geometry: Geometry | None,
+        spacing: Spacing3 | None,
+        affine: NDArray[np.float64] | None,
+    ) -> tuple[NDArray[np.float32], Geometry]:
+        array = np.asarray(image, np.float32)
+        array = array[None] if array.ndim == 3 else array
+        if array.ndim != 4 or not array.size:
+            raise ArgumentError(f"expected an image (c z y x), or (z y x) for one channel, got shape {array.shape}")
+        if geometry is None and spacing is None and affine is None:
+            raise ArgumentError("where do the voxels lie? give spacing=(z, y, x) in mm, or geometry= of a file")
+        if geometry is None:
+            geometry = geometry_of(array, spacing or (1.0, 1.0, 1.0), affine)
+        return array, geometry

@@ -1,0 +1,132 @@
+"""The labels of a data set, a recipe or a label map: which names have which values, checked once and passed along.
+
+'background' has the value 0. 'ignore', if there is one, marks voxels that count neither in training nor in evaluation;
+it has the highest value and is no class. Names carry the meaning: where two sets number the same names differently,
+`renumbering` leads from one to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic_core import CoreSchema, core_schema
+
+BACKGROUND, IGNORE = "background", "ignore"
+
+
+class LabelsError(ValueError):
+    """Names and values that are no set of labels: what is wrong (`cause`), and what to do about it (`remedy`)."""
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(f"{cause}; {remedy}")
+        self.cause, self.remedy = cause, remedy
+
+
+class Labels(Mapping[str, int]):
+    """An immutable mapping of label names to values, 'ignore' included, in the order of the values.
+
+    Raises `LabelsError` unless values are whole numbers, 'background' is 0, 'ignore', if any, is the highest, there is
+    a foreground label, and, unless `gaps` are allowed, the values are 0, 1, 2, ….
+    """
+
+    def __init__(self, values: Mapping[str, int], *, gaps: bool = False) -> None:
+        _check(values, gaps)
+        self._values = dict(sorted(values.items(), key=lambda item: item[1]))
+        self.names = tuple(name for name in self._values if name != IGNORE)
+        """Names of the classes, background first; their places are the classes of a network."""
+        self.foreground = {name: self._values[name] for name in self.names[1:]}
+        """Values by name, without background and 'ignore'."""
+        self.ignore = self._values.get(IGNORE)
+        """Value of the voxels that do not count, None without any."""
+
+    @classmethod
+    def found(cls, values: Iterable[int]) -> Labels:
+        """Labels of a map that nothing describes, named `label_1`, `label_2`, … by the values above 0."""
+        return cls({BACKGROUND: 0} | {f"label_{value}": value for value in sorted(set(values) - {0})}, gaps=True)
+
+    @classmethod
+    def merged(cls, sets: Iterable[Labels]) -> Labels:
+        """One set for several: the first one's names in their order, the new ones of each next, 'ignore' at the end."""
+        sets = tuple(sets)
+        names = list(dict.fromkeys(name for labels in sets for name in labels.names))
+        ignore = [IGNORE] if any(labels.ignore is not None for labels in sets) else []
+        return cls({name: value for value, name in enumerate([*names, *ignore])})
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Left/right pairs: names that differ in left and right alone, the left one first."""
+        candidates = ((name, name.replace("left", "right").replace("Left", "Right")) for name in self.names)
+        return tuple((name, other) for name, other in candidates if other != name and other in self._values)
+
+    def renumbering(self, other: Mapping[str, int]) -> NDArray[np.int16]:
+        """Table from own values to those that `other` gives the same names; names that it lacks become 0."""
+        table = np.zeros(max(self._values.values()) + 1, np.int16)
+        for name, value in self._values.items():
+            table[value] = other.get(name, 0)
+        return table
+
+    def __getitem__(self, name: str) -> int:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
+        """In recipes: read from a mapping, written as one."""
+        return core_schema.no_info_after_validator_function(
+            cls,
+            core_schema.dict_schema(core_schema.str_schema(), core_schema.int_schema()),
+            serialization=core_schema.plain_serializer_function_ser_schema(dict),
+        )
+
+
+def _check(values: Mapping[str, int], gaps: bool) -> None:
+    numbers: Mapping[str, Any] = values
+    for name, value in numbers.items():
+        if type(value) is not int or value < 0:
+            raise LabelsError(f"label '{name}' has value {value!r}", f'expected an integer as in "{name}": 1')
+    _check_background(values)
+    twice = {value for value in values.values() if list(values.values()).count(value) > 1}
+    if twice:
+        names = ", ".join(f"'{name}'" for name, value in values.items() if value == min(twice))
+        raise LabelsError(f"{names} have the same value {min(twice)}", "give each label a value of its own")
+    if not gaps and sorted(values.values()) != list(range(len(values))):
+        raise LabelsError(
+            f"label values must be 0, 1, 2, … without gaps, got {sorted(values.values())}",
+            "renumber the labels and the label maps",
+        )
+    if IGNORE in values and values[IGNORE] != max(values.values()):
+        raise LabelsError(
+            f"the 'ignore' label must have the highest value, it has {values[IGNORE]} of {max(values.values())}",
+            "exchange it with the last label, there and in the label maps",
+        )
+    if not values.keys() - {BACKGROUND, IGNORE}:
+        raise LabelsError("there is no foreground label", "labels need at least one beside background")
+
+
+def _check_background(values: Mapping[str, int]) -> None:
+    if values.get(BACKGROUND) == 0:
+        return
+    zero = next((name for name, value in values.items() if value == 0), None)
+    if BACKGROUND in values:
+        remedy = "give it the value 0, there and in the label maps"
+        raise LabelsError(f"'{BACKGROUND}' has the value {values[BACKGROUND]}", remedy)
+    if zero is not None:
+        raise LabelsError(
+            f"labels need '{BACKGROUND}: 0', the value 0 is called '{zero}'",
+            f"rename '{zero}' to '{BACKGROUND}'; the label maps stay as they are",
+        )
+    raise LabelsError(f"labels need '{BACKGROUND}: 0'", "add it")

@@ -1,0 +1,16 @@
+"""Where two recipes, or parts of them, differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def first_difference(old: Any, new: Any, path: str = "") -> str | None:
+    """The first setting that differs, in words, of two JSON-able contents; None where they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *new]:
+            found = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            if found:
+                return found
+        return None
+    return None if old == new else f"{path} was {old}, now {new}"

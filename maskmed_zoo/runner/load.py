@@ -1,0 +1,21 @@
+"""From a run's folder, or exported weights, to a predictor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maskmed_zoo.build import model_of
+from maskmed_zoo.inference.predictor import Predictor
+from maskmed_zoo.runner.run_folder import RunFolder, Which
+
+
+def load(source: RunFolder | str | Path, *, which: Which = "last", device: str | None = None) -> Predictor:
+    """The network of a run with its weights, ready to segment volumes.
+
+    Raises `CheckpointError` if the run or its weights are missing, broken or of another recipe.
+    """
+    run = source if isinstance(source, RunFolder) else RunFolder(Path(source))
+    recipe = run.recipe(with_loss=False)
+    model = model_of(recipe)
+    sha256 = run.load_weights(model, which, recipe)
+    return Predictor(recipe, model, run.fingerprint(), device=device, weights_sha256=sha256)
