@@ -215,6 +215,16 @@ class Head(Component, ABC):
     def forward(self, stages: list[Tensor]) -> HeadOutput:
         """One (b c_l d_l h_l w_l) per stage to a `HeadOutput` with one entry per `out_strides`."""
 
+    def mask_layers(self) -> Sequence[nn.Module]:
+        """The layer that makes the masks of each output, in the order of the outputs; `explain` reads them.
+
+        A mask is the product of a mask embedding with a stage's features. A layer is either an `nn.Conv3d` of kernel 1,
+        whose weights (n c) are the embeddings, or a module that returns them, (b n c), in every call. A module that
+        serves several outputs is listed once for each, and its call for the final output comes last. The default, no
+        layers, leaves the head without mask embeddings in `explain`, which says so.
+        """
+        return ()
+
 
 class Loss(Component, ABC):
     """`HeadOutput` and a label map to a scalar. Constructed with `config=, num_classes=, ignore_label=`.
