@@ -14,6 +14,7 @@ from torch import Tensor
 
 from maskmed_zoo.contracts import StageOutput
 from maskmed_zoo.errors import JointError
+from maskmed_zoo.report.query_matrices import ServingQuery
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def bound_classes(stage: StageOutput) -> list[int | None]:
     return [k if has_voxels and k != no_object else None for k, has_voxels in zip(chosen, filled, strict=True)]
 
 
-def serving_queries(masks: Tensor, reference: Tensor, labels: Sequence[int]) -> dict[int, tuple[int, float]]:
+def serving_queries(masks: Tensor, reference: Tensor, labels: Sequence[int]) -> dict[int, ServingQuery]:
     """The query whose mask has the highest Dice with each label's reference, and that Dice.
 
     `masks` (n d h w) are logits, `reference` (d h w) integers, negative where voxels do not count. Labels that the
@@ -59,13 +60,13 @@ def serving_queries(masks: Tensor, reference: Tensor, labels: Sequence[int]) -> 
     counted = (reference >= 0).flatten()
     inside = ((masks >= 0).flatten(1) & counted).float()
     present = [label for label in labels if bool((reference == label).any())]
-    served: dict[int, tuple[int, float]] = {}
+    served: dict[int, ServingQuery] = {}
     for label in present:
         target = (reference == label).flatten().float()
         dice = 2 * (inside @ target) / (inside.sum(1) + target.sum())
         best = int(dice.argmax())
         if dice[best] > 0:
-            served[label] = (best, float(dice[best]))
+            served[label] = ServingQuery(best, float(dice[best]))
     return served
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,9 @@ def comparison_figure(
     columns = ["image", "reference", "prediction"]
     if all(reference is None for _, _, reference, _ in rows):
         columns.remove("reference")
-    widest = max(view["extent"][0] for view in views)
-    heights = [PANEL_WIDTH * view["extent"][1] / widest for view in views]
-    shown = sorted({int(v) for view in views for a in view["labels"].values() for v in np.unique(a)} - {0})
+    widest = max(view.width for view in views)
+    heights = [PANEL_WIDTH * view.height / widest for view in views]
+    shown = sorted({int(v) for view in views for a in view.labels.values() for v in np.unique(a)} - {0})
     entries = [
         (names[value] if value < len(names) else f"label {value}", colours[value % len(colours)]) for value in shown
     ]
@@ -86,7 +87,7 @@ def comparison_figure(
             if index == 0:
                 axes.set_title(title, fontsize=11, pad=5)
             if column == 0:
-                axes.set_ylabel(f"{view['case']}\n{view['title']}", fontsize=8, labelpad=4)
+                axes.set_ylabel(f"{view.case}\n{view.title}", fontsize=8, labelpad=4)
     figure.legend(
         handles=[Patch(facecolor=colour, edgecolor="0.3", linewidth=0.5, label=text) for text, colour in entries],
         loc="lower center",
@@ -129,41 +130,55 @@ def chosen_slices(labels: Array) -> tuple[int, int]:
     return int(foreground.sum((1, 2)).argmax()), max(range(len(kinds)), key=lambda y: (kinds[y], area[y]))
 
 
-def _views(row: tuple[str, Array, Array | None, Array], spacing: Spacing3) -> list[dict[str, Any]]:
-    """The axial and the coronal view of a case: 2-D arrays as drawn, first row at the top, and their extent in mm."""
+@dataclass(frozen=True)
+class _View:
+    """A slice of a case as drawn, first row at the top: image and label maps by column, width and height in mm."""
+
+    case: str
+    title: str
+    image: Array
+    labels: dict[str, Array]
+    width: float
+    height: float
+    limits: tuple[float, float]
+
+
+def _views(row: tuple[str, Array, Array | None, Array], spacing: Spacing3) -> list[_View]:
+    """The axial and the coronal view of a case."""
     name, image, reference, prediction = row
     z, y = chosen_slices(prediction if reference is None else reference)
-    views: list[dict[str, Any]] = []
+    low, high = (float(limit) for limit in np.percentile(image, (1, 99)))
+    views: list[_View] = []
     for title, cut, mm in ((f"axial z = {z}", np.s_[z], spacing[1]), (f"coronal y = {y}", np.s_[:, y], spacing[0])):
         labels = {"prediction": prediction} | ({} if reference is None else {"reference": reference})
         picture = image[cut][::-1, ::-1]
         views.append(
-            {
-                "case": name,
-                "title": title,
-                "image": picture,
-                "labels": {key: value[cut][::-1, ::-1] for key, value in labels.items()},
-                "extent": (picture.shape[1] * spacing[2], picture.shape[0] * mm),
-                "limits": np.percentile(image, (1, 99)).tolist(),
-            }
+            _View(
+                case=name,
+                title=title,
+                image=picture,
+                labels={key: value[cut][::-1, ::-1] for key, value in labels.items()},
+                width=picture.shape[1] * spacing[2],
+                height=picture.shape[0] * mm,
+                limits=(low, high),
+            )
         )
     return views
 
 
-def _draw(axes: Any, view: dict[str, Any], column: str, window: tuple[float, float] | None, colours: list[str]) -> None:
+def _draw(axes: Any, view: _View, column: str, window: tuple[float, float] | None, colours: list[str]) -> None:
     """Fill one panel: the grey slice, its labels half transparent with opaque borders, and the letters of the sides."""
     from matplotlib.colors import to_rgb
 
-    low, high = window or view["limits"]
-    extent = (0, view["extent"][0], 0, view["extent"][1])
+    low, high = window or view.limits
+    extent = (0, view.width, 0, view.height)
     axes.set(xticks=[], yticks=[], facecolor="black")
-    if column != "image" and column not in view["labels"]:
+    if column != "image" and column not in view.labels:
         axes.text(0.5, 0.5, f"no {column}", color="white", ha="center", va="center", transform=axes.transAxes)
         return
-    grey = view["image"]
-    axes.imshow(grey, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear", aspect="equal")
+    axes.imshow(view.image, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear", aspect="equal")
     if column != "image":
-        labels = view["labels"][column]
+        labels = view.labels[column]
         padded = np.pad(labels, 1, mode="edge")
         neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
         border = np.any([labels != neighbour for neighbour in neighbours], axis=0)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,24 @@ LETTER = 0.07
 NO_OBJECT_COLOUR = "#c8c8c8"
 
 
+class Panel(NamedTuple):
+    """The matrix (n c) of one stage and what stands above it."""
+
+    name: str
+    values: Array
+
+
+class ServingQuery(NamedTuple):
+    """The query whose mask lies best on a label's reference, and its Dice."""
+
+    query: int
+    dice: float
+
+
 def class_embedding_figure(
     path: Path,
     title: str,
-    stages: Sequence[tuple[str, Array]],
+    stages: Sequence[Panel],
     rows: Sequence[str],
     columns: Sequence[str],
     *,
@@ -39,7 +53,7 @@ def class_embedding_figure(
     left, top, gap = 0.3 + _longest(rows), 0.95, 0.25
     sheet = Sheet(left + len(stages) * (width + gap) + 1.0, top + height + _longest(columns) + 0.35)
     sheet.text(0.15, 0.12, title, fontsize=11)
-    limit = max(float(np.abs(values).max()) for _, values in stages) or 1.0
+    limit = max(float(np.abs(panel.values).max()) for panel in stages) or 1.0
     style = {"cmap": "viridis", "vmin": 0, "vmax": 1} if probabilities else _about_zero(limit)
     image: Any = None
     for index, (name, values) in enumerate(stages):
@@ -53,7 +67,7 @@ def class_embedding_figure(
     return sheet.save(path)
 
 
-def mask_embedding_figure(path: Path, title: str, stages: Sequence[tuple[str, Array]], rows: Sequence[str]) -> Path:
+def mask_embedding_figure(path: Path, title: str, stages: Sequence[Panel], rows: Sequence[str]) -> Path:
     """Above the embeddings (n c), channels sorted so that similar ones are neighbours; below the rows' cosines."""
     cell = _cell(len(rows))
     square, gap = max(cell * len(rows), 1.6), 0.85
@@ -94,14 +108,11 @@ class Bindings:
 
 @dataclass(frozen=True)
 class Served:
-    """`queries[row][case]`: the query whose mask lies best on a label's reference, and its Dice; None without.
-
-    `usual` is the most frequent query of each of `labels`.
-    """
+    """`queries[row][case]` serves a label in a case, None without; `usual` is the most frequent one for each label."""
 
     labels: Sequence[int]
     usual: Sequence[int | None]
-    queries: Sequence[Sequence[tuple[int, float] | None]]
+    queries: Sequence[Sequence[ServingQuery | None]]
     mean: float | None
 
 
@@ -153,15 +164,15 @@ def binding_figure(
 def _draw_served(axes: Any, served: Served, colours: Sequence[str]) -> None:
     """Query and Dice of label by image; in the label's colour, stronger with Dice, where it is the usual query."""
     answers = [
-        [label if cell and cell[0] == often else None for cell in row]
+        [label if cell and cell.query == often else None for cell in row]
         for label, row, often in zip(served.labels, served.queries, served.usual, strict=True)
     ]
-    dice = np.array([[cell[1] if cell else 0 for cell in row] for row in served.queries])
+    dice = np.array([[cell.dice if cell else 0 for cell in row] for row in served.queries])
     axes.imshow(_painted(answers, colours), aspect="auto", interpolation="nearest", alpha=0.1 + 0.5 * dice)
     _grid(axes, len(answers), len(answers[0]))
     for y, row in enumerate(served.queries):
         for x, cell in enumerate(row):
-            text = f"q{cell[0]}\n{cell[1]:.2f}" if cell else "–"
+            text = f"q{cell.query}\n{cell.dice:.2f}" if cell else "–"
             axes.text(x, y, text, ha="center", va="center", fontsize=6.5)
     title = f"query whose mask fits the reference best,\nand its Dice (purity {_number(served.mean)})"
     axes.set_title(title, fontsize=8, loc="left")
