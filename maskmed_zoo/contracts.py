@@ -229,9 +229,9 @@ class Head(Component, ABC):
 class Loss(Component, ABC):
     """`HeadOutput` and a label map to a scalar. Constructed with `config=, num_classes=, ignore_label=`.
 
-    `annotated` (b k) bool says which labels were looked for in each sample; where one was not, a voxel of label 0 may
-    be background or any of those. None: all were. `instances` (b d h w) integer tells several objects of one label
-    apart, 0 for none; dense losses have no use for it.
+    `annotated` (b k) bool says which labels are annotated in each sample; where some are not, a voxel of label 0 may
+    be background or any of those. None: all are. `instances` (b d h w) integer numbers the separate objects of a label,
+    0 for none; dense losses have no use for it.
     """
 
     accepts: ClassVar[Literal["logits", "queries"]]
@@ -252,7 +252,7 @@ class Loss(Component, ABC):
         """Weight of each stage, finest first."""
 
     def check_instances(self) -> None:
-        """Raise `JointError` if these settings cannot tell instances apart."""
+        """Raise `JointError` if these settings cannot separate instances."""
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

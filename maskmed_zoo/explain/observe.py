@@ -42,12 +42,12 @@ class Sampling:
     """Where the queries of one deformable block sampled, in unit coordinates (0 and 1 are the window's faces).
 
     `levels` are the encoder levels sampled; the queries are the voxels of the levels `query_sizes` (d h w), one level
-    after the other. `centres` (q 3), `locations` (q h l p 3), `weights` (q h l p), which sum to 1 per head.
+    after the other. `centers` (q 3), `locations` (q h l p 3), `weights` (q h l p), which sum to 1 per head.
     """
 
     levels: tuple[int, ...]
     query_sizes: tuple[Size3, ...]
-    centres: Tensor
+    centers: Tensor
     locations: Tensor
     weights: Tensor
 
@@ -137,10 +137,10 @@ def _on_grid(look: _Look, features: Tensor) -> BlockAttention:
 
 
 def _sampling(block: DeformableBlock, inputs: tuple[Any, ...], levels: int) -> Sampling:
-    tokens, position, centres, _, sizes = inputs
-    locations, weights = block.sampling(tokens + position, centres, sizes)
+    tokens, position, centers, _, sizes = inputs
+    locations, weights = block.sampling(tokens + position, centers, sizes)
     query_sizes: list[Size3] = []
-    while sum(d * h * w for d, h, w in query_sizes) < len(centres):  # the queries are the lowest of the levels sampled
+    while sum(d * h * w for d, h, w in query_sizes) < len(centers):  # the queries are the lowest of the levels sampled
         query_sizes.insert(0, sizes[len(sizes) - 1 - len(query_sizes)])
     numbers = tuple(range(levels - len(sizes), levels))
-    return Sampling(numbers, tuple(query_sizes), centres.cpu(), locations[0].cpu(), weights[0].cpu())
+    return Sampling(numbers, tuple(query_sizes), centers.cpu(), locations[0].cpu(), weights[0].cpu())

@@ -26,12 +26,12 @@ class OverCases:
 
     @property
     def classes(self) -> list[str]:
-        """Those that are some query's most frequent one."""
+        """The classes that some query answers for most often."""
         found = {one.most_frequent for one in self.purities}
         return [name for k, name in enumerate(self.names) if k in found]
 
     def bindings(self) -> Bindings:
-        """For the picture."""
+        """What the picture shows of the binding."""
         return Bindings(
             answers=[self.answers[q] for q in self.order],
             purities=[self.purities[q].purity for q in self.order],
@@ -40,7 +40,7 @@ class OverCases:
         )
 
     def served(self) -> Served | None:
-        """For the picture; None if no label is served in any case."""
+        """What the picture shows of the matching; None if no label is served in any case."""
         usual = self._label_purities()
         if not usual:
             return None
@@ -52,7 +52,7 @@ class OverCases:
         )
 
     def binding_record(self) -> dict[str, Any] | None:
-        """For `explain.json`; None if the head has no queries."""
+        """The binding in `explain.json`; None if the head has no queries."""
         if not self.answers:
             return None
         queries = [
@@ -67,7 +67,7 @@ class OverCases:
         return {"mean_purity": mean_purity(self.purities), "classes": self.classes, "queries": queries}
 
     def matching_record(self) -> dict[str, Any] | None:
-        """For `explain.json`; None if no label is served in any case."""
+        """The matching in `explain.json`; None if no label is served in any case."""
         by_label = self._label_purities()
         if not by_label:
             return None
@@ -90,11 +90,11 @@ class OverCases:
         }
 
     def _served(self, label: int) -> list[ServingQuery | None]:
-        """In every case."""
+        """The query that serves a label in each case."""
         return [(case.foreground.served or {}).get(label) for case in self.explained]
 
     def _label_purities(self) -> dict[int, Purity]:
-        """Of the labels that are served in some case."""
+        """The purity of every label that is served in some case."""
         answers = {k: purity(one.query for one in self._served(k) if one) for k in range(len(self.names))}
         return {k: found for k, found in answers.items() if found.answers}
 

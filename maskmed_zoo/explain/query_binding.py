@@ -1,7 +1,7 @@
 """Which query answers for which class, and how exclusively, over several images (MaskMed Fig. 3).
 
-Two views: what a query says of itself, the likeliest class of its distribution; and which query's mask lies on a
-label's reference, whatever it says. Purity is the share of the most frequent answer.
+There are two views: the likeliest class of a query's own distribution (binding), and the query whose mask lies on a
+label's reference, whatever its own class is (matching). Purity is the share of the most frequent answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Purity:
 def class_weights(stage: StageOutput) -> Tensor | None:
     """(n k+1) probabilities, "no object" last, of a query head; (n k) class embeddings of a dense head; else None.
 
-    Of the first sample of the batch, float32.
+    They are those of the first sample of the batch, in float32.
     """
     if stage.class_logits is None:
         return None
@@ -71,7 +71,7 @@ def serving_queries(masks: Tensor, reference: Tensor, labels: Sequence[int]) -> 
 
 
 def purity(answers: Iterable[int | None]) -> Purity:
-    """Of the answers that are not None; of equally frequent ones the smallest is named."""
+    """The most frequent of the answers that are not None; of equally frequent ones the smallest is named."""
     counts = Counter(answer for answer in answers if answer is not None)
     if not counts:
         return Purity(None, 0, None)

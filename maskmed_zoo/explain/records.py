@@ -36,7 +36,7 @@ def case_record(case: Explained) -> dict[str, Any]:
 
 
 def attention_record(view: View) -> list[dict[str, Any]]:
-    """Where the queries of the labels predicted looked, block by block."""
+    """Where the queries that answer for labels predicted in the window looked, block by block."""
     names = view.scene.classes
     masks = {one.label: torch.from_numpy(view.scene.labels == one.label) for one in organs(view)}
     return [
@@ -54,7 +54,7 @@ def attention_record(view: View) -> list[dict[str, Any]]:
 
 
 def sampling_record(view: View) -> list[dict[str, Any]]:
-    """Distances and shares of weight, of the voxels drawn and of all queries, layer by layer."""
+    """Distances and shares of weight of the voxels drawn and of all queries, layer by layer."""
     extent, shape = extent_mm(view), view.scene.image.shape
     layers: list[dict[str, Any]] = []
     for index, sampling in enumerate(view.sampling):

@@ -97,12 +97,12 @@ def samples(view: View, sampling: Sampling) -> list[Sampled]:
         query = finest_query(sampling, organ.middle, (shape[0], shape[1], shape[2]))
         points, weights = sampling.locations[query], sampling.weights[query]  # (h l p 3) and (h l p)
         levels = torch.tensor(sampling.levels)[None, :, None].expand(weights.shape)
-        z, y, x = (int(c * n) for c, n in zip(sampling.centres[query].tolist(), shape, strict=True))
+        z, y, x = (int(c * n) for c, n in zip(sampling.centers[query].tolist(), shape, strict=True))
         sampled.append(
             Sampled(
                 name=view.scene.classes[organ.label],
                 voxel=(z, y, x),
-                centre=(sampling.centres[query] * extent).numpy(),
+                center=(sampling.centers[query] * extent).numpy(),
                 points=(points * extent).flatten(0, 2).numpy(),
                 weights=(weights / weights.sum()).flatten().numpy(),
                 levels=levels.flatten().numpy(),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from maskmed_zoo.contracts import Size3, Spacing3
 from maskmed_zoo.report.canvas import Sheet
-from maskmed_zoo.report.figure import label_colours, mark_sides
+from maskmed_zoo.report.figure import label_colors, mark_sides
 
 Array = NDArray[Any]
 PANEL, GAP, SIDE = 2.1, 0.08, 1.55
@@ -71,11 +71,11 @@ class Looker:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Points (m 3) mm, their shares of weight and levels (m), of the query in `voxel` centred at `centre` (3) mm."""
+    """Points (m 3) mm, their shares of weight and levels (m), of the query in `voxel` centred at `center` (3) mm."""
 
     name: str
     voxel: Size3
-    centre: Array
+    center: Array
     points: Array
     weights: Array
     levels: Array
@@ -98,14 +98,14 @@ def attention_figure(
     count, rows = len(lookers), len(blocks) + 1
     sheet = Sheet(max(side + count * (PANEL + GAP) + 1.0, 7.5), top + rows * (panel + GAP) + 0.55)
     sheet.text(0.15, 0.12, title, fontsize=11)
-    colours = label_colours(len(scene.classes))
+    colors = label_colors(len(scene.classes))
     last: Any = None
     for x, looker in enumerate(lookers):
         z = looker.voxel[0]
         for y in range(rows):
             axes = sheet.axes(side + x * (PANEL + GAP), top + y * (panel + GAP), PANEL, panel)
             _slice(axes, scene, PLANES[0], z)
-            _outline(axes, scene, scene.labels[z] == looker.label, colours[looker.label])
+            _outline(axes, scene, scene.labels[z] == looker.label, colors[looker.label])
             if y == 0:
                 axes.set_title(f"{scene.classes[looker.label]}\nquery {looker.query}, slice {z}", fontsize=8, pad=4)
                 mark_sides(axes)
@@ -151,7 +151,7 @@ def sampling_figure(path: Path, title: str, scene: Scene, sampled: Sequence[Samp
     extent = np.multiply(scene.image.shape, scene.spacing)
     for y, one in enumerate(sampled):
         # Points can lie far outside; of that, a margin of a tenth of the window is shown.
-        reach = min(1.1 * float(np.abs(one.points - one.centre).max()), 0.6 * float(extent.max()))
+        reach = min(1.1 * float(np.abs(one.points - one.center).max()), 0.6 * float(extent.max()))
         reach = max(reach, 4 * max(scene.spacing))
         at = top + y * (PANEL + GAP)
         sheet.text(0.15, at + 0.1, f"{one.name}\nvoxel {one.voxel}\nwithin {reach:.0f} mm")
@@ -159,8 +159,8 @@ def sampling_figure(path: Path, title: str, scene: Scene, sampled: Sequence[Samp
             axes = sheet.axes(side + x * (PANEL + GAP), at, PANEL, PANEL)
             _slice(axes, scene, plane, one.voxel[plane.axis])
             _points(axes, one, plane, shades)
-            axes.set_xlim(one.centre[plane.sideways] + reach, one.centre[plane.sideways] - reach)
-            axes.set_ylim(one.centre[plane.up] - reach, one.centre[plane.up] + reach)
+            axes.set_xlim(one.center[plane.sideways] + reach, one.center[plane.sideways] - reach)
+            axes.set_ylim(one.center[plane.up] - reach, one.center[plane.up] + reach)
             if y == 0:
                 axes.set_title(plane.name, fontsize=9)
             mark_sides(axes, plane.left, plane.right)
@@ -186,11 +186,11 @@ def _slice(axes: Any, scene: Scene, plane: Plane, index: int) -> None:
     axes.set(xticks=[], yticks=[], facecolor="black", xlim=(extent[1], 0), ylim=(0, extent[3]), aspect="equal")
 
 
-def _outline(axes: Any, scene: Scene, mask: Array, colour: Any) -> None:
+def _outline(axes: Any, scene: Scene, mask: Array, color: Any) -> None:
     """The border of a mask (y x) of an axial slice."""
     if mask.any():
         y, x = ((np.arange(-1, n + 1) + 0.5) * mm for n, mm in zip(mask.shape, scene.spacing[1:], strict=True))
-        axes.contour(x, y, np.pad(mask.astype(float), 1), levels=[0.5], colors=[colour], linewidths=1.2)
+        axes.contour(x, y, np.pad(mask.astype(float), 1), levels=[0.5], colors=[color], linewidths=1.2)
 
 
 def _heat(axes: Any, weights: Array, z: int, extent: Sequence[float], depth: int) -> Any:
@@ -232,11 +232,11 @@ def _points(axes: Any, one: Sampled, plane: Plane, shades: dict[int, Any]) -> No
             alpha=0.8,
             linewidths=0,
         )
-    axes.plot(one.centre[plane.sideways], one.centre[plane.up], "+", color="white", markersize=11, markeredgewidth=1.6)
+    axes.plot(one.center[plane.sideways], one.center[plane.up], "+", color="white", markersize=11, markeredgewidth=1.6)
 
 
 def _distance(one: Sampled, level: int) -> float:
-    return float(np.linalg.norm(one.points[one.levels == level] - one.centre, axis=1).mean())
+    return float(np.linalg.norm(one.points[one.levels == level] - one.center, axis=1).mean())
 
 
 def _note(axes: Any, text: str, x: float = 0.03, y: float = 0.03, va: str = "bottom") -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from maskmed_zoo.errors import UserError
 from maskmed_zoo.report import canvas
-from maskmed_zoo.report.figure import label_colours
+from maskmed_zoo.report.figure import label_colors
 from maskmed_zoo.report.query_matrices import (
     Bindings,
     Panel,
@@ -20,7 +20,7 @@ from maskmed_zoo.report.query_matrices import (
     class_embedding_figure,
     cosine_similarity,
     mask_embedding_figure,
-    similar_neighbours,
+    similar_neighbors,
 )
 from maskmed_zoo.report.query_slices import Block, Looker, Sampled, Scene, attention_figure, sampling_figure
 
@@ -43,7 +43,7 @@ def test_binding_is_coloured_by_class(tmp_path: Path) -> None:
     bindings = Bindings([[0, 0], [1, 1], [2, None]], [1.0, 1.0, 1.0], [2, 2, 1], 1.0)
     names = {"rows": ["q1", "q2", "q0"], "cases": ["a", "b"], "classes": CLASSES}
     path = binding_figure(tmp_path / "new" / "b.png", "title", bindings, **names)
-    colours = label_colours(3)
+    colours = label_colors(3)
     liver, spleen = (places(path, rgb(colour)) for colour in colours[1:])
     left = pixels.imread(path).shape[1] // 2  # the legend is on the right
     liver, spleen = liver[liver[:, 1] < left], spleen[spleen[:, 1] < left]
@@ -81,10 +81,10 @@ def test_similar_channels_become_neighbours_and_cosines_are_cosines(tmp_path: Pa
     rng = np.random.default_rng(0)
     two = rng.normal(size=(5, 2))
     values = np.stack([two[:, i % 2] + 0.01 * rng.normal(size=5) for i in range(10)], 1)
-    order = similar_neighbours(values)
+    order = similar_neighbors(values)
     assert sorted(order.tolist()) == list(range(10))
     assert len({i % 2 for i in order[:5]}) == 1
-    assert similar_neighbours(values[:, :1]).tolist() == [0]
+    assert similar_neighbors(values[:, :1]).tolist() == [0]
     cosines = cosine_similarity(np.concatenate([values, np.zeros((1, 10))]))
     np.testing.assert_allclose(cosines[:5, :5].diagonal(), 1)
     a, b = values[:2]
@@ -135,7 +135,7 @@ def test_priors_and_label_are_outlined(tmp_path: Path) -> None:
             tmp_path / "a.png", "t", scene(), [Looker(0, 1, (3, 9, 4))], [Block("block", weights, given)]
         )
         counts.append(len(places(path, cyan, 0.05)))
-        assert len(places(path, rgb(label_colours(2)[1]), 0.05)) > 100
+        assert len(places(path, rgb(label_colors(2)[1]), 0.05)) > 100
     assert counts[0] == counts[2] == 0 < counts[1]
 
 
