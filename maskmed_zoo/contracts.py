@@ -187,13 +187,23 @@ class Head(Component, ABC):
     def forward(self, stages: list[Tensor]) -> HeadOutput:
         """One (b c_l d_l h_l w_l) per stage to a `HeadOutput` with one entry per `out_strides`."""
 
+    def mask_layers(self) -> Sequence[nn.Module]:
+        """The layer that makes the masks of each output, in the order of the outputs; `explain` reads them.
+
+        A mask is the product of a mask embedding with a stage's features. A layer is either an `nn.Conv3d` of kernel 1,
+        whose weights (n c) are the embeddings, or a module that returns them, (b n c), in every call. A module that
+        serves several outputs is listed once for each, and its call for the final output comes last. The default, no
+        layers, leaves the head without mask embeddings in `explain`, which says so.
+        """
+        return ()
+
 
 class Loss(Component, ABC):
     """`HeadOutput` and a label map to a scalar. Constructed with `config=, num_classes=, ignore_label=`.
 
-    `annotated` (b k) bool says which labels were looked for in each sample; where one was not, a voxel of label 0 may
-    be background or any of those. None: all were. `instances` (b d h w) integer tells several objects of one label
-    apart, 0 for none; dense losses have no use for it.
+    `annotated` (b k) bool says which labels are annotated in each sample; where some are not, a voxel of label 0 may
+    be background or any of those. None: all are. `instances` (b d h w) integer numbers the separate objects of a label,
+    0 for none; dense losses have no use for it.
     """
 
     accepts: ClassVar[Literal["logits", "queries"]]
@@ -214,7 +224,7 @@ class Loss(Component, ABC):
         """Weight of each stage, finest first."""
 
     def check_instances(self) -> None:
-        """Raise `JointError` if these settings cannot tell instances apart."""
+        """Raise `JointError` if these settings cannot separate instances."""
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"contracts"},
     "runner": RUN,
     "ablation": RUN | {"runner"},
-    "explain": RUN | {"layers", "heads", "runner"},
+    "explain": RUN | {"layers", "runner"},
     "export": RUN | {"runner"},
     "interop": {"contracts", "registry", "recipe", "model", "build", "runner", "weights"},
     "demo": RUN | {"runner"},

@@ -20,7 +20,7 @@ from measure import Row, in_fresh_process, in_turn, machine, medians, peak, writ
 
 import maskmed_zoo as zoo
 from maskmed_zoo.layers.deformable import DeformableBlock
-from maskmed_zoo.layers.position import voxel_centres
+from maskmed_zoo.layers.position import voxel_centers
 from maskmed_zoo.layers.transformer import TransformerConfig
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.trainer import Trainer
@@ -55,7 +55,7 @@ def block(channels: int, side: int, queries: tuple[int, ...], first: str, traini
     layer = DeformableBlock((channels,), TransformerConfig(width=192, attention_heads=8), 4)
     layer._late = lambda *_: first == "sample"
     level = torch.randn(1, side**3, channels)
-    centres = torch.cat([voxel_centres((n,) * 3, level.device).flatten(0, 2) for n in queries])
+    centres = torch.cat([voxel_centers((n,) * 3, level.device).flatten(0, 2) for n in queries])
     locations = centres[None, :, None, None, None] + torch.randn(1, len(centres), 8, 1, 4, 3) * 2 / side
     weights = torch.rand(1, len(centres), 8, 1, 4)
     leaves = [x.requires_grad_(training) for x in (level, locations, weights)]

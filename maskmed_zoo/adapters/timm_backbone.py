@@ -81,7 +81,7 @@ def build_2d(name: str, in_channels: int, weights: str | None, any_family: bool)
 
 
 def _check_whole(name: str, family: str, in_channels: int, state: dict[str, Tensor]) -> None:
-    """Log what came of the file, of the 2-D network before inflation.
+    """Log the load report of the file, for the 2-D network before inflation.
 
     Raises `ValueError` if a parameter below the classifier is not in the file; timm itself would leave it fresh.
     """

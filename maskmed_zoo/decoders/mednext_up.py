@@ -1,7 +1,7 @@
 """The decoder of MedNeXt (Roy et al. 2023), sizes S, B, M and L, MONAI's blocks.
 
-From level to level: the strided MedNeXt block upwards, the finer level added, a stack of blocks. E levels give E-1
-stages, stage l at the resolution and width of level l; the projection to labels is the head's.
+From level to level a strided MedNeXt block goes upwards, the finer level is added and a stack of blocks follows. E
+levels give E-1 stages, stage l at the resolution and width of level l; the projection to labels is the head's.
 
 Deviations: strides other than 2 are taken; the authors project the lowest level too, but nnU-Net's loss, which they
 use, gives that output no weight.

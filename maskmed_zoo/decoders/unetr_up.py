@@ -1,8 +1,8 @@
 """The decoder of UNETR, Swin UNETR and 3D UX-Net: MONAI's `UnetrUpBlock` from level to level.
 
-Transposed convolution by the stride between two levels, concatenation of the finer level, residual block of two
-convolutions. E levels give E-1 stages, stage l at the resolution and width of level l; the projection to labels is the
-head's. Those networks project the finest stage alone, without deep supervision: `stages: 1`.
+A step is a transposed convolution by the stride between two levels, the concatenation of the finer level and a residual
+block of two convolutions. E levels give E-1 stages, stage l at the resolution and width of level l; the projection to
+labels is the head's. Those networks project the finest stage alone, without deep supervision: `stages: 1`.
 
 Deviations: none from MONAI; other strides than 2 are taken, as MONAI's block can.
 """

@@ -1,7 +1,7 @@
 """The encoder of MedNeXt (Roy et al. 2023), sizes S, B, M and L, MONAI's blocks.
 
-Five levels of ConvNeXt-like blocks: depth-wise convolution, norm per channel, expansion, GELU, compression, skip; one
-of them with stride 2 leads to the level below. With the decoder `mednext_up` of the same settings and a 1x1x1
+There are five levels of ConvNeXt-like blocks: depth-wise convolution, norm per channel, expansion, GELU, compression,
+skip; one of them with stride 2 leads to the level below. With the decoder `mednext_up` of the same settings and a 1x1x1
 convolution this is MONAI's `MedNeXt`.
 
 Deviations: none from MONAI; unlike the authors' code it does not recompute activations to save memory.

@@ -1,7 +1,7 @@
 """nnU-Net's residual encoder (ResEnc; Isensee et al., "nnU-Net Revisited", 2024).
 
-A stem convolution, then residual blocks per level, the first block of a level with its stride. Same layers as
-`ResidualEncoder` with `BasicBlockD` of nnU-Net v2; checkpoints load like those of `plain_conv`. No deviation.
+A stem convolution is followed by residual blocks per level; the first block of a level has its stride. The layers are
+those of `ResidualEncoder` with `BasicBlockD` of nnU-Net v2; checkpoints load like those of `plain_conv`. No deviation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The encoder of Swin UNETR (Hatamizadeh et al. 2022) and of SwinUNETR-V2 (He et al. 2023), MONAI's layers.
 
-Six levels: a residual block on the image; the Swin transformer's patch embedding and the first two of its four stages,
-each through a residual block; the third stage as it is; the last one through a residual block. With the decoder
+It gives six levels: a residual block on the image; the Swin transformer's patch embedding and the first two of its four
+stages, each through a residual block; the third stage as it is; the last one through a residual block. With the decoder
 `unetr_up` and one 1x1x1 convolution this is MONAI's `SwinUNETR`. V2 puts a residual block before every Swin stage.
 
 Deviations: none from MONAI, whose feature size defaults to half of the papers' 48. Learning-rate group "cnn": the

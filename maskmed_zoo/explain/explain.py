@@ -10,9 +10,10 @@ from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.inputs import input_cases
 from maskmed_zoo.data.sources import Data
 from maskmed_zoo.errors import DataError, UserError, nearest
-from maskmed_zoo.explain.case import aim_of, foreground_of, look, read_subject
-from maskmed_zoo.explain.document import Explained, write_report
+from maskmed_zoo.explain.case import aim_of, foreground_of, read_subject
+from maskmed_zoo.explain.document import write_document
 from maskmed_zoo.explain.places import Point
+from maskmed_zoo.explain.view import Explained, look
 from maskmed_zoo.files import make_folder
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.report.canvas import require_matplotlib
@@ -60,8 +61,8 @@ def explain(
         for name, (case, dataset) in cases.items():
             subject = read_subject(predictor, name, case, dataset)
             aim = aim_of(subject, None if label is None else names.index(label), point, names)
-            views = [look(predictor, subject, each) for each in (foreground_of(subject), aim)]
-            explained.append(Explained(name, *views))
+            foreground = look(predictor, subject, foreground_of(subject))
+            explained.append(Explained(name, foreground, chosen=look(predictor, subject, aim)))
             progress(len(explained), len(cases))
     make_folder(out)
     facts = {
@@ -75,7 +76,7 @@ def explain(
         "spacing": list(predictor.recipe.data.spacing),
         "window_size": list(predictor.recipe.data.patch_size),
     }
-    return write_report(out, facts, explained, display)
+    return write_document(out, facts, explained, display)
 
 
 def _cases(

@@ -37,7 +37,7 @@ def sampling_facts(sampling: Sampling, queries: slice, extent: Tensor) -> list[d
     the level's share, `outside` the share of that which lies outside of the window. `extent` (3) is its size in mm.
     """
     locations, weights = sampling.locations[queries], sampling.weights[queries]
-    distances = torch.linalg.vector_norm((locations - sampling.centres[queries, None, None, None]) * extent, dim=-1)
+    distances = torch.linalg.vector_norm((locations - sampling.centers[queries, None, None, None]) * extent, dim=-1)
     is_outside = ((locations < 0) | (locations > 1)).any(-1)
     facts: list[dict[str, Any]] = []
     for index, level in enumerate(sampling.levels):

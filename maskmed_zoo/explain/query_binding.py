@@ -1,7 +1,7 @@
 """Which query answers for which class, and how exclusively, over several images (MaskMed Fig. 3).
 
-Two views: what a query says of itself, the likeliest class of its distribution; and which query's mask lies on a
-label's reference, whatever it says. Purity is the share of the most frequent answer.
+There are two views: the likeliest class of a query's own distribution (binding), and the query whose mask lies on a
+label's reference, whatever its own class is (matching). Purity is the share of the most frequent answer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from maskmed_zoo.contracts import StageOutput
 from maskmed_zoo.errors import JointError
+from maskmed_zoo.report.query_matrices import ServingQuery
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Purity:
 def class_weights(stage: StageOutput) -> Tensor | None:
     """(n k+1) probabilities, "no object" last, of a query head; (n k) class embeddings of a dense head; else None.
 
-    Of the first sample of the batch, float32.
+    They are those of the first sample of the batch, in float32.
     """
     if stage.class_logits is None:
         return None
@@ -50,7 +51,7 @@ def bound_classes(stage: StageOutput) -> list[int | None]:
     return [k if has_voxels and k != no_object else None for k, has_voxels in zip(chosen, filled, strict=True)]
 
 
-def serving_queries(masks: Tensor, reference: Tensor, labels: Sequence[int]) -> dict[int, tuple[int, float]]:
+def serving_queries(masks: Tensor, reference: Tensor, labels: Sequence[int]) -> dict[int, ServingQuery]:
     """The query whose mask has the highest Dice with each label's reference, and that Dice.
 
     `masks` (n d h w) are logits, `reference` (d h w) integers, negative where voxels do not count. Labels that the
@@ -59,18 +60,18 @@ def serving_queries(masks: Tensor, reference: Tensor, labels: Sequence[int]) -> 
     counted = (reference >= 0).flatten()
     inside = ((masks >= 0).flatten(1) & counted).float()
     present = [label for label in labels if bool((reference == label).any())]
-    served: dict[int, tuple[int, float]] = {}
+    served: dict[int, ServingQuery] = {}
     for label in present:
         target = (reference == label).flatten().float()
         dice = 2 * (inside @ target) / (inside.sum(1) + target.sum())
         best = int(dice.argmax())
         if dice[best] > 0:
-            served[label] = (best, float(dice[best]))
+            served[label] = ServingQuery(best, float(dice[best]))
     return served
 
 
 def purity(answers: Iterable[int | None]) -> Purity:
-    """Of the answers that are not None; of equally frequent ones the smallest is named."""
+    """The most frequent of the answers that are not None; of equally frequent ones the smallest is named."""
     counts = Counter(answer for answer in answers if answer is not None)
     if not counts:
         return Purity(None, 0, None)

@@ -5,6 +5,7 @@ The labels' logits are the N masks times the N x K class embeddings, at every st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -65,3 +66,7 @@ class AttentionClassHead(Head):
             classes = self.classifiers[stage](queries)
             outputs.append(StageOutput.of_products(self.masks[stage](stages[stage]), classes, queries))
         return HeadOutput(outputs[::-1])
+
+    def mask_layers(self) -> Sequence[nn.Module]:
+        """The convolution of each stage."""
+        return list(self.masks)

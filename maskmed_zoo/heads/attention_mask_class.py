@@ -6,6 +6,7 @@ embeddings, a softmax over labels at every voxel: still a dense prediction, with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -67,3 +68,7 @@ class AttentionMaskClassHead(Head):
             masks = torch.einsum("bnc,bcdhw->bndhw", self.mask_embeddings[stage](queries), stages[stage])
             outputs.append(StageOutput.of_products(masks, self.classifiers[stage](queries), queries))
         return HeadOutput(outputs[::-1])
+
+    def mask_layers(self) -> Sequence[nn.Module]:
+        """The MLP that turns the queries into the mask embeddings of each stage."""
+        return list(self.mask_embeddings)

@@ -5,6 +5,7 @@ The first step of decoupling: the labels' logits are the N masks times an N x K 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -53,3 +54,7 @@ class LearnedClassHead(Head):
         for project, classes, features in zip(self.masks, self.classes, stages, strict=True):
             outputs.append(StageOutput.of_products(project(features), classes.expand(features.shape[0], -1, -1)))
         return HeadOutput(outputs)
+
+    def mask_layers(self) -> Sequence[nn.Module]:
+        """The convolution of each stage."""
+        return list(self.masks)

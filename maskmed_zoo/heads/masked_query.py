@@ -12,6 +12,7 @@ Choices where the paper is silent are config fields; see the defaults.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
@@ -123,6 +124,13 @@ class MaskedQueryHead(Head):
             queries = self.decoder.step(block, queries, stages[stage], prior)
             outputs.append(self._predict(queries, stages, block))
         return HeadOutput(outputs[::-1])
+
+    def mask_layers(self) -> Sequence[nn.Module]:
+        """The MLP that turns the queries into the mask embeddings of each output, the final one first."""
+        if self.config.mask_features == "finest":
+            return [self.mask_embeddings[0]] * len(self.out_strides)
+        layers = list(self.mask_embeddings)[::-1]
+        return [*layers, layers[-1]] if self.config.predict_first else layers
 
     def _predict(self, queries: Tensor, stages: list[Tensor], block: int) -> StageOutput:
         is_own = self.config.mask_features == "own"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -40,3 +41,7 @@ class PointwiseHead(Head):
     def forward(self, stages: list[Tensor]) -> HeadOutput:
         """One (b c_l d_l h_l w_l) per stage to logits (b k d_l h_l w_l) per stage."""
         return HeadOutput([StageOutput(logits=p(x)) for p, x in zip(self.projections, stages, strict=True)])
+
+    def mask_layers(self) -> Sequence[nn.Module]:
+        """The convolution of each stage: the labels' logits are the masks."""
+        return list(self.projections)

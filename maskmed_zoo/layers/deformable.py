@@ -1,6 +1,6 @@
 """The deformable transformer block: queries sample a few points at learned offsets from several levels.
 
-Block: deformable attention → Add & LN → FFN → Add & LN (MaskMed App. B, Fig. 6b; Deformable DETR, Zhu et al. 2021).
+A block is deformable attention → Add & LN → FFN → Add & LN (MaskMed App. B, Fig. 6b; Deformable DETR, Zhu et al. 2021).
 One offset unit is one voxel of the sampled level; softmax over levels and points; offsets start at fixed directions
 times 1 … K, weights at zero (our choices). A projection without bias and trilinear sampling are linear and commute, so
 each level is projected before or after sampling, whichever is estimated to cost less.
@@ -45,10 +45,10 @@ class DeformableBlock(nn.Module):
                 self.offsets[-1].get_parameter("bias").copy_(bias.flatten())
 
     def forward(
-        self, tokens: Tensor, position: Tensor, centres: Tensor, levels: list[Tensor], sizes: list[Size3]
+        self, tokens: Tensor, position: Tensor, centers: Tensor, levels: list[Tensor], sizes: list[Size3]
     ) -> Tensor:
-        """Tokens (b q c), position (q c), centres (q 3) in unit coordinates, one (b s_e c_e) per level; (b q c)."""
-        locations, weights = self.sampling(tokens + position, centres, sizes)
+        """Tokens (b q c), position (q c), centers (q 3) in unit coordinates, one (b s_e c_e) per level; (b q c)."""
+        locations, weights = self.sampling(tokens + position, centers, sizes)
         attended = self.out(self._attend(levels, sizes, locations, weights).flatten(2))
         tokens = self.norms[0](tokens + self.dropout(attended))
         return self.norms[1](tokens + self.dropout(self.ffn(tokens)))
@@ -82,13 +82,13 @@ class DeformableBlock(nn.Module):
         late = queries * self.heads * channels * (self.points * 8 * GATHERED + width // self.heads)
         return late < early
 
-    def sampling(self, queries: Tensor, centres: Tensor, sizes: list[Size3]) -> tuple[Tensor, Tensor]:
+    def sampling(self, queries: Tensor, centers: Tensor, sizes: list[Size3]) -> tuple[Tensor, Tensor]:
         """Where (b q h l p 3) in unit coordinates and how strongly (b q h l p) each query samples, float32."""
         shape = (self.heads, self.levels, self.points)
         with full_precision(queries):
             queries = queries if queries.dtype == torch.float64 else queries.float()
             weights = self.weights(queries).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, shape[1:])
-            own = centres[:, None, None, None, :]
+            own = centers[:, None, None, None, :]
             if self.offsets is None:
                 return own.expand(*weights.shape, 3).to(queries.dtype), weights
             offsets = self.offsets(queries).unflatten(-1, (*shape, 3))

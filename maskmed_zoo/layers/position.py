@@ -11,7 +11,7 @@ from torch import Tensor
 from maskmed_zoo.settings import Size3, Spacing3
 
 
-def voxel_centres(size: Size3, device: torch.device) -> Tensor:
+def voxel_centers(size: Size3, device: torch.device) -> Tensor:
     """(d h w 3) float32 centres in z, y, x order; 0 and 1 are the outer faces, voxel i of n is at (i + 0.5) / n."""
     axes = [(torch.arange(n, device=device, dtype=torch.float32) + 0.5) / n for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
@@ -26,7 +26,7 @@ def sine_encoding(size: Size3, extent: Sequence[float], width: int, device: torc
     """
     count = width // 6
     longest = max(extent)
-    position = voxel_centres(size, device) * torch.tensor([e / longest for e in extent], device=device)
+    position = voxel_centers(size, device) * torch.tensor([e / longest for e in extent], device=device)
     frequency = math.pi * 64.0 ** (torch.arange(count, device=device, dtype=torch.float32) / max(count - 1, 1))
     angle = (position.unsqueeze(-1) * frequency).reshape(-1, 3 * count)
     encoding = torch.cat([angle.sin(), angle.cos()], 1)

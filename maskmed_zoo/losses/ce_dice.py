@@ -1,8 +1,8 @@
 """Cross-entropy plus soft Dice with deep supervision: nnU-Net's `DC_and_CE_loss`, the loss of the dense heads.
 
 Dice per case and foreground label, averaged; labels by nearest voxel at coarser stages; the lowest stage has weight 0.
-With partial labels a voxel of label 0 is "background or a label not looked for", with the sum of their probabilities,
-and Dice is over the foreground labels looked for in each case. Instances are not told apart.
+With partial labels a voxel of label 0 is "background or a label that is not annotated", with the sum of their
+probabilities, and Dice is over the foreground labels annotated in each case. Instances are not separated.
 Deviation from nnU-Net: the Dice term is 1 - Dice instead of -Dice, so that 0 is the optimum; gradients are equal.
 Compared in the tests with MONAI's `DiceCELoss`.
 """

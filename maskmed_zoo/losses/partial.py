@@ -1,19 +1,24 @@
-"""Partial labels: losses for samples in which not every label was looked for.
+"""Partial labels: in a sample where only some labels are annotated, a voxel v of label 0 has the loss
 
-There a voxel of label 0 is background or any label of U, those not looked for. The likelihood of such a voxel is that
-of "background or one of U", summed over what it may be (marginal likelihood; Fang & Yan 2020, Shi et al. 2021).
+    -log Σ_{k ∈ {0} ∪ U} p_k(v)  =  log Σ_k exp z_k(v)  -  log Σ_{k ∈ {0} ∪ U} exp z_k(v),
 
-For queries the alternative would be to ignore the voxels of label 0 in the background's mask. In a data set where no
-case is complete there would then be no voxel at all from which the background is learnt. So these voxels are a target
-that must be explained: by the background's query, or by an unmatched query that claims a label of U there. What the
-latter claim is taken as given (detached): labels not looked for give no signal to the masks of those queries.
+with logits z, probabilities p = softmax(z), and U the labels that are not annotated in the sample. Such a voxel is
+background or any label of U, and its likelihood is the marginal one, summed over what it may be (Fang & Yan 2020, Shi
+et al. 2021). The class of an unmatched query has the same loss, with "no object" in the place of label 0.
 
-Matching (ours). Two labels that no sample has looked for together never compete for queries, so that both would be
-given to the one query that finds organs at all. A query's share of U is therefore charged to it as a candidate for a
-foreground label: who stands for a label of U is spoken for. And a query is a candidate for the background by how it
-explains the voxels of label 0, claims of all others included, whatever it does elsewhere; the loss tells it that later.
-Otherwise each set of annotated labels trains a background of its own, which covers U. In 30 toy runs of two organs,
-never looked for together, 30 learnt both, 12 without the charge. `assigner: fixed` needs nothing of this.
+For the masks of queries the alternative would be to ignore the voxels of label 0 in the background's mask. In a data
+set where no case is complete there would then be no voxel at all from which the background is learnt. So these voxels
+are a target that must be explained: by the background's query, or by an unmatched query that claims a label of U there.
+What the latter claim is taken as given (detached): labels that are not annotated give no signal to the masks of those
+queries.
+
+The matching is ours. Two labels that are never annotated in the same sample never compete for queries, so that both
+would be given to the one query that finds organs at all. A query's share of U is therefore charged to it as a candidate
+for a foreground label: a query that stands for a label of U is taken. And a query is a candidate for the background by
+how it explains the voxels of label 0, claims of all others included, whatever it does elsewhere; the loss corrects that
+later. Otherwise each set of annotated labels trains a background of its own, which covers U. In 30 toy runs of two
+organs that were never annotated together, 30 learnt both, and 12 did without the charge. `assigner: fixed` needs
+nothing of this.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from maskmed_zoo.errors import JointError
 from maskmed_zoo.losses.matcher import Weights, mask_terms
 
 CHARGE = 2.0
-"""Of a whole share of U, in sums of the weights; half a share outweighs what class and Dice can differ by."""
+"""What a whole share of U costs, in sums of the weights; half of it outweighs what class and Dice can differ by."""
 
 
 def check_annotated(annotated: Tensor, labels: Tensor, num_classes: int) -> None:
@@ -39,7 +44,7 @@ def check_annotated(annotated: Tensor, labels: Tensor, num_classes: int) -> None
 
 
 def only_annotated(labels: Tensor, annotated: Tensor) -> Tensor:
-    """Labels (b d h w) with those not looked for, by annotated (b k), turned to 0; an ignore label stays."""
+    """Labels (b d h w) in which those that are not annotated (b k) become 0; an ignore label stays."""
     known = annotated.gather(1, labels.flatten(1).long().clamp(0, annotated.shape[1] - 1)).view_as(labels)
     return labels.masked_fill(~known & (labels < annotated.shape[1]), 0)
 
@@ -96,7 +101,7 @@ def partial_costs(
     weights: Weights,
     valid: Tensor | None,
 ) -> Tensor:
-    """Costs (b n t) of `matching_costs` as they are where not every label was looked for (see above).
+    """Costs (b n t) of `matching_costs` in samples where not every label is annotated (see above).
 
     `rest` (b v) is the mask of target 0, the background; the other arguments are those of `matching_costs`.
     """

@@ -8,10 +8,10 @@ fades to 0 (a patch cuts through organs, a photograph seldom); a stage with no m
 
 Points and small organs: P uniform points hit an organ of v out of V voxels v P / V times. Measured with Mask2Former's
 12544 in a patch of 64 x 160 x 160: an organ of 27 voxels meets no point at all in 61 % of the steps in matching and in
-69 % in the loss, one of 125 in 23 and 36 %, of 343 in 1 and 17 %, of 1000 in 0 and 2 %. Missed, its target is empty and
-any query that says nothing fits. And the loss looks where the prediction is uncertain, not where the organ is; PLAN
-draws a share of its points from the foreground for that. Hence dense masks are the default; with points, P should be so
-large that the smallest organ has a few hits.
+69 % in the loss, one of 125 in 23 and 36 %, of 343 in 1 and 17 %, of 1000 in 0 and 2 %. If it is missed, its target is
+empty and any query that predicts nothing fits. And the loss looks where the prediction is uncertain, not where the
+organ is; PLAN draws a share of its points from the foreground for that. Hence dense masks are the default; with points,
+P should be so large that the smallest organ has a few hits.
 """
 
 from __future__ import annotations

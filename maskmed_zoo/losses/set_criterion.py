@@ -3,7 +3,7 @@
 MaskMed §3.5, Eq. 6. Targets are the labels present in the patch, background included, or its instances; an unmatched
 query is "no object". Where the paper is silent: cost weights equal loss weights; class loss is averaged over queries,
 mask losses over matched pairs (MaskFormer); stage targets by max-pooling; see the config for the rest, and `partial`
-for labels that were not looked for.
+for labels that are not annotated.
 
 With `match: per_stage`, `stage_weighting: equal` and `points: 12544` this is Mask2Former's criterion (MaskMed App. D.1)
 but for its total: that is the sum over outputs, here it is their mean, so that no loss grows with the number of
@@ -117,7 +117,7 @@ class SetCriterion(Loss):
         return [1 / stages] * stages if self.config.stage_weighting == "equal" else halving_weights(stages)
 
     def check_instances(self) -> None:
-        """Raise `JointError` if these settings cannot tell instances apart."""
+        """Raise `JointError` if these settings cannot separate instances."""
         if self.config.assigner == "fixed":
             raise JointError("loss 'set_criterion' with 'assigner: fixed' takes no instances; write 'hungarian'")
 
@@ -180,7 +180,7 @@ class SetCriterion(Loss):
         if annotated is not None and pairs.is_partial:
             unmatched = self.config.no_object_weight * unmatched_class_loss(class_logits, annotated)
             losses = torch.where(is_matched, losses, unmatched)
-        # A sample without any target holds ignored voxels alone, and says nothing about its queries.
+        # A sample without any target holds ignored voxels alone, from which its queries learn nothing.
         known = is_matched.any(1, keepdim=True).float()
         return (losses * known).sum() / (self.class_weights[labels] * known).sum().clamp_min(TINY)
 
@@ -216,7 +216,7 @@ def _query_tensors(stage: StageOutput) -> tuple[Tensor, Tensor]:
 
 
 def _check_finite(norms: Tensor) -> None:
-    """Of the masks, then the class logits, of every stage in turn."""
+    """`norms` are those of the masks, then of the class logits, of every stage in turn."""
     names = [f"{name} of stage {i}" for i in range(len(norms) // 2) for name in ("masks", "class logits")]
     bad = [name for name, norm in zip(names, norms, strict=True) if not norm.isfinite()]
     if bad:

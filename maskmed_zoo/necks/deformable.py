@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.layers.deformable import DeformableBlock
-from maskmed_zoo.layers.position import voxel_centres
+from maskmed_zoo.layers.position import voxel_centers
 from maskmed_zoo.necks.tokens import TokenNeck, TokenNeckConfig
 from maskmed_zoo.settings import PositiveInt, Size3, Spacing3
 
@@ -44,8 +44,8 @@ class DeformableNeck(TokenNeck):
         """Every query samples from the current tokens of the query levels; shapes as in `TokenNeck`."""
         del finer
         sizes = sizes[self.first :]
-        centres = torch.cat([voxel_centres(size, tokens.device).flatten(0, 2) for size in sizes])
+        centers = torch.cat([voxel_centers(size, tokens.device).flatten(0, 2) for size in sizes])
         counts = [d * h * w for d, h, w in sizes]
         for layer in self.layers:
-            tokens = layer(tokens, position, centres, list(tokens.split(counts, 1)), sizes)
+            tokens = layer(tokens, position, centers, list(tokens.split(counts, 1)), sizes)
         return tokens

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.layers.deformable import DeformableBlock
-from maskmed_zoo.layers.position import voxel_centres
+from maskmed_zoo.layers.position import voxel_centers
 from maskmed_zoo.necks.tokens import TokenNeck, TokenNeckConfig
 from maskmed_zoo.settings import PositiveInt, Size3, Spacing3
 
@@ -49,7 +49,7 @@ class FSADNeck(TokenNeck):
 
     def enrich(self, tokens: Tensor, position: Tensor, finer: list[Tensor], sizes: list[Size3]) -> Tensor:
         """Every query samples from the finer levels and from the current tokens; shapes as in `TokenNeck`."""
-        centres = torch.cat([voxel_centres(size, tokens.device).flatten(0, 2) for size in sizes[self.first :]])
+        centers = torch.cat([voxel_centers(size, tokens.device).flatten(0, 2) for size in sizes[self.first :]])
         for layer in self.layers:
-            tokens = layer(tokens, position, centres, finer + self.split(tokens, sizes), sizes)
+            tokens = layer(tokens, position, centers, finer + self.split(tokens, sizes), sizes)
         return tokens

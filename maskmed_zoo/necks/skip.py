@@ -1,4 +1,4 @@
-"""The plain skip connection: the levels as they are. Control of the neck ablation (MaskMed Table 4)."""
+"""The plain skip connection: the levels as they are. It is the control of the neck ablation (MaskMed Table 4)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Common to transformer necks: the voxels of the lowest levels become tokens, are enriched, and are added back.
 
-Tokens of all query levels have one width; sine encoding in mm and a level embedding tell them apart (MaskMed App. B;
+Tokens of all query levels have one width; they differ by a sine encoding in mm and a level embedding (MaskMed App. B;
 where it is silent, the result is projected back to a level's width and added to it). Other levels pass unchanged.
 """
 

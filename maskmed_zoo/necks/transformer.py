@@ -1,7 +1,8 @@
 """Standard transformer neck: self-attention over the voxels of the lowest levels (MaskMed Table 4, "transformer").
 
-Block: self-attention → Add & LN → FFN → Add & LN, position on queries and keys. Tokens of the lowest three levels; the
-cost grows with the square of their number, which is the paper's argument for deformable attention.
+A block is self-attention → Add & LN → FFN → Add & LN, with the position on queries and keys. The tokens are those of
+the lowest three levels; the cost grows with the square of their number, which is the paper's argument for deformable
+attention.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The CPU backend: `native.c`, called with raw pointers while other Python threads go on.
+"""The CPU backend: `native.c`, called with raw pointers while other Python threads run.
 
 It needs no header of PyTorch, so one library serves every version of it. Values in float32, bfloat16 or float64
 (float16 is converted); sums in float32 or float64. The gradients are the same, bit by bit, for any number of threads.
@@ -127,7 +127,7 @@ def _is_fresh(tensor: Tensor | None) -> bool:
 
 @functools.cache
 def load() -> tuple[Library | None, str]:
-    """The library, built if need be, or None; and what to tell about it."""
+    """The library, built if need be, or None; and what the log says about it."""
     try:
         path = native_build.library()
         try:

@@ -1,9 +1,9 @@
 """Deformable attention in plain PyTorch: what every other backend is compared with, and where there is no other.
 
-With gradients, under `torch.compile`, in an export and off the CPU: one `grid_sample` per level, accumulated, so that
-no stack of samples is kept. On the CPU without gradients: `embedding_bag` on the values as they lie in memory, which
-reads rows of channels and needs no transposed copy; queries in chunks, so that the indices of their corners stay in the
-cache.
+With gradients, under `torch.compile`, in an export and off the CPU it calls `grid_sample` once per level and
+accumulates, so that no stack of samples is kept. On the CPU without gradients it calls `embedding_bag` on the values as
+they lie in memory, which reads rows of channels and needs no transposed copy; it takes queries in chunks, so that the
+indices of their corners stay in the cache.
 """
 
 from __future__ import annotations

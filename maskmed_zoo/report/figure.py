@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ Array = NDArray[Any]
 PANEL_WIDTH = 3.0
 """Width of a panel in inches."""
 
-_FIRST_COLOURS = (
+_FIRST_COLORS = (
     *("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4", "#f032e6", "#bfef45", "#9a6324", "#fabed4"),
     *("#469990", "#dcbeff", "#aaffc3", "#808000", "#ffd8b1", "#911eb4"),
 )
@@ -54,17 +55,17 @@ def comparison_figure(
         if any(a is not None and (a.ndim != 3 or a.shape != image.shape) for a in (image, reference, prediction)):
             raise DataError(f"case '{name}': image, reference and prediction must be 3-D (z y x) of one shape")
     names = list(label_names) if label_names[:1] == ["background"] else ["background", *label_names]
-    colours = label_colours(len(names))
+    colors = label_colors(len(names))
 
     views = [view for row in rows for view in _views(row, spacing)]
     columns = ["image", "reference", "prediction"]
     if all(reference is None for _, _, reference, _ in rows):
         columns.remove("reference")
-    widest = max(view["extent"][0] for view in views)
-    heights = [PANEL_WIDTH * view["extent"][1] / widest for view in views]
-    shown = sorted({int(v) for view in views for a in view["labels"].values() for v in np.unique(a)} - {0})
+    widest = max(view.width for view in views)
+    heights = [PANEL_WIDTH * view.height / widest for view in views]
+    shown = sorted({int(v) for view in views for a in view.labels.values() for v in np.unique(a)} - {0})
     entries = [
-        (names[value] if value < len(names) else f"label {value}", colours[value % len(colours)]) for value in shown
+        (names[value] if value < len(names) else f"label {value}", colors[value % len(colors)]) for value in shown
     ]
 
     gap, left, top = 0.08, 0.35, 0.35
@@ -82,13 +83,13 @@ def comparison_figure(
         for column, title in enumerate(columns):
             box = (left + column * (PANEL_WIDTH + gap), edge, PANEL_WIDTH, panel)
             axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
-            _draw(axes, view, title, window, colours)
+            _draw(axes, view, title, window, colors)
             if index == 0:
                 axes.set_title(title, fontsize=11, pad=5)
             if column == 0:
-                axes.set_ylabel(f"{view['case']}\n{view['title']}", fontsize=8, labelpad=4)
+                axes.set_ylabel(f"{view.case}\n{view.title}", fontsize=8, labelpad=4)
     figure.legend(
-        handles=[Patch(facecolor=colour, edgecolor="0.3", linewidth=0.5, label=text) for text, colour in entries],
+        handles=[Patch(facecolor=color, edgecolor="0.3", linewidth=0.5, label=text) for text, color in entries],
         loc="lower center",
         bbox_to_anchor=(0.5, 0.55 / height),
         ncols=min(per_row, max(1, len(entries))),
@@ -107,13 +108,13 @@ def comparison_figure(
     return Path(path)
 
 
-def label_colours(count: int) -> list[str]:
+def label_colors(count: int) -> list[str]:
     """`count` hex colours, the first (background) black; hand-picked up to 16 labels, then spread around the circle."""
-    colours = ["#000000", *_FIRST_COLOURS][:count]
-    for index in range(len(colours), count):
+    colors = ["#000000", *_FIRST_COLORS][:count]
+    for index in range(len(colors), count):
         rgb = colorsys.hsv_to_rgb(index * 0.618034 % 1, (1.0, 0.55)[index % 2], (0.95, 0.7, 0.85)[index % 3])
-        colours.append("#" + "".join(f"{round(255 * part):02x}" for part in rgb))
-    return colours
+        colors.append("#" + "".join(f"{round(255 * part):02x}" for part in rgb))
+    return colors
 
 
 def chosen_slices(labels: Array) -> tuple[int, int]:
@@ -129,45 +130,59 @@ def chosen_slices(labels: Array) -> tuple[int, int]:
     return int(foreground.sum((1, 2)).argmax()), max(range(len(kinds)), key=lambda y: (kinds[y], area[y]))
 
 
-def _views(row: tuple[str, Array, Array | None, Array], spacing: Spacing3) -> list[dict[str, Any]]:
-    """The axial and the coronal view of a case: 2-D arrays as drawn, first row at the top, and their extent in mm."""
+@dataclass(frozen=True)
+class _View:
+    """A slice of a case as drawn, first row at the top: image and label maps by column, width and height in mm."""
+
+    case: str
+    title: str
+    image: Array
+    labels: dict[str, Array]
+    width: float
+    height: float
+    limits: tuple[float, float]
+
+
+def _views(row: tuple[str, Array, Array | None, Array], spacing: Spacing3) -> list[_View]:
+    """The axial and the coronal view of a case."""
     name, image, reference, prediction = row
     z, y = chosen_slices(prediction if reference is None else reference)
-    views: list[dict[str, Any]] = []
+    low, high = (float(limit) for limit in np.percentile(image, (1, 99)))
+    views: list[_View] = []
     for title, cut, mm in ((f"axial z = {z}", np.s_[z], spacing[1]), (f"coronal y = {y}", np.s_[:, y], spacing[0])):
         labels = {"prediction": prediction} | ({} if reference is None else {"reference": reference})
         picture = image[cut][::-1, ::-1]
         views.append(
-            {
-                "case": name,
-                "title": title,
-                "image": picture,
-                "labels": {key: value[cut][::-1, ::-1] for key, value in labels.items()},
-                "extent": (picture.shape[1] * spacing[2], picture.shape[0] * mm),
-                "limits": np.percentile(image, (1, 99)).tolist(),
-            }
+            _View(
+                case=name,
+                title=title,
+                image=picture,
+                labels={key: value[cut][::-1, ::-1] for key, value in labels.items()},
+                width=picture.shape[1] * spacing[2],
+                height=picture.shape[0] * mm,
+                limits=(low, high),
+            )
         )
     return views
 
 
-def _draw(axes: Any, view: dict[str, Any], column: str, window: tuple[float, float] | None, colours: list[str]) -> None:
+def _draw(axes: Any, view: _View, column: str, window: tuple[float, float] | None, colors: list[str]) -> None:
     """Fill one panel: the grey slice, its labels half transparent with opaque borders, and the letters of the sides."""
     from matplotlib.colors import to_rgb
 
-    low, high = window or view["limits"]
-    extent = (0, view["extent"][0], 0, view["extent"][1])
+    low, high = window or view.limits
+    extent = (0, view.width, 0, view.height)
     axes.set(xticks=[], yticks=[], facecolor="black")
-    if column != "image" and column not in view["labels"]:
+    if column != "image" and column not in view.labels:
         axes.text(0.5, 0.5, f"no {column}", color="white", ha="center", va="center", transform=axes.transAxes)
         return
-    grey = view["image"]
-    axes.imshow(grey, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear", aspect="equal")
+    axes.imshow(view.image, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear", aspect="equal")
     if column != "image":
-        labels = view["labels"][column]
+        labels = view.labels[column]
         padded = np.pad(labels, 1, mode="edge")
-        neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-        border = np.any([labels != neighbour for neighbour in neighbours], axis=0)
-        palette = np.array([to_rgb(colour) for colour in colours])
+        neighbors = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+        border = np.any([labels != neighbor for neighbor in neighbors], axis=0)
+        palette = np.array([to_rgb(color) for color in colors])
         opacity = np.where(labels > 0, np.where(border, 0.85, 0.45), 0.0)
         overlay = np.dstack([palette[labels.astype(np.int64) % len(palette)], opacity])
         axes.imshow(overlay, extent=extent, interpolation="nearest", aspect="equal")

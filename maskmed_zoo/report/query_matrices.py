@@ -9,25 +9,39 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from maskmed_zoo.report.canvas import Sheet
-from maskmed_zoo.report.figure import label_colours
+from maskmed_zoo.report.figure import label_colors
 
 Array = NDArray[Any]
 LETTER = 0.07
 """Width of a letter of 8 points in inches, at most."""
-NO_OBJECT_COLOUR = "#c8c8c8"
+NO_OBJECT_COLOR = "#c8c8c8"
+
+
+class Panel(NamedTuple):
+    """The matrix (n c) of one stage and what stands above it."""
+
+    name: str
+    values: Array
+
+
+class ServingQuery(NamedTuple):
+    """The query whose mask lies best on a label's reference, and its Dice."""
+
+    query: int
+    dice: float
 
 
 def class_embedding_figure(
     path: Path,
     title: str,
-    stages: Sequence[tuple[str, Array]],
+    stages: Sequence[Panel],
     rows: Sequence[str],
     columns: Sequence[str],
     *,
@@ -39,7 +53,7 @@ def class_embedding_figure(
     left, top, gap = 0.3 + _longest(rows), 0.95, 0.25
     sheet = Sheet(left + len(stages) * (width + gap) + 1.0, top + height + _longest(columns) + 0.35)
     sheet.text(0.15, 0.12, title, fontsize=11)
-    limit = max(float(np.abs(values).max()) for _, values in stages) or 1.0
+    limit = max(float(np.abs(panel.values).max()) for panel in stages) or 1.0
     style = {"cmap": "viridis", "vmin": 0, "vmax": 1} if probabilities else _about_zero(limit)
     image: Any = None
     for index, (name, values) in enumerate(stages):
@@ -53,7 +67,7 @@ def class_embedding_figure(
     return sheet.save(path)
 
 
-def mask_embedding_figure(path: Path, title: str, stages: Sequence[tuple[str, Array]], rows: Sequence[str]) -> Path:
+def mask_embedding_figure(path: Path, title: str, stages: Sequence[Panel], rows: Sequence[str]) -> Path:
     """Above the embeddings (n c), channels sorted so that similar ones are neighbours; below the rows' cosines."""
     cell = _cell(len(rows))
     square, gap = max(cell * len(rows), 1.6), 0.85
@@ -66,7 +80,7 @@ def mask_embedding_figure(path: Path, title: str, stages: Sequence[tuple[str, Ar
         axes = sheet.axes(at, top, square, square)
         limit = float(np.percentile(np.abs(values), 99)) or 1.0
         image = axes.imshow(
-            values[:, similar_neighbours(values)], aspect="auto", interpolation="nearest", **_about_zero(limit)
+            values[:, similar_neighbors(values)], aspect="auto", interpolation="nearest", **_about_zero(limit)
         )
         axes.set_title(f"{name}\n{values.shape[1]} channels", fontsize=8)
         axes.set_xticks([])
@@ -94,14 +108,11 @@ class Bindings:
 
 @dataclass(frozen=True)
 class Served:
-    """`queries[row][case]`: the query whose mask lies best on a label's reference, and its Dice; None without.
-
-    `usual` is the most frequent query of each of `labels`.
-    """
+    """`queries[row][case]` serves a label in a case, None without; `usual` is the most frequent one for each label."""
 
     labels: Sequence[int]
     usual: Sequence[int | None]
-    queries: Sequence[Sequence[tuple[int, float] | None]]
+    queries: Sequence[Sequence[ServingQuery | None]]
     mean: float | None
 
 
@@ -116,7 +127,7 @@ def binding_figure(
     classes: Sequence[str],
 ) -> Path:
     """Left: query by image, the colour being the class. Right: label by image, the query that serves the label."""
-    colours = label_colours(len(classes))
+    colors = label_colors(len(classes))
     used = sorted({k for row in bindings.answers for k in row if k is not None} | set(served.labels if served else ()))
     box, line = max(0.24, min(0.6, 6 / len(cases))), _cell(len(rows))
     names, width = _longest(cases), max(box * len(cases), 1.7)
@@ -130,7 +141,7 @@ def binding_figure(
     sheet = Sheet(legend_at + 0.4 + _longest([*classes, "no object or empty"]), top + tallest + names + 0.3)
     sheet.text(0.15, 0.12, title, fontsize=11)
     axes = sheet.axes(left, top, width, height)
-    axes.imshow(_painted(bindings.answers, colours), aspect="auto", interpolation="nearest")
+    axes.imshow(_painted(bindings.answers, colors), aspect="auto", interpolation="nearest")
     _grid(axes, len(rows), len(cases))
     axes.set_title("class each query answers for", fontsize=8, loc="left")
     _ticks(axes.yaxis, rows, line)
@@ -142,26 +153,26 @@ def binding_figure(
         sheet.text(purity_at, top + (index + 0.5) * line, text, va="center", fontsize=size)
     if served:
         axes = sheet.axes(second, top, wide * len(cases), row_height * len(served.labels))
-        _draw_served(axes, served, colours)
+        _draw_served(axes, served, colors)
         _ticks(axes.yaxis, [classes[k] for k in served.labels], row_height)
         _ticks(axes.xaxis, cases, wide, rotation=90)
-    entries = [(classes[k], colours[k]) for k in used] + [("no object or empty", NO_OBJECT_COLOUR)]
+    entries = [(classes[k], colors[k]) for k in used] + [("no object or empty", NO_OBJECT_COLOR)]
     sheet.legend(legend_at, top, entries)
     return sheet.save(path)
 
 
-def _draw_served(axes: Any, served: Served, colours: Sequence[str]) -> None:
+def _draw_served(axes: Any, served: Served, colors: Sequence[str]) -> None:
     """Query and Dice of label by image; in the label's colour, stronger with Dice, where it is the usual query."""
     answers = [
-        [label if cell and cell[0] == often else None for cell in row]
+        [label if cell and cell.query == often else None for cell in row]
         for label, row, often in zip(served.labels, served.queries, served.usual, strict=True)
     ]
-    dice = np.array([[cell[1] if cell else 0 for cell in row] for row in served.queries])
-    axes.imshow(_painted(answers, colours), aspect="auto", interpolation="nearest", alpha=0.1 + 0.5 * dice)
+    dice = np.array([[cell.dice if cell else 0 for cell in row] for row in served.queries])
+    axes.imshow(_painted(answers, colors), aspect="auto", interpolation="nearest", alpha=0.1 + 0.5 * dice)
     _grid(axes, len(answers), len(answers[0]))
     for y, row in enumerate(served.queries):
         for x, cell in enumerate(row):
-            text = f"q{cell[0]}\n{cell[1]:.2f}" if cell else "–"
+            text = f"q{cell.query}\n{cell.dice:.2f}" if cell else "–"
             axes.text(x, y, text, ha="center", va="center", fontsize=6.5)
     title = f"query whose mask fits the reference best,\nand its Dice (purity {_number(served.mean)})"
     axes.set_title(title, fontsize=8, loc="left")
@@ -174,18 +185,18 @@ def cosine_similarity(values: Array) -> Array:
     return unit @ unit.T
 
 
-def similar_neighbours(values: Array) -> Array:
+def similar_neighbors(values: Array) -> Array:
     """An order of the columns of (n c) in which similar ones are neighbours: average linkage of distances."""
     if values.shape[1] == 1:
         return np.zeros(1, int)
     return leaves_list(linkage(values.T, "average", optimal_ordering=True))
 
 
-def _painted(answers: Sequence[Sequence[int | None]], colours: Sequence[str]) -> Array:
+def _painted(answers: Sequence[Sequence[int | None]], colors: Sequence[str]) -> Array:
     """(rows columns 3) colours of classes."""
     from matplotlib.colors import to_rgb
 
-    return np.array([[to_rgb(NO_OBJECT_COLOUR if k is None else colours[k]) for k in row] for row in answers])
+    return np.array([[to_rgb(NO_OBJECT_COLOR if k is None else colors[k]) for k in row] for row in answers])
 
 
 def _grid(axes: Any, rows: int, columns: int) -> None:

@@ -9,20 +9,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskmed_zoo.report.canvas import Sheet
-from maskmed_zoo.report.figure import label_colours, mark_sides
+from maskmed_zoo.report.figure import label_colors, mark_sides
 from maskmed_zoo.settings import Size3, Spacing3
 
 Array = NDArray[Any]
 PANEL, GAP, SIDE = 2.1, 0.08, 1.55
 """Inches: a panel's width, the gap between panels, the room for the names of rows."""
-PLANES = (("axial", 0, 1, 2, "R", "L"), ("coronal", 1, 0, 2, "R", "L"), ("sagittal", 2, 0, 1, "A", "P"))
-"""Name, axis cut, axes shown upwards and sideways, letters of the left and right side."""
+
+
+class Plane(NamedTuple):
+    """The axis that is cut, the axes shown upwards and sideways, the letters of the left and the right side."""
+
+    name: str
+    axis: int
+    up: int
+    sideways: int
+    left: str
+    right: str
+
+
+PLANES = (
+    Plane("axial", 0, 1, 2, "R", "L"),
+    Plane("coronal", 1, 0, 2, "R", "L"),
+    Plane("sagittal", 2, 0, 1, "A", "P"),
+)
+"""By the axis cut."""
+
+
+class Block(NamedTuple):
+    """What is shown of a transformer block: attention (n d h w) and, where there is one, the prior (n d h w) on it."""
+
+    name: str
+    weights: Array
+    prior: Array | None
 
 
 @dataclass(frozen=True)
@@ -46,11 +71,11 @@ class Looker:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Points (m 3) mm, their shares of weight and levels (m), of the query in `voxel` centred at `centre` (3) mm."""
+    """Points (m 3) mm, their shares of weight and levels (m), of the query in `voxel` centred at `center` (3) mm."""
 
     name: str
     voxel: Size3
-    centre: Array
+    center: Array
     points: Array
     weights: Array
     levels: Array
@@ -61,9 +86,9 @@ def attention_figure(
     title: str,
     scene: Scene,
     lookers: Sequence[Looker],
-    blocks: Sequence[tuple[str, Array, Array | None]],
+    blocks: Sequence[Block],
 ) -> Path:
-    """One column per query, one row per block (name, weights (n d h w), prior (n d h w) or None); image on top.
+    """One column per query, one row per block; the image is on top.
 
     Colour is attention over the query's largest in the block; ×: that largest over uniform attention. A cyan line
     encloses the tokens that the block's mask prior left open.
@@ -73,27 +98,28 @@ def attention_figure(
     count, rows = len(lookers), len(blocks) + 1
     sheet = Sheet(max(side + count * (PANEL + GAP) + 1.0, 7.5), top + rows * (panel + GAP) + 0.55)
     sheet.text(0.15, 0.12, title, fontsize=11)
-    colours = label_colours(len(scene.classes))
+    colors = label_colors(len(scene.classes))
     last: Any = None
     for x, looker in enumerate(lookers):
         z = looker.voxel[0]
         for y in range(rows):
             axes = sheet.axes(side + x * (PANEL + GAP), top + y * (panel + GAP), PANEL, panel)
-            _slice(axes, scene, 0, z)
-            _outline(axes, scene, scene.labels[z] == looker.label, colours[looker.label])
+            _slice(axes, scene, PLANES[0], z)
+            _outline(axes, scene, scene.labels[z] == looker.label, colors[looker.label])
             if y == 0:
                 axes.set_title(f"{scene.classes[looker.label]}\nquery {looker.query}, slice {z}", fontsize=8, pad=4)
                 mark_sides(axes)
                 continue
-            _, weights, prior = blocks[y - 1]
-            last = _heat(axes, weights[looker.query], z, (depth, height, width), scene.image.shape[0])
-            peak = float(weights[looker.query].max() * weights[looker.query].size)
+            block = blocks[y - 1]
+            weights = block.weights[looker.query]
+            last = _heat(axes, weights, z, (depth, height, width), scene.image.shape[0])
+            peak = float(weights.max() * weights.size)
             _note(axes, f"×{peak:.0f}" if peak >= 10 else f"×{peak:.1f}")
-            if prior is not None:
-                _prior(axes, prior[looker.query], scene, z)
+            if block.prior is not None:
+                _prior(axes, block.prior[looker.query], scene, z)
     sheet.text(0.15, top + 0.1, "image and\nprediction")
-    for y, (name, _, _) in enumerate(blocks, start=1):
-        sheet.text(0.15, top + y * (panel + GAP) + 0.1, name)
+    for y, block in enumerate(blocks, start=1):
+        sheet.text(0.15, top + y * (panel + GAP) + 0.1, block.name)
     if last is not None:
         bar = sheet.axes(side + count * (PANEL + GAP) + 0.05, top + panel + GAP, 0.13, min(panel * 2, 2.5))
         sheet.figure.colorbar(last, cax=bar).set_label("attention / the query's largest in the block", fontsize=8)
@@ -125,19 +151,19 @@ def sampling_figure(path: Path, title: str, scene: Scene, sampled: Sequence[Samp
     extent = np.multiply(scene.image.shape, scene.spacing)
     for y, one in enumerate(sampled):
         # Points can lie far outside; of that, a margin of a tenth of the window is shown.
-        reach = min(1.1 * float(np.abs(one.points - one.centre).max()), 0.6 * float(extent.max()))
+        reach = min(1.1 * float(np.abs(one.points - one.center).max()), 0.6 * float(extent.max()))
         reach = max(reach, 4 * max(scene.spacing))
         at = top + y * (PANEL + GAP)
         sheet.text(0.15, at + 0.1, f"{one.name}\nvoxel {one.voxel}\nwithin {reach:.0f} mm")
-        for x, (name, axis, up, sideways, left, right) in enumerate(PLANES):
+        for x, plane in enumerate(PLANES):
             axes = sheet.axes(side + x * (PANEL + GAP), at, PANEL, PANEL)
-            _slice(axes, scene, axis, one.voxel[axis])
-            _points(axes, one, up, sideways, shades)
-            axes.set_xlim(one.centre[sideways] + reach, one.centre[sideways] - reach)
-            axes.set_ylim(one.centre[up] - reach, one.centre[up] + reach)
+            _slice(axes, scene, plane, one.voxel[plane.axis])
+            _points(axes, one, plane, shades)
+            axes.set_xlim(one.center[plane.sideways] + reach, one.center[plane.sideways] - reach)
+            axes.set_ylim(one.center[plane.up] - reach, one.center[plane.up] + reach)
             if y == 0:
-                axes.set_title(name, fontsize=9)
-            mark_sides(axes, left, right)
+                axes.set_title(plane.name, fontsize=9)
+            mark_sides(axes, plane.left, plane.right)
         share = [f"level {e}: {one.weights[one.levels == e].sum():.0%}, {_distance(one, e):.0f} mm" for e in levels]
         sheet.text(side + 3 * (PANEL + GAP) + 0.1, at + 0.1, "share of weight, mean distance", fontsize=7)
         for index, (text, level) in enumerate(zip(share, levels, strict=True)):
@@ -151,21 +177,20 @@ def sampling_figure(path: Path, title: str, scene: Scene, sampled: Sequence[Samp
     return sheet.save(path)
 
 
-def _slice(axes: Any, scene: Scene, axis: int, index: int) -> None:
+def _slice(axes: Any, scene: Scene, plane: Plane, index: int) -> None:
     """A grey slice in mm, seen as radiologists do: sideways axis falling, upward axis rising."""
-    plane = scene.image.take(index, axis)
-    _, up, sideways = next((name, u, s) for name, a, u, s, _, _ in PLANES if a == axis)
-    extent = (0, plane.shape[1] * scene.spacing[sideways], 0, plane.shape[0] * scene.spacing[up])
+    gray = scene.image.take(index, plane.axis)
+    extent = (0, gray.shape[1] * scene.spacing[plane.sideways], 0, gray.shape[0] * scene.spacing[plane.up])
     low, high = np.percentile(scene.image, (1, 99))
-    axes.imshow(plane, cmap="gray", vmin=low, vmax=high, extent=extent, origin="lower", interpolation="bilinear")
+    axes.imshow(gray, cmap="gray", vmin=low, vmax=high, extent=extent, origin="lower", interpolation="bilinear")
     axes.set(xticks=[], yticks=[], facecolor="black", xlim=(extent[1], 0), ylim=(0, extent[3]), aspect="equal")
 
 
-def _outline(axes: Any, scene: Scene, mask: Array, colour: Any) -> None:
+def _outline(axes: Any, scene: Scene, mask: Array, color: Any) -> None:
     """The border of a mask (y x) of an axial slice."""
     if mask.any():
         y, x = ((np.arange(-1, n + 1) + 0.5) * mm for n, mm in zip(mask.shape, scene.spacing[1:], strict=True))
-        axes.contour(x, y, np.pad(mask.astype(float), 1), levels=[0.5], colors=[colour], linewidths=1.2)
+        axes.contour(x, y, np.pad(mask.astype(float), 1), levels=[0.5], colors=[color], linewidths=1.2)
 
 
 def _heat(axes: Any, weights: Array, z: int, extent: Sequence[float], depth: int) -> Any:
@@ -195,23 +220,23 @@ def _prior(axes: Any, prior: Array, scene: Scene, z: int) -> None:
     _outline(axes, scene, plane[rows][:, columns] >= 0.5, "cyan")
 
 
-def _points(axes: Any, one: Sampled, up: int, sideways: int, shades: dict[int, Any]) -> None:
+def _points(axes: Any, one: Sampled, plane: Plane, shades: dict[int, Any]) -> None:
     largest = float(one.weights.max()) or 1.0
     for level, shade in reversed(shades.items()):
         chosen = one.levels == level
         axes.scatter(
-            one.points[chosen, sideways],
-            one.points[chosen, up],
+            one.points[chosen, plane.sideways],
+            one.points[chosen, plane.up],
             s=60 * one.weights[chosen] / largest + 2,
             color=[shade],
             alpha=0.8,
             linewidths=0,
         )
-    axes.plot(one.centre[sideways], one.centre[up], "+", color="white", markersize=11, markeredgewidth=1.6)
+    axes.plot(one.center[plane.sideways], one.center[plane.up], "+", color="white", markersize=11, markeredgewidth=1.6)
 
 
 def _distance(one: Sampled, level: int) -> float:
-    return float(np.linalg.norm(one.points[one.levels == level] - one.centre, axis=1).mean())
+    return float(np.linalg.norm(one.points[one.levels == level] - one.center, axis=1).mean())
 
 
 def _note(axes: Any, text: str, x: float = 0.03, y: float = 0.03, va: str = "bottom") -> None:

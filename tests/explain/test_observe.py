@@ -137,11 +137,11 @@ def test_untrained_points_are_the_initial_offsets(tiny_recipe: Path) -> None:
     sizes = model.encoder.out_spec.sizes(PATCH)
     assert sampling.levels == (0, 1, 2)
     assert sampling.query_sizes == sizes[1:]
-    offsets = (sampling.locations - sampling.centres[:, None, None, None]) * torch.tensor(sizes)[:, None]
+    offsets = (sampling.locations - sampling.centers[:, None, None, None]) * torch.tensor(sizes)[:, None]
     torch.testing.assert_close(offsets, initial_offsets(3, 2)[:, None].expand_as(offsets))
     torch.testing.assert_close(sampling.weights, torch.full_like(sampling.weights, 1 / 6))
     query = finest_query(sampling, (4, 9, 12), PATCH)
-    torch.testing.assert_close(sampling.centres[query] * torch.tensor(sizes[1]), torch.tensor([2.5, 4.5, 6.5]))
+    torch.testing.assert_close(sampling.centers[query] * torch.tensor(sizes[1]), torch.tensor([2.5, 4.5, 6.5]))
     assert query == (2 * 8 + 4) * 8 + 6
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from maskmed_zoo import registry
 from maskmed_zoo.contracts import FeatureSpec, Neck
 from maskmed_zoo.errors import JointError
-from maskmed_zoo.layers.position import voxel_centres
+from maskmed_zoo.layers.position import voxel_centers
 from maskmed_zoo.necks.transformer import TransformerNeck, TransformerNeckConfig
 
 SPEC = FeatureSpec((4, 6, 8), ((1, 1, 1), (1, 2, 2), (2, 4, 4)))
@@ -88,7 +88,7 @@ def test_own_voxel_reads_the_queries_place_of_every_level_and_nothing_else() -> 
     neck = build("fsad", query_levels=2, own_voxel=True)
     layer = neck.layers[0]
     assert not [name for name, _ in neck.named_parameters() if "offsets" in name]
-    centres = torch.cat([voxel_centres(size, torch.device("cpu")).flatten(0, 2) for size in SIZES[1:]])
+    centres = torch.cat([voxel_centers(size, torch.device("cpu")).flatten(0, 2) for size in SIZES[1:]])
     locations, weights = layer.sampling(torch.randn(2, len(centres), 12), centres, list(SIZES))
     assert locations.shape == (2, len(centres), 2, 3, 1, 3)
     assert weights.shape == locations.shape[:-1]

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention
 
 from maskmed_zoo.contracts import FeatureSpec
-from maskmed_zoo.layers.position import voxel_centres
+from maskmed_zoo.layers.position import voxel_centers
 from maskmed_zoo.necks.fsad import FSADConfig, FSADNeck
 from maskmed_zoo.ops import deformable
 from maskmed_zoo.ops.deformable import FLOP_FORMULAS, deformable_attention
@@ -77,21 +77,21 @@ def read(values: Tensor, shape, locations: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 5, 2), (3, 1, 7)])
 def test_a_voxels_own_centre_reads_that_voxel(shape):
     values = torch.arange(prod(shape), dtype=torch.float32)[:, None]
-    torch.testing.assert_close(read(values, shape, voxel_centres(shape, values.device)), values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(read(values, shape, voxel_centers(shape, values.device)), values, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("coarse", [(2, 3, 4), (4, 3, 8), (4, 2, 2), (1, 1, 1)])
 def test_a_coarse_voxel_reads_its_own_place_in_a_finer_level(coarse):
     fine = (4, 6, 8)
-    coordinates = voxel_centres(fine, torch.device("cpu")).flatten(0, 2)
-    centres = voxel_centres(coarse, torch.device("cpu")).flatten(0, 2)
+    coordinates = voxel_centers(fine, torch.device("cpu")).flatten(0, 2)
+    centres = voxel_centers(coarse, torch.device("cpu")).flatten(0, 2)
     torch.testing.assert_close(read(coordinates, fine, centres), centres)
 
 
 def test_a_fine_voxel_reads_its_own_place_in_a_coarser_level():
     fine, coarse = (8, 12, 16), (4, 6, 8)
-    coordinates = voxel_centres(coarse, torch.device("cpu")).flatten(0, 2)
-    inside = voxel_centres(fine, torch.device("cpu"))[1:-1, 1:-1, 1:-1].reshape(-1, 3)  # the rim blends with zeros
+    coordinates = voxel_centers(coarse, torch.device("cpu")).flatten(0, 2)
+    inside = voxel_centers(fine, torch.device("cpu"))[1:-1, 1:-1, 1:-1].reshape(-1, 3)  # the rim blends with zeros
     torch.testing.assert_close(read(coordinates, coarse, inside), inside)
 
 
@@ -115,7 +115,7 @@ def test_fsad_with_zero_offsets_reads_its_own_voxel_of_every_level(sampled, monk
     # Three channels hold a voxel's own coordinates, the other three a constant.
     levels = []
     for size in sizes:
-        centres = voxel_centres(size, torch.device("cpu")).permute(3, 0, 1, 2)[None]
+        centres = voxel_centers(size, torch.device("cpu")).permute(3, 0, 1, 2)[None]
         levels.append(torch.cat([centres, torch.ones_like(centres)], 1))
     neck(levels)
     assert len(attended) == 1
@@ -271,7 +271,7 @@ def test_the_necks_own_locations_stay_float32_under_autocast():
         layer.offsets[-1].weight.normal_()
         layer.weights[-1].weight.normal_()
     sizes = spec.sizes((4, 4, 4))
-    queries, centres = torch.randn(1, 8, 12), voxel_centres(sizes[1], torch.device("cpu")).flatten(0, 2)
+    queries, centres = torch.randn(1, 8, 12), voxel_centers(sizes[1], torch.device("cpu")).flatten(0, 2)
     plain = layer.sampling(queries, centres, sizes)
     with torch.autocast("cpu", torch.bfloat16):
         cast = layer.sampling(queries, centres, sizes)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maskmed_zoo.errors import DataError, UserError
-from maskmed_zoo.report.figure import chosen_slices, comparison_figure, label_colours
+from maskmed_zoo.report.figure import chosen_slices, comparison_figure, label_colors
 
 pixels = pytest.importorskip("matplotlib.image")
 
@@ -38,7 +38,7 @@ def test_the_right_is_left_and_the_head_is_up(tmp_path: Path) -> None:
     path = comparison_figure(tmp_path / "new" / "a.png", [("case", image, labels, labels)], NAMES, (4, 3, 3), (0, 1))
     picture = pixels.imread(path)
     height, width = picture.shape[:2]
-    colours = label_colours(3)
+    colours = label_colors(3)
     middle = slice(width // 3 + 20, 2 * width // 3)  # the reference's column
     liver, spleen = (_place(picture[: int(0.8 * height)], colour, middle) for colour in colours[1:])
     assert liver[1] < spleen[1]
@@ -58,7 +58,7 @@ def test_image_and_labels_lie_on_one_another(tmp_path: Path) -> None:
     for rows in (slice(top, top + axial), slice(top + axial + 12, top + axial + 12 + 450)):  # axial, coronal
         panel = picture[rows, left : left + third - 30]
         grey = np.argwhere(np.abs(panel - 0.5).max(2) < 0.1).mean(0)
-        liver = _place(picture[rows], label_colours(2)[1], slice(left + third, left + 2 * third - 30))
+        liver = _place(picture[rows], label_colors(2)[1], slice(left + third, left + 2 * third - 30))
         np.testing.assert_allclose(grey, liver, atol=6)
 
 
@@ -111,9 +111,9 @@ def test_chosen_slices() -> None:
 
 
 def test_colours_are_distinct() -> None:
-    colours = label_colours(60)
+    colours = label_colors(60)
     assert len(colours) == len(set(colours)) == 60
-    assert colours[:5] == label_colours(5)
+    assert colours[:5] == label_colors(5)
     rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours[:17]])
     distances = np.linalg.norm(rgb[:, None] - rgb[None], axis=2)
     assert distances[~np.eye(17, dtype=bool)].min() > 30

@@ -10,17 +10,19 @@ import pytest
 
 from maskmed_zoo.errors import UserError
 from maskmed_zoo.report import canvas
-from maskmed_zoo.report.figure import label_colours
+from maskmed_zoo.report.figure import label_colors
 from maskmed_zoo.report.query_matrices import (
     Bindings,
+    Panel,
     Served,
+    ServingQuery,
     binding_figure,
     class_embedding_figure,
     cosine_similarity,
     mask_embedding_figure,
-    similar_neighbours,
+    similar_neighbors,
 )
-from maskmed_zoo.report.query_slices import Looker, Sampled, Scene, attention_figure, sampling_figure
+from maskmed_zoo.report.query_slices import Block, Looker, Sampled, Scene, attention_figure, sampling_figure
 
 pixels = pytest.importorskip("matplotlib.image")
 
@@ -41,13 +43,13 @@ def test_binding_is_coloured_by_class(tmp_path: Path) -> None:
     bindings = Bindings([[0, 0], [1, 1], [2, None]], [1.0, 1.0, 1.0], [2, 2, 1], 1.0)
     names = {"rows": ["q1", "q2", "q0"], "cases": ["a", "b"], "classes": CLASSES}
     path = binding_figure(tmp_path / "new" / "b.png", "title", bindings, **names)
-    colours = label_colours(3)
+    colours = label_colors(3)
     liver, spleen = (places(path, rgb(colour)) for colour in colours[1:])
     left = pixels.imread(path).shape[1] // 2  # the legend is on the right
     liver, spleen = liver[liver[:, 1] < left], spleen[spleen[:, 1] < left]
     assert len(liver) == pytest.approx(2 * len(spleen), rel=0.1), "spleen is bound in one of two cases"
     assert liver[:, 0].max() < spleen[:, 0].min()
-    served = Served([1, 2], [2, 0], [[(2, 0.9), (2, 0.8)], [(0, 0.5), None]], 1.0)
+    served = Served([1, 2], [2, 0], [[ServingQuery(2, 0.9), ServingQuery(2, 0.8)], [ServingQuery(0, 0.5), None]], 1.0)
     both = binding_figure(tmp_path / "c.png", "title", bindings, served, **names)
     assert pixels.imread(both).shape[1] > 1.3 * pixels.imread(path).shape[1]
 
@@ -56,7 +58,9 @@ def test_probabilities_have_one_scale_and_embeddings_are_about_zero(tmp_path: Pa
     low, high = np.full((2, 4), 0.1), np.zeros((2, 4))
     high[0, 1] = 1.0
     rows, columns = ["q0", "q1"], [*CLASSES, "no object"]
-    path = class_embedding_figure(tmp_path / "a.png", "t", [("1", low), ("2", high)], rows, columns, probabilities=True)
+    path = class_embedding_figure(
+        tmp_path / "a.png", "t", [Panel("1", low), Panel("2", high)], rows, columns, probabilities=True
+    )
     import matplotlib
 
     bright, dark = (np.array(matplotlib.colormaps["viridis"](value)[:3]) for value in (1.0, 0.1))
@@ -66,7 +70,7 @@ def test_probabilities_have_one_scale_and_embeddings_are_about_zero(tmp_path: Pa
     assert 0.4 * width < cell[:, 1].mean()
     assert places(path, dark)[:, 1].min() < 0.3 * width
     path = class_embedding_figure(
-        tmp_path / "b.png", "t", [("1", -high), ("2", high)], rows, columns, probabilities=False
+        tmp_path / "b.png", "t", [Panel("1", -high), Panel("2", high)], rows, columns, probabilities=False
     )
     red, blue = (np.array(matplotlib.colormaps["RdBu_r"](value)[:3]) for value in (1.0, 0.0))
     red, blue = (found[found[:, 1] < 0.75 * width, 1].mean() for found in (places(path, red), places(path, blue)))
@@ -77,16 +81,18 @@ def test_similar_channels_become_neighbours_and_cosines_are_cosines(tmp_path: Pa
     rng = np.random.default_rng(0)
     two = rng.normal(size=(5, 2))
     values = np.stack([two[:, i % 2] + 0.01 * rng.normal(size=5) for i in range(10)], 1)
-    order = similar_neighbours(values)
+    order = similar_neighbors(values)
     assert sorted(order.tolist()) == list(range(10))
     assert len({i % 2 for i in order[:5]}) == 1
-    assert similar_neighbours(values[:, :1]).tolist() == [0]
+    assert similar_neighbors(values[:, :1]).tolist() == [0]
     cosines = cosine_similarity(np.concatenate([values, np.zeros((1, 10))]))
     np.testing.assert_allclose(cosines[:5, :5].diagonal(), 1)
     a, b = values[:2]
     assert cosines[0, 1] == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)))
     assert not cosines[5].any()
-    path = mask_embedding_figure(tmp_path / "m.png", "t", [("1", values), ("2", values[:, :1])], list("abcde"))
+    path = mask_embedding_figure(
+        tmp_path / "m.png", "t", [Panel("1", values), Panel("2", values[:, :1])], list("abcde")
+    )
     assert pixels.imread(path).std() > 0.1
 
 
@@ -107,14 +113,16 @@ def test_attention_lies_where_its_token_is(tmp_path: Path) -> None:
     weights = np.full((2, 2, 2, 2), 0.01)
     weights[1, 0, 1, 1] = 1  # low z, high y (front), high x (right)
     looker = Looker(1, 1, (3, 9, 4))
-    path = attention_figure(tmp_path / "a.png", "t", scene(), [looker], [("block 1", weights, None)])
+    path = attention_figure(tmp_path / "a.png", "t", scene(), [looker], [Block("block 1", weights, None)])
     hot = warm(path)
     panel = 2.1 * 24 / 48  # 12 x 2 mm by 16 x 3 mm
     top = 0.95 + panel + 0.08
     row, column = hot.mean(0) / canvas.DPI
     assert row == pytest.approx(top + panel / 4, abs=0.08)
     assert column == pytest.approx(1.55 + 2.1 / 4, abs=0.08)
-    upper = attention_figure(tmp_path / "b.png", "t", scene(), [Looker(1, 1, (5, 9, 4))], [("block 1", weights, None)])
+    upper = attention_figure(
+        tmp_path / "b.png", "t", scene(), [Looker(1, 1, (5, 9, 4))], [Block("block 1", weights, None)]
+    )
     assert len(warm(upper)) == 0 < len(hot), "the token above this slice's is not lit"
 
 
@@ -124,10 +132,10 @@ def test_priors_and_label_are_outlined(tmp_path: Path) -> None:
     cyan, counts = np.array([0.0, 1.0, 1.0]), []
     for given in (None, prior, np.ones_like(prior)):
         path = attention_figure(
-            tmp_path / "a.png", "t", scene(), [Looker(0, 1, (3, 9, 4))], [("block", weights, given)]
+            tmp_path / "a.png", "t", scene(), [Looker(0, 1, (3, 9, 4))], [Block("block", weights, given)]
         )
         counts.append(len(places(path, cyan, 0.05)))
-        assert len(places(path, rgb(label_colours(2)[1]), 0.05)) > 100
+        assert len(places(path, rgb(label_colors(2)[1]), 0.05)) > 100
     assert counts[0] == counts[2] == 0 < counts[1]
 
 
