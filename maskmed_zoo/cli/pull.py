@@ -20,4 +20,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Download, check, and say what it is."""
     card = pull(args.source, args.out, revision=args.revision, sha256=args.sha256)
-    write(f"{args.out}: {card['name']}, licence {card['licence']}")
+    write(f"{args.out}: {card['name']}, license {card['license']}")

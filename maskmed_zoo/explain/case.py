@@ -190,7 +190,7 @@ def samples(view: View, sampling: Sampling) -> list[Sampled]:
             Sampled(
                 name=view.scene.classes[label],
                 voxel=(z, y, x),
-                centre=(sampling.centres[query] * extent).numpy(),
+                center=(sampling.centres[query] * extent).numpy(),
                 points=(points * extent).flatten(0, 2).numpy(),
                 weights=(weights / weights.sum()).flatten().numpy(),
                 levels=levels.flatten().numpy(),

@@ -115,7 +115,7 @@ class MaskMedTrainer(_Base):
         """Also write the recipe of the whole network beside the checkpoints, or compare with the one there."""
         super().on_train_start()
         file, text = Path(self.output_folder, "recipe.yaml"), dump_recipe(self.plan_recipe)
-        if self.current_epoch and file.exists() and file.read_text(encoding="utf-8") != text:
+        if self.current_epoch and file.exists() and dump_recipe(load_recipe(file)) != text:
             raise CheckpointError(f"{file}: the training was begun with another recipe; restore it or start anew")
         file.write_text(text, encoding="utf-8")
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from maskmed_zoo import registry
+from maskmed_zoo import registry, renamed
 from maskmed_zoo.errors import RecipeError, nearest
 from maskmed_zoo.recipe import strict_yaml
 from maskmed_zoo.recipe.schema import Recipe, recipe_type
@@ -64,6 +64,7 @@ def load_recipe(source: str | Path | Recipe, overrides: Sequence[str | Override]
         raise RecipeError(f"{document.source}:1:1: a recipe is a mapping with schema_version, name, model, …")
     for key, value, text in _parse_overrides(overrides):
         _override(document, key, value, text)
+    renamed.update_recipe(document.data, document.place)
     return validated(document, recipe_type())
 
 

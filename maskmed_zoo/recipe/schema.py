@@ -59,8 +59,8 @@ class DataRecipe(Settings):
     foreground_oversampling: Probability = Field(
         default=0.33, description="share of patches centred on a foreground voxel"
     )
-    unannotated: Literal["marginalise", "background"] = Field(
-        default="marginalise",
+    unannotated: Literal["marginalize", "background"] = Field(
+        default="marginalize",
         description="labels not looked for in a case: its background may be any of them, or is taken for background",
     )
     instances: Literal["components", "map"] | None = Field(

@@ -42,10 +42,10 @@ class Sheet:
         self.figure.text(left / self.width, 1 - top / self.height, text, **where)
 
     def legend(self, left: float, top: float, entries: list[tuple[str, str]], columns: int = 1) -> None:
-        """Coloured squares with text beside them; `entries` are (text, colour)."""
+        """Colored squares with text beside them; `entries` are (text, color)."""
         from matplotlib.patches import Patch
 
-        patches = [Patch(facecolor=colour, edgecolor="0.3", linewidth=0.5, label=text) for text, colour in entries]
+        patches = [Patch(facecolor=color, edgecolor="0.3", linewidth=0.5, label=text) for text, color in entries]
         self.figure.legend(
             handles=patches,
             loc="upper left",

@@ -22,7 +22,7 @@ Array = NDArray[Any]
 PANEL_WIDTH = 3.0
 """Width of a panel in inches."""
 
-_FIRST_COLOURS = (
+_FIRST_COLORS = (
     *("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#42d4f4", "#f032e6", "#bfef45", "#9a6324", "#fabed4"),
     *("#469990", "#dcbeff", "#aaffc3", "#808000", "#ffd8b1", "#911eb4"),
 )
@@ -54,7 +54,7 @@ def comparison_figure(
         if any(a is not None and (a.ndim != 3 or a.shape != image.shape) for a in (image, reference, prediction)):
             raise DataError(f"case '{name}': image, reference and prediction must be 3-D (z y x) of one shape")
     names = list(label_names) if label_names[:1] == ["background"] else ["background", *label_names]
-    colours = label_colours(len(names))
+    colors = label_colors(len(names))
 
     views = [view for row in rows for view in _views(row, spacing)]
     columns = ["image", "reference", "prediction"]
@@ -64,7 +64,7 @@ def comparison_figure(
     heights = [PANEL_WIDTH * view["extent"][1] / widest for view in views]
     shown = sorted({int(v) for view in views for a in view["labels"].values() for v in np.unique(a)} - {0})
     entries = [
-        (names[value] if value < len(names) else f"label {value}", colours[value % len(colours)]) for value in shown
+        (names[value] if value < len(names) else f"label {value}", colors[value % len(colors)]) for value in shown
     ]
 
     gap, left, top = 0.08, 0.35, 0.35
@@ -82,13 +82,13 @@ def comparison_figure(
         for column, title in enumerate(columns):
             box = (left + column * (PANEL_WIDTH + gap), edge, PANEL_WIDTH, panel)
             axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
-            _draw(axes, view, title, window, colours)
+            _draw(axes, view, title, window, colors)
             if index == 0:
                 axes.set_title(title, fontsize=11, pad=5)
             if column == 0:
                 axes.set_ylabel(f"{view['case']}\n{view['title']}", fontsize=8, labelpad=4)
     figure.legend(
-        handles=[Patch(facecolor=colour, edgecolor="0.3", linewidth=0.5, label=text) for text, colour in entries],
+        handles=[Patch(facecolor=color, edgecolor="0.3", linewidth=0.5, label=text) for text, color in entries],
         loc="lower center",
         bbox_to_anchor=(0.5, 0.55 / height),
         ncols=min(per_row, max(1, len(entries))),
@@ -100,20 +100,20 @@ def comparison_figure(
     shown_range = "1st to 99th percentile" if window is None else f"{window[0]:g} to {window[1]:g}"
     caption = "Radiological convention: the patient's right (R) is on the left of every picture."
     figure.text(0.5, 0.3 / height, caption, ha="center", fontsize=8)
-    caption = f"Axial slices seen from the feet, coronal slices from the front. Grey levels: {shown_range}."
+    caption = f"Axial slices seen from the feet, coronal slices from the front. Gray levels: {shown_range}."
     figure.text(0.5, 0.12 / height, caption, ha="center", fontsize=8)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, format="png")
     return Path(path)
 
 
-def label_colours(count: int) -> list[str]:
-    """`count` hex colours, the first (background) black; hand-picked up to 16 labels, then spread around the circle."""
-    colours = ["#000000", *_FIRST_COLOURS][:count]
-    for index in range(len(colours), count):
+def label_colors(count: int) -> list[str]:
+    """`count` hex colors, the first (background) black; hand-picked up to 16 labels, then spread around the circle."""
+    colors = ["#000000", *_FIRST_COLORS][:count]
+    for index in range(len(colors), count):
         rgb = colorsys.hsv_to_rgb(index * 0.618034 % 1, (1.0, 0.55)[index % 2], (0.95, 0.7, 0.85)[index % 3])
-        colours.append("#" + "".join(f"{round(255 * part):02x}" for part in rgb))
-    return colours
+        colors.append("#" + "".join(f"{round(255 * part):02x}" for part in rgb))
+    return colors
 
 
 def chosen_slices(labels: Array) -> tuple[int, int]:
@@ -150,8 +150,8 @@ def _views(row: tuple[str, Array, Array | None, Array], spacing: Spacing3) -> li
     return views
 
 
-def _draw(axes: Any, view: dict[str, Any], column: str, window: tuple[float, float] | None, colours: list[str]) -> None:
-    """Fill one panel: the grey slice, its labels half transparent with opaque borders, and the letters of the sides."""
+def _draw(axes: Any, view: dict[str, Any], column: str, window: tuple[float, float] | None, colors: list[str]) -> None:
+    """Fill one panel: the gray slice, its labels half transparent with opaque borders, and the letters of the sides."""
     from matplotlib.colors import to_rgb
 
     low, high = window or view["limits"]
@@ -160,14 +160,14 @@ def _draw(axes: Any, view: dict[str, Any], column: str, window: tuple[float, flo
     if column != "image" and column not in view["labels"]:
         axes.text(0.5, 0.5, f"no {column}", color="white", ha="center", va="center", transform=axes.transAxes)
         return
-    grey = view["image"]
-    axes.imshow(grey, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear", aspect="equal")
+    gray = view["image"]
+    axes.imshow(gray, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear", aspect="equal")
     if column != "image":
         labels = view["labels"][column]
         padded = np.pad(labels, 1, mode="edge")
-        neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-        border = np.any([labels != neighbour for neighbour in neighbours], axis=0)
-        palette = np.array([to_rgb(colour) for colour in colours])
+        neighbors = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+        border = np.any([labels != neighbor for neighbor in neighbors], axis=0)
+        palette = np.array([to_rgb(color) for color in colors])
         opacity = np.where(labels > 0, np.where(border, 0.85, 0.45), 0.0)
         overlay = np.dstack([palette[labels.astype(np.int64) % len(palette)], opacity])
         axes.imshow(overlay, extent=extent, interpolation="nearest", aspect="equal")

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from maskmed_zoo.report.canvas import Sheet
-from maskmed_zoo.report.figure import label_colours
+from maskmed_zoo.report.figure import label_colors
 
 Array = NDArray[Any]
 LETTER = 0.07
 """Width of a letter of 8 points in inches, at most."""
-NO_OBJECT_COLOUR = "#c8c8c8"
+NO_OBJECT_COLOR = "#c8c8c8"
 
 
 def class_embedding_figure(
@@ -54,7 +54,7 @@ def class_embedding_figure(
 
 
 def mask_embedding_figure(path: Path, title: str, stages: Sequence[tuple[str, Array]], rows: Sequence[str]) -> Path:
-    """Above the embeddings (n c), channels sorted so that similar ones are neighbours; below the rows' cosines."""
+    """Above the embeddings (n c), channels sorted so that similar ones are neighbors; below the rows' cosines."""
     cell = _cell(len(rows))
     square, gap = max(cell * len(rows), 1.6), 0.85
     left, top, between = 0.3 + _longest(rows), 1.0, 0.8
@@ -66,7 +66,7 @@ def mask_embedding_figure(path: Path, title: str, stages: Sequence[tuple[str, Ar
         axes = sheet.axes(at, top, square, square)
         limit = float(np.percentile(np.abs(values), 99)) or 1.0
         image = axes.imshow(
-            values[:, similar_neighbours(values)], aspect="auto", interpolation="nearest", **_about_zero(limit)
+            values[:, similar_neighbors(values)], aspect="auto", interpolation="nearest", **_about_zero(limit)
         )
         axes.set_title(f"{name}\n{values.shape[1]} channels", fontsize=8)
         axes.set_xticks([])
@@ -115,8 +115,8 @@ def binding_figure(
     cases: Sequence[str],
     classes: Sequence[str],
 ) -> Path:
-    """Left: query by image, the colour being the class. Right: label by image, the query that serves the label."""
-    colours = label_colours(len(classes))
+    """Left: query by image, the color being the class. Right: label by image, the query that serves the label."""
+    colors = label_colors(len(classes))
     used = sorted({k for row in bindings.answers for k in row if k is not None} | set(served.labels if served else ()))
     box, line = max(0.24, min(0.6, 6 / len(cases))), _cell(len(rows))
     names, width = _longest(cases), max(box * len(cases), 1.7)
@@ -130,7 +130,7 @@ def binding_figure(
     sheet = Sheet(legend_at + 0.4 + _longest([*classes, "no object or empty"]), top + tallest + names + 0.3)
     sheet.text(0.15, 0.12, title, fontsize=11)
     axes = sheet.axes(left, top, width, height)
-    axes.imshow(_painted(bindings.answers, colours), aspect="auto", interpolation="nearest")
+    axes.imshow(_painted(bindings.answers, colors), aspect="auto", interpolation="nearest")
     _grid(axes, len(rows), len(cases))
     axes.set_title("class each query answers for", fontsize=8, loc="left")
     _ticks(axes.yaxis, rows, line)
@@ -142,22 +142,22 @@ def binding_figure(
         sheet.text(purity_at, top + (index + 0.5) * line, text, va="center", fontsize=size)
     if served:
         axes = sheet.axes(second, top, wide * len(cases), row_height * len(served.labels))
-        _draw_served(axes, served, colours)
+        _draw_served(axes, served, colors)
         _ticks(axes.yaxis, [classes[k] for k in served.labels], row_height)
         _ticks(axes.xaxis, cases, wide, rotation=90)
-    entries = [(classes[k], colours[k]) for k in used] + [("no object or empty", NO_OBJECT_COLOUR)]
+    entries = [(classes[k], colors[k]) for k in used] + [("no object or empty", NO_OBJECT_COLOR)]
     sheet.legend(legend_at, top, entries)
     return sheet.save(path)
 
 
-def _draw_served(axes: Any, served: Served, colours: Sequence[str]) -> None:
-    """Query and Dice of label by image; in the label's colour, stronger with Dice, where it is the usual query."""
+def _draw_served(axes: Any, served: Served, colors: Sequence[str]) -> None:
+    """Query and Dice of label by image; in the label's color, stronger with Dice, where it is the usual query."""
     answers = [
         [label if cell and cell[0] == often else None for cell in row]
         for label, row, often in zip(served.labels, served.queries, served.usual, strict=True)
     ]
     dice = np.array([[cell[1] if cell else 0 for cell in row] for row in served.queries])
-    axes.imshow(_painted(answers, colours), aspect="auto", interpolation="nearest", alpha=0.1 + 0.5 * dice)
+    axes.imshow(_painted(answers, colors), aspect="auto", interpolation="nearest", alpha=0.1 + 0.5 * dice)
     _grid(axes, len(answers), len(answers[0]))
     for y, row in enumerate(served.queries):
         for x, cell in enumerate(row):
@@ -174,18 +174,18 @@ def cosine_similarity(values: Array) -> Array:
     return unit @ unit.T
 
 
-def similar_neighbours(values: Array) -> Array:
-    """An order of the columns of (n c) in which similar ones are neighbours: average linkage of distances."""
+def similar_neighbors(values: Array) -> Array:
+    """An order of the columns of (n c) in which similar ones are neighbors: average linkage of distances."""
     if values.shape[1] == 1:
         return np.zeros(1, int)
     return leaves_list(linkage(values.T, "average", optimal_ordering=True))
 
 
-def _painted(answers: Sequence[Sequence[int | None]], colours: Sequence[str]) -> Array:
-    """(rows columns 3) colours of classes."""
+def _painted(answers: Sequence[Sequence[int | None]], colors: Sequence[str]) -> Array:
+    """(rows columns 3) colors of classes."""
     from matplotlib.colors import to_rgb
 
-    return np.array([[to_rgb(NO_OBJECT_COLOUR if k is None else colours[k]) for k in row] for row in answers])
+    return np.array([[to_rgb(NO_OBJECT_COLOR if k is None else colors[k]) for k in row] for row in answers])
 
 
 def _grid(axes: Any, rows: int, columns: int) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from maskmed_zoo.contracts import Size3, Spacing3
 from maskmed_zoo.report.canvas import Sheet
-from maskmed_zoo.report.figure import label_colours, mark_sides
+from maskmed_zoo.report.figure import label_colors, mark_sides
 
 Array = NDArray[Any]
 PANEL, GAP, SIDE = 2.1, 0.08, 1.55
@@ -46,11 +46,11 @@ class Looker:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Points (m 3) mm, their shares of weight and levels (m), of the query in `voxel` centred at `centre` (3) mm."""
+    """Points (m 3) mm, their shares of weight and levels (m), of the query in `voxel` centered at `center` (3) mm."""
 
     name: str
     voxel: Size3
-    centre: Array
+    center: Array
     points: Array
     weights: Array
     levels: Array
@@ -65,7 +65,7 @@ def attention_figure(
 ) -> Path:
     """One column per query, one row per block (name, weights (n d h w), prior (n d h w) or None); image on top.
 
-    Colour is attention over the query's largest in the block; ×: that largest over uniform attention. A cyan line
+    Color is attention over the query's largest in the block; ×: that largest over uniform attention. A cyan line
     encloses the tokens that the block's mask prior left open.
     """
     depth, height, width = (n * mm for n, mm in zip(scene.image.shape, scene.spacing, strict=True))
@@ -73,14 +73,14 @@ def attention_figure(
     count, rows = len(lookers), len(blocks) + 1
     sheet = Sheet(max(side + count * (PANEL + GAP) + 1.0, 7.5), top + rows * (panel + GAP) + 0.55)
     sheet.text(0.15, 0.12, title, fontsize=11)
-    colours = label_colours(len(scene.classes))
+    colors = label_colors(len(scene.classes))
     last: Any = None
     for x, looker in enumerate(lookers):
         z = looker.voxel[0]
         for y in range(rows):
             axes = sheet.axes(side + x * (PANEL + GAP), top + y * (panel + GAP), PANEL, panel)
             _slice(axes, scene, 0, z)
-            _outline(axes, scene, scene.labels[z] == looker.label, colours[looker.label])
+            _outline(axes, scene, scene.labels[z] == looker.label, colors[looker.label])
             if y == 0:
                 axes.set_title(f"{scene.classes[looker.label]}\nquery {looker.query}, slice {z}", fontsize=8, pad=4)
                 mark_sides(axes)
@@ -100,7 +100,7 @@ def attention_figure(
         bar.tick_params(labelsize=7)
     caption = (
         "×: largest attention over uniform attention. Cyan: border of what the mask prior left open in this slice; "
-        "coloured: predicted label."
+        "colored: predicted label."
     )
     sheet.text(0.15, top + rows * (panel + GAP) + 0.1, caption)
     caption = "Axial slices; radiological convention: the patient's right (R) is on the left."
@@ -111,7 +111,7 @@ def attention_figure(
 def sampling_figure(path: Path, title: str, scene: Scene, sampled: Sequence[Sampled], levels: Sequence[int]) -> Path:
     """One row per query voxel, cut in three planes; all of its points are projected onto them.
 
-    Colour is the level, area the attention weight, a cross the query's centre.
+    Color is the level, area the attention weight, a cross the query's center.
     """
     import matplotlib
 
@@ -125,7 +125,7 @@ def sampling_figure(path: Path, title: str, scene: Scene, sampled: Sequence[Samp
     extent = np.multiply(scene.image.shape, scene.spacing)
     for y, one in enumerate(sampled):
         # Points can lie far outside; of that, a margin of a tenth of the window is shown.
-        reach = min(1.1 * float(np.abs(one.points - one.centre).max()), 0.6 * float(extent.max()))
+        reach = min(1.1 * float(np.abs(one.points - one.center).max()), 0.6 * float(extent.max()))
         reach = max(reach, 4 * max(scene.spacing))
         at = top + y * (PANEL + GAP)
         sheet.text(0.15, at + 0.1, f"{one.name}\nvoxel {one.voxel}\nwithin {reach:.0f} mm")
@@ -133,8 +133,8 @@ def sampling_figure(path: Path, title: str, scene: Scene, sampled: Sequence[Samp
             axes = sheet.axes(side + x * (PANEL + GAP), at, PANEL, PANEL)
             _slice(axes, scene, axis, one.voxel[axis])
             _points(axes, one, up, sideways, shades)
-            axes.set_xlim(one.centre[sideways] + reach, one.centre[sideways] - reach)
-            axes.set_ylim(one.centre[up] - reach, one.centre[up] + reach)
+            axes.set_xlim(one.center[sideways] + reach, one.center[sideways] - reach)
+            axes.set_ylim(one.center[up] - reach, one.center[up] + reach)
             if y == 0:
                 axes.set_title(name, fontsize=9)
             mark_sides(axes, left, right)
@@ -152,7 +152,7 @@ def sampling_figure(path: Path, title: str, scene: Scene, sampled: Sequence[Samp
 
 
 def _slice(axes: Any, scene: Scene, axis: int, index: int) -> None:
-    """A grey slice in mm, seen as radiologists do: sideways axis falling, upward axis rising."""
+    """A gray slice in mm, seen as radiologists do: sideways axis falling, upward axis rising."""
     plane = scene.image.take(index, axis)
     _, up, sideways = next((name, u, s) for name, a, u, s, _, _ in PLANES if a == axis)
     extent = (0, plane.shape[1] * scene.spacing[sideways], 0, plane.shape[0] * scene.spacing[up])
@@ -161,11 +161,11 @@ def _slice(axes: Any, scene: Scene, axis: int, index: int) -> None:
     axes.set(xticks=[], yticks=[], facecolor="black", xlim=(extent[1], 0), ylim=(0, extent[3]), aspect="equal")
 
 
-def _outline(axes: Any, scene: Scene, mask: Array, colour: Any) -> None:
+def _outline(axes: Any, scene: Scene, mask: Array, color: Any) -> None:
     """The border of a mask (y x) of an axial slice."""
     if mask.any():
         y, x = ((np.arange(-1, n + 1) + 0.5) * mm for n, mm in zip(mask.shape, scene.spacing[1:], strict=True))
-        axes.contour(x, y, np.pad(mask.astype(float), 1), levels=[0.5], colors=[colour], linewidths=1.2)
+        axes.contour(x, y, np.pad(mask.astype(float), 1), levels=[0.5], colors=[color], linewidths=1.2)
 
 
 def _heat(axes: Any, weights: Array, z: int, extent: Sequence[float], depth: int) -> Any:
@@ -207,11 +207,11 @@ def _points(axes: Any, one: Sampled, up: int, sideways: int, shades: dict[int, A
             alpha=0.8,
             linewidths=0,
         )
-    axes.plot(one.centre[sideways], one.centre[up], "+", color="white", markersize=11, markeredgewidth=1.6)
+    axes.plot(one.center[sideways], one.center[up], "+", color="white", markersize=11, markeredgewidth=1.6)
 
 
 def _distance(one: Sampled, level: int) -> float:
-    return float(np.linalg.norm(one.points[one.levels == level] - one.centre, axis=1).mean())
+    return float(np.linalg.norm(one.points[one.levels == level] - one.center, axis=1).mean())
 
 
 def _note(axes: Any, text: str, x: float = 0.03, y: float = 0.03, va: str = "bottom") -> None:

@@ -22,6 +22,7 @@ from maskmed_zoo.errors import CheckpointError, nearest
 from maskmed_zoo.files import make_folder, write_atomically
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
+from maskmed_zoo.renamed import as_first_written
 from maskmed_zoo.weights.card import CARD, WEIGHTS, check_folder
 
 Which = Literal["best", "last"]
@@ -146,7 +147,7 @@ def check_state(model: SegmentationModel, tensors: dict[str, torch.Tensor], path
 def network_hash(recipe: Recipe) -> str:
     """Fingerprint of what decides whether weights fit: the model and what the network sees."""
     data = recipe.data.model_dump(mode="json", include={"channels", "labels", "spacing", "normalization"})
-    content = {"model": recipe.model.model_dump(mode="json"), "data": data}
+    content = as_first_written({"model": recipe.model.model_dump(mode="json"), "data": data})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -19,7 +19,7 @@ from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.weights.adapt import Context, adapt
 from maskmed_zoo.weights.card import weights_in
 from maskmed_zoo.weights.files import State, read_state
-from maskmed_zoo.weights.keys import KeyMap, recognise, unwrapped
+from maskmed_zoo.weights.keys import KeyMap, recognize, unwrapped
 
 DERIVED = ("relative_position_index",)
 """Buffers that follow from the settings of the network, not from its training."""
@@ -73,7 +73,7 @@ def load_weights(
     place = "the state dict" if isinstance(source, Mapping) else str(source)
     state = State(dict(source)) if isinstance(source, Mapping) else read_state(weights_in(Path(source)))
     tensors = unwrapped(state.tensors, module)
-    tensors = (keys or recognise(tensors))(tensors, module)
+    tensors = (keys or recognize(tensors))(tensors, module)
     new_classes: tuple[str, ...] | None = getattr(module, "class_names", None)
     _check_labels(state.class_names, new_classes, place)
     context = Context(getattr(module, "in_channels", None), state.class_names, new_classes)

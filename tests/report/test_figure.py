@@ -1,4 +1,4 @@
-"""The picture: sides, slices, proportions, colours, and what it says without matplotlib."""
+"""The picture: sides, slices, proportions, colors, and what it says without matplotlib."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maskmed_zoo.errors import DataError, UserError
-from maskmed_zoo.report.figure import chosen_slices, comparison_figure, label_colours
+from maskmed_zoo.report.figure import chosen_slices, comparison_figure, label_colors
 
 pixels = pytest.importorskip("matplotlib.image")
 
@@ -25,9 +25,9 @@ def _case() -> tuple[np.ndarray, np.ndarray]:
     return image, labels
 
 
-def _place(picture: np.ndarray, colour: str, columns: slice) -> np.ndarray:
-    """Mean (row, column) of the pixels near an opaque label colour within the given columns."""
-    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+def _place(picture: np.ndarray, color: str, columns: slice) -> np.ndarray:
+    """Mean (row, column) of the pixels near an opaque label color within the given columns."""
+    wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     near = np.abs(picture[:, columns, :3] - 0.85 * wanted).max(2) < 0.06
     assert near.sum() > 20
     return np.argwhere(near).mean(0)
@@ -38,13 +38,13 @@ def test_the_right_is_left_and_the_head_is_up(tmp_path: Path) -> None:
     path = comparison_figure(tmp_path / "new" / "a.png", [("case", image, labels, labels)], NAMES, (4, 3, 3), (0, 1))
     picture = pixels.imread(path)
     height, width = picture.shape[:2]
-    colours = label_colours(3)
+    colors = label_colors(3)
     middle = slice(width // 3 + 20, 2 * width // 3)  # the reference's column
-    liver, spleen = (_place(picture[: int(0.8 * height)], colour, middle) for colour in colours[1:])
+    liver, spleen = (_place(picture[: int(0.8 * height)], color, middle) for color in colors[1:])
     assert liver[1] < spleen[1]
     coronal = picture[height // 2 - 20 : int(0.85 * height)]
     panel = np.argwhere((coronal[:, middle, :3].max(2) < 0.05).mean(1) > 0.3).ravel()
-    assert _place(coronal, colours[1], middle)[0] < panel.mean()
+    assert _place(coronal, colors[1], middle)[0] < panel.mean()
 
 
 def test_image_and_labels_lie_on_one_another(tmp_path: Path) -> None:
@@ -57,9 +57,9 @@ def test_image_and_labels_lie_on_one_another(tmp_path: Path) -> None:
     axial = round(3.0 * 150 * 30 / 48)  # 10 rows of 3 mm in a panel of 16 columns of 3 mm
     for rows in (slice(top, top + axial), slice(top + axial + 12, top + axial + 12 + 450)):  # axial, coronal
         panel = picture[rows, left : left + third - 30]
-        grey = np.argwhere(np.abs(panel - 0.5).max(2) < 0.1).mean(0)
-        liver = _place(picture[rows], label_colours(2)[1], slice(left + third, left + 2 * third - 30))
-        np.testing.assert_allclose(grey, liver, atol=6)
+        gray = np.argwhere(np.abs(panel - 0.5).max(2) < 0.1).mean(0)
+        liver = _place(picture[rows], label_colors(2)[1], slice(left + third, left + 2 * third - 30))
+        np.testing.assert_allclose(gray, liver, atol=6)
 
 
 def _panel_heights(path: Path) -> list[int]:
@@ -110,11 +110,11 @@ def test_chosen_slices() -> None:
     assert chosen_slices(np.zeros((6, 5, 4), int)) == (3, 2)
 
 
-def test_colours_are_distinct() -> None:
-    colours = label_colours(60)
-    assert len(colours) == len(set(colours)) == 60
-    assert colours[:5] == label_colours(5)
-    rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours[:17]])
+def test_colors_are_distinct() -> None:
+    colors = label_colors(60)
+    assert len(colors) == len(set(colors)) == 60
+    assert colors[:5] == label_colors(5)
+    rgb = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colors[:17]])
     distances = np.linalg.norm(rgb[:, None] - rgb[None], axis=2)
     assert distances[~np.eye(17, dtype=bool)].min() > 30
 

@@ -1,4 +1,4 @@
-"""Pictures of queries: what is drawn where, in which colour, and what is refused."""
+"""Pictures of queries: what is drawn where, in which color, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from maskmed_zoo.errors import UserError
 from maskmed_zoo.report import canvas
-from maskmed_zoo.report.figure import label_colours
+from maskmed_zoo.report.figure import label_colors
 from maskmed_zoo.report.query_matrices import (
     Bindings,
     Served,
@@ -18,7 +18,7 @@ from maskmed_zoo.report.query_matrices import (
     class_embedding_figure,
     cosine_similarity,
     mask_embedding_figure,
-    similar_neighbours,
+    similar_neighbors,
 )
 from maskmed_zoo.report.query_slices import Looker, Sampled, Scene, attention_figure, sampling_figure
 
@@ -28,21 +28,21 @@ CLASSES = ["background", "liver", "spleen"]
 PATCH = (8, 12, 16)
 
 
-def rgb(colour: str) -> np.ndarray:
-    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+def rgb(color: str) -> np.ndarray:
+    return np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
 
 
-def places(path: Path, colour: np.ndarray, tolerance: float = 0.02) -> np.ndarray:
-    """(m 2) rows and columns of the pixels of a colour."""
-    return np.argwhere(np.abs(pixels.imread(path)[..., :3] - colour).max(2) < tolerance)
+def places(path: Path, color: np.ndarray, tolerance: float = 0.02) -> np.ndarray:
+    """(m 2) rows and columns of the pixels of a color."""
+    return np.argwhere(np.abs(pixels.imread(path)[..., :3] - color).max(2) < tolerance)
 
 
-def test_binding_is_coloured_by_class(tmp_path: Path) -> None:
+def test_binding_is_colored_by_class(tmp_path: Path) -> None:
     bindings = Bindings([[0, 0], [1, 1], [2, None]], [1.0, 1.0, 1.0], [2, 2, 1], 1.0)
     names = {"rows": ["q1", "q2", "q0"], "cases": ["a", "b"], "classes": CLASSES}
     path = binding_figure(tmp_path / "new" / "b.png", "title", bindings, **names)
-    colours = label_colours(3)
-    liver, spleen = (places(path, rgb(colour)) for colour in colours[1:])
+    colors = label_colors(3)
+    liver, spleen = (places(path, rgb(color)) for color in colors[1:])
     left = pixels.imread(path).shape[1] // 2  # the legend is on the right
     liver, spleen = liver[liver[:, 1] < left], spleen[spleen[:, 1] < left]
     assert len(liver) == pytest.approx(2 * len(spleen), rel=0.1), "spleen is bound in one of two cases"
@@ -62,7 +62,7 @@ def test_probabilities_have_one_scale_and_embeddings_are_about_zero(tmp_path: Pa
     bright, dark = (np.array(matplotlib.colormaps["viridis"](value)[:3]) for value in (1.0, 0.1))
     width = pixels.imread(path).shape[1]
     cell = places(path, bright)
-    cell = cell[cell[:, 1] < 0.8 * width]  # left of the colour bar
+    cell = cell[cell[:, 1] < 0.8 * width]  # left of the color bar
     assert 0.4 * width < cell[:, 1].mean()
     assert places(path, dark)[:, 1].min() < 0.3 * width
     path = class_embedding_figure(
@@ -73,14 +73,14 @@ def test_probabilities_have_one_scale_and_embeddings_are_about_zero(tmp_path: Pa
     assert blue < red
 
 
-def test_similar_channels_become_neighbours_and_cosines_are_cosines(tmp_path: Path) -> None:
+def test_similar_channels_become_neighbors_and_cosines_are_cosines(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     two = rng.normal(size=(5, 2))
     values = np.stack([two[:, i % 2] + 0.01 * rng.normal(size=5) for i in range(10)], 1)
-    order = similar_neighbours(values)
+    order = similar_neighbors(values)
     assert sorted(order.tolist()) == list(range(10))
     assert len({i % 2 for i in order[:5]}) == 1
-    assert similar_neighbours(values[:, :1]).tolist() == [0]
+    assert similar_neighbors(values[:, :1]).tolist() == [0]
     cosines = cosine_similarity(np.concatenate([values, np.zeros((1, 10))]))
     np.testing.assert_allclose(cosines[:5, :5].diagonal(), 1)
     a, b = values[:2]
@@ -127,15 +127,15 @@ def test_priors_and_label_are_outlined(tmp_path: Path) -> None:
             tmp_path / "a.png", "t", scene(), [Looker(0, 1, (3, 9, 4))], [("block", weights, given)]
         )
         counts.append(len(places(path, cyan, 0.05)))
-        assert len(places(path, rgb(label_colours(2)[1]), 0.05)) > 100
+        assert len(places(path, rgb(label_colors(2)[1]), 0.05)) > 100
     assert counts[0] == counts[2] == 0 < counts[1]
 
 
 def test_points_lie_where_they_are(tmp_path: Path) -> None:
     """Axial: the right is left and the front up; coronal: the head is up; sagittal: the front is left."""
-    centre = np.array([16.0, 12.0, 24.0])
-    points = centre + np.array([[8.0, 6.0, 3.0], [0.0, 0.0, 0.0]])
-    one = Sampled("liver", (4, 6, 8), centre, points, np.array([0.9, 0.1]), np.array([1, 0]))
+    center = np.array([16.0, 12.0, 24.0])
+    points = center + np.array([[8.0, 6.0, 3.0], [0.0, 0.0, 0.0]])
+    one = Sampled("liver", (4, 6, 8), center, points, np.array([0.9, 0.1]), np.array([1, 0]))
     path = sampling_figure(tmp_path / "s.png", "t", scene(), [one], (0, 1))
     import matplotlib
 
