@@ -43,14 +43,11 @@ def write(path: Path, text: str) -> Path:
 
 def test_an_old_recipe_is_read_and_reported_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "run" / "recipe.yaml", OLD)
-    line, column = next(
-        (n, row.index("unannotated") + 1) for n, row in enumerate(OLD.splitlines(), 1) if "unann" in row
-    )
+    line = next(n for n, row in enumerate(OLD.splitlines(), 1) if row.startswith("  unannotated"))
     recipes = [load_recipe(path), RunFolder(tmp_path / "run").recipe(), zoo.load_recipe(path)]
     assert {recipe.data.unannotated for recipe in recipes} == {"marginalize"}
     assert caplog.messages == [
-        f"{path}:{line}:3: data.unannotated: 'marginalise' is now 'marginalize'; both are read, the new one is "
-        f"written"
+        f"{path}:{line}:3: data.unannotated: 'marginalise' is now 'marginalize'; both are read, the new one is written"
     ]
     written = dump_recipe(recipes[0])
     assert "unannotated: marginalize\n" in written

@@ -109,7 +109,7 @@ def cell_of(row: str, recipe: Recipe, out: Path, names: Sequence[str], fold: int
 
 
 def order(cell: Cell, task: Task) -> dict[str, Any]:
-    """What a cell's process is told; JSON-able."""
+    """The order to a cell's process; JSON-able."""
     return {
         "recipe": cell.recipe.model_dump(mode="json"),
         "out": str(cell.run.path),

@@ -24,7 +24,7 @@ from maskmed_zoo.runner.train import train
 
 
 def work(order: dict[str, Any]) -> None:
-    """Train, or go on training, and score."""
+    """Train, or resume, and score."""
     recipe = recipe_type().model_validate(order["recipe"])
     run = RunFolder(Path(order["out"]))
     cell = Cell("", recipe, run)

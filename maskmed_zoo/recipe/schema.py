@@ -61,11 +61,11 @@ class DataRecipe(Settings):
     )
     unannotated: Literal["marginalize", "background"] = Field(
         default="marginalize",
-        description="labels not looked for in a case: its background may be any of them, or is taken for background",
+        description="labels not annotated in a case: its background may be any of them, or is taken for background",
     )
     instances: Literal["components", "map"] | None = Field(
         default=None,
-        description="objects of one label told apart: its connected parts, or the numbers in instancesTr; null: not",
+        description="instances of one label: its connected parts, or the numbers in instancesTr; null: not separated",
     )
     mirror_axes: tuple[Axis, ...] = Field(default=(), description="axes flipped at random in training; x is left-right")
     augmentation: Augmentation = Augmentation()
@@ -84,10 +84,10 @@ class DataRecipe(Settings):
         return labels
 
     @model_validator(mode="after")
-    def _twins_are_not_mirrored(self) -> DataRecipe:
+    def _a_pair_is_not_mirrored(self) -> DataRecipe:
         pair = twins(self.labels)
         if pair and "x" in self.mirror_axes:
-            raise ValueError(f"'{pair[0]}' and '{pair[1]}' are twins: take x, left-right, out of mirror_axes")
+            raise ValueError(f"'{pair[0]}' and '{pair[1]}' are a left/right pair: take x out of mirror_axes")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""Load weights into a network, and say what came of every parameter.
+"""Load weights into a network, and report what each parameter got.
 
 Idea: by default a file fits whole or is refused, in one line that names the first parameter that does not. With
 `strict=False` what can be fitted is, and the report lists what was loaded, adapted, missing and unexpected; too little
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LoadReport:
-    """What came of the parameters and buffers of a network, and of the tensors of a file.
+    """What the parameters and buffers of a network got from a file, and which of its tensors were left.
 
     `share` is the part of the network's numbers that came from the file.
     """

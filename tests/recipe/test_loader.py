@@ -140,7 +140,10 @@ def test_duplicate_keys_are_errors(tmp_path: Path) -> None:
         (("{background: 0, liver: 1}", "{liver: 0, spleen: 1}"), "background: 0"),
         (("{background: 0, liver: 1}", "{background: 0, ignore: 1, liver: 2}"), "highest value"),
         (("width: 16", "width: 15"), "must divide 'width'"),
-        (("liver: 1}", "lung_left: 1, lung_right: 2}\n  mirror_axes: [x]"), "'lung_left' and 'lung_right' are twins"),
+        (
+            ("liver: 1}", "lung_left: 1, lung_right: 2}\n  mirror_axes: [x]"),
+            "'lung_left' and 'lung_right' are a left/right pair",
+        ),
         (("channels: [4, 8]", "channels: [4, 8], strides: [1]"), "1 entries for 2 levels"),
         (("patch_size: [8, 8, 8]", "patch_size: [8, 8, 0]"), "greater than or equal to 1"),
         (("kind: skip", "kin: skip"), "needs a 'kind'"),
