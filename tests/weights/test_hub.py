@@ -116,7 +116,7 @@ def test_an_interrupted_pull_goes_on(exported: Path, server: Server, tmp_path: P
         whole(request)
 
     server.answer = cut_weights  # type: ignore[method-assign]
-    assert "run it again to go on" in one_line(pull, address, out)
+    assert "run it again to resume" in one_line(pull, address, out)
     assert not out.exists()
     pull(address, out)
     assert check_folder(out)["name"] == "tiny"
