@@ -1,4 +1,4 @@
-"""Lesions told apart: phantoms, a training, a list of what was found, and scores of objects.
+"""Instance segmentation of lesions: phantoms, a training run, a list of what was found, and scores of objects.
 
 python examples/instances.py 1500      # steps; without a number only so many that every file is there to look at
 """

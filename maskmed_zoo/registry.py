@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
+from maskmed_zoo import renamed
 from maskmed_zoo.errors import RegistryError, nearest
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ COMPONENT_KINDS = ("encoder", "neck", "decoder", "head", "loss")
 KINDS = (*COMPONENT_KINDS, "model")
 FOLDERS = {kind: "losses" if kind == "loss" else kind + "s" for kind in KINDS}
 ENTRY_POINT_GROUP = "maskmed_zoo.components"
-_FIELDS = {"summary", "target", "recipe", "paper", "section", "licence", "needs", "deviations", "results", "weights"}
+_FIELDS = {"summary", "target", "recipe", "paper", "section", "license", "needs", "deviations", "results", "weights"}
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _ComponentT = TypeVar("_ComponentT", bound="type[Component]")
 
@@ -134,9 +135,9 @@ def _read_card(path: Path, kind: str) -> Card:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RegistryError(f"{path}: card cannot be read: {' '.join(str(error).split())}") from error
     link = "recipe" if kind == "model" else "target"
-    if not isinstance(content, dict) or not {"summary", link} <= content.keys() <= _FIELDS:
+    facts: dict[str, Any] = renamed.update_card(content, str(path)) if isinstance(content, dict) else {}
+    if not {"summary", link} <= facts.keys() <= _FIELDS:
         raise RegistryError(f"{path}: a {kind} card needs 'summary' and '{link}' and may hold {sorted(_FIELDS)}")
-    facts: dict[str, Any] = content
     return Card(path.stem, kind, str(facts.pop("summary")), path, facts)
 
 

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "maskmed_zoo"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part of the package may import, besides itself and the ground. "root" is maskmed_zoo/__init__.py.
-GROUND = {"errors", "files", "labels", "settings", "device"}
+GROUND = {"errors", "files", "labels", "settings", "device", "renamed"}
 COMPONENT = {"contracts", "layers", "ops"}
 RUN = {"root", "registry", "contracts", "recipe", "model", "build", "weights"}
 RUN |= {"data", "inference", "evaluation", "report"}
@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "labels": set(),
     "settings": set(),
     "device": set(),
+    "renamed": set(),
     "contracts": set(),
     "registry": {"contracts"},
     "ops": {"contracts"},

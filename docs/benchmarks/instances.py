@@ -1,4 +1,4 @@
-"""Lesions told apart by queries, and as connected parts of the labels of a point-wise network: the same phantoms, seed
+"""Lesions separated by queries, and as connected parts of the labels of a point-wise network: the same phantoms, seed
 and steps.
 
     python docs/benchmarks/instances.py --out runs/instances --machine "2 CPU cores (AVX2)"

@@ -24,7 +24,7 @@ def ablate(
     """Run the cells that are neither finished nor in the hands of another process; returns the summary.
 
     Tables are written, and `show` is called with the summary, before the first cell and after each. A cell that fails
-    is told and left for the next call; the others go on.
+    is reported and left for the next call; the others continue.
     """
     display = display or Display()
     make_folder(ablation.out / "cells")

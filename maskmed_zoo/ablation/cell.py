@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from maskmed_zoo.ablation.lock import holder
 from maskmed_zoo.recipe import Recipe
+from maskmed_zoo.renamed import as_first_written
 from maskmed_zoo.runner.run_folder import RunFolder
 
 RESOURCES = "resources.json"
@@ -102,13 +103,13 @@ class Task:
 
 def cell_of(row: str, recipe: Recipe, out: Path, names: Sequence[str], fold: int) -> Cell:
     """The cell of a recipe on the data sets `names`, in the folder that its content names."""
-    content = [recipe.model_dump(mode="json"), list(names), fold]
+    content = [as_first_written(recipe.model_dump(mode="json")), list(names), fold]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     return Cell(row, recipe, RunFolder(out / "cells" / key))
 
 
 def order(cell: Cell, task: Task) -> dict[str, Any]:
-    """What a cell's process is told; JSON-able."""
+    """The order to a cell's process; JSON-able."""
     return {
         "recipe": cell.recipe.model_dump(mode="json"),
         "out": str(cell.run.path),

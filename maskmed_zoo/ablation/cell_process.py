@@ -25,7 +25,7 @@ from maskmed_zoo.runner.train import train
 
 
 def work(order: dict[str, Any]) -> None:
-    """Train, or go on training, and score."""
+    """Train, or resume, and score."""
     recipe = parse_recipe(order["recipe"], "the order of a cell")
     run = RunFolder(Path(order["out"]))
     cell = Cell("", recipe, run)

@@ -1,7 +1,7 @@
 """2-D convolutional networks of timm made 3-D, layer by layer, with their weights (after I3D, arXiv 1705.07750).
 
-A kernel gets an axis z: `centre` puts the 2-D kernel into its middle and zeros around it, `mean` spreads it evenly.
-With either, a volume that is constant along z gives what the 2-D network gives of its slice; with `centre` up to the
+A kernel gets an axis z: `center` puts the 2-D kernel into its middle and zeros around it, `mean` spreads it evenly.
+With either, a volume that is constant along z gives what the 2-D network gives of its slice; with `center` up to the
 border, with `mean` where the zeros that pad the volume along z are out of reach. Norms, poolings, depthwise kernels and
 squeeze-and-excitation follow; layers that work on channels alone stay. Names and order of the parameters are those of
 timm. A layer this file knows no 3-D form of is refused by name.
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from maskmed_zoo.errors import JointError
 
-How = Literal["centre", "mean"]
+How = Literal["center", "mean"]
 POINTWISE = (nn.Linear, nn.LayerNorm, nn.GroupNorm, nn.Identity, nn.Dropout)
 """Layers that ask no number of axes, beside activations."""
 MIXING = ("Sequential", "Mlp", "ConvMlp", "GlobalResponseNormMlp", "DropPath")

@@ -1,7 +1,7 @@
 """Train and score every row of a grid with every seed, and compare the rows with one of them, case by case.
 
-Finished cells are never repeated and interrupted ones go on where they stopped, so the command may be given again, or
-several times at once to share the cells.
+Finished cells are never repeated and interrupted ones are resumed, so the command may be given again, or several times
+at once to share the cells.
 """
 
 from __future__ import annotations

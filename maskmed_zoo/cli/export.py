@@ -1,10 +1,11 @@
-"""Export a run's weights with a card: recipe, data, licence, metrics, checksums."""
+"""Export a run's weights with a card: recipe, data, license, metrics, checksums."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from maskmed_zoo import renamed
 from maskmed_zoo.cli.output import add_weights, write
 from maskmed_zoo.export.export import export
 from maskmed_zoo.runner.run_folder import RunFolder
@@ -14,13 +15,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments."""
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder")
-    parser.add_argument(
-        "--licence", metavar="L", required=True, help="of the weights, as the training data allow: CC-BY-4.0, …"
-    )
+    license = parser.add_mutually_exclusive_group(required=True)
+    license.add_argument("--license", metavar="L", help="of the weights, as the training data allow: CC-BY-4.0, …")
+    license.add_argument("--licence", help=argparse.SUPPRESS)  # its name in earlier versions
     add_weights(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the folder and name it."""
-    export(RunFolder(args.run), args.out, licence=args.licence, which=args.weights)
+    if args.licence is not None:
+        renamed.report("'--licence' is now '--license'")
+        args.license = args.licence
+    export(RunFolder(args.run), args.out, license=args.license, which=args.weights)
     write(str(args.out))

@@ -1,6 +1,6 @@
 """The command `maskmed-zoo`: verbs, each in a module of its own that is imported on use.
 
-Exit code 0: done; 1: a failure; 2: a user's mistake, told in one line per problem on standard error.
+Exit code 0: done; 1: a failure; 2: a user's mistake, reported in one line per problem on standard error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VERBS = {
     "pull": "weights from an address or the hub, checked",
     "push": "exported weights to the hub",
     "nnunet": "trainers for nnU-Net v2",
-    "demo": "a data set, a training and a picture in minutes",
+    "demo": "a data set, a training run and a picture in minutes",
 }
 
 

@@ -1,4 +1,4 @@
-"""Check a recipe: every key and value, and that its components and patch fit. Says everything that is wrong."""
+"""Check a recipe: every key and value, and that its components and patch fit. It reports everything that is wrong."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ class TimmConfig(ComponentConfig):
         "downloads; read whenever the network is built",
     )
     mode: Literal["inflate", "slices"] = Field(default="inflate", description="slices: 2.5-D, any network of timm")
-    inflation: Literal["centre", "mean"] = Field(
-        default="centre", description="where the 2-D kernel goes: into the middle, or spread along z"
+    inflation: Literal["center", "mean"] = Field(
+        default="center", description="where the 2-D kernel goes: into the middle, or spread along z"
     )
     z_kernel: PositiveInt = Field(
         default=3, description="largest extent of kernels along z, odd; of Swin's windows, in tokens"

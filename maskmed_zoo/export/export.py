@@ -23,15 +23,15 @@ from maskmed_zoo.weights.card import CARD, FORMAT, README, RECIPE, WEIGHTS, File
 SCORES = ("mean_dice", "mean_dice_over_labels", "test_time_augmentation", "overlap", "date")
 
 
-def export(run: RunFolder, out: Path, *, licence: str, which: Which = "last") -> dict[str, Any]:
+def export(run: RunFolder, out: Path, *, license: str, which: Which = "last") -> dict[str, Any]:
     """Write the weights `which` of a run with its recipe and card to `out`, which must be new; returns the card.
 
     Raises `CheckpointError` for a run without whole weights of its own recipe, and where `out` is there.
     """
     if out.exists():
         raise CheckpointError(f"{out}: exists already; give a new folder")
-    if not licence.strip():
-        raise CheckpointError("the licence is empty; name the one that weights and training data allow, or 'unknown'")
+    if not license.strip():
+        raise CheckpointError("the license is empty; name the one that weights and training data allow, or 'unknown'")
     recipe, manifest = run.recipe(), run.manifest()
     model = model_of(recipe)
     sha256 = run.load_weights(model, which, recipe)  # whole, and of this recipe
@@ -44,7 +44,7 @@ def export(run: RunFolder, out: Path, *, licence: str, which: Which = "last") ->
             "format": FORMAT,
             "name": recipe.name,
             "recipe": recipe.name,
-            "licence": licence.strip(),
+            "license": license.strip(),
             "channels": list(recipe.data.channels or ()),
             "class_names": list(model.class_names or ()),
             "data": {name: manifest[name] for name in ("dataset", "fold", "seed")},

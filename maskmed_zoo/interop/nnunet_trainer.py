@@ -11,7 +11,7 @@ From nnU-Net: all else, mirroring over every axis included. What differs from it
 * nnU-Net's poly schedule writes one rate into all groups, which for this network is the collapsing 1 : 1 setting of
   MaskMed Table 5; here each group keeps its own base rate, with warm-up, moved once per step.
 * bfloat16 where the device has it (no gradient scaler); losses and matching are in float32.
-* `checkpoint_latest` is written at least twenty times per training, and `--c` refuses another recipe.
+* `checkpoint_latest` is written at least twenty times per training run, and `--c` refuses another recipe.
 * No torch.compile, no training on several devices; regions are refused, the ignore label is not.
 """
 
@@ -115,8 +115,8 @@ class MaskMedTrainer(_Base):
         """Also write the recipe of the whole network beside the checkpoints, or compare with the one there."""
         super().on_train_start()
         file, text = Path(self.output_folder, "recipe.yaml"), dump_recipe(self.plan_recipe)
-        if self.current_epoch and file.exists() and file.read_text(encoding="utf-8") != text:
-            raise CheckpointError(f"{file}: the training was begun with another recipe; restore it or start anew")
+        if self.current_epoch and file.exists() and dump_recipe(load_recipe(file)) != text:
+            raise CheckpointError(f"{file}: the training run began with another recipe; restore it or start anew")
         file.write_text(text, encoding="utf-8")
 
     def plot_network_architecture(self) -> None:
@@ -129,7 +129,7 @@ class MaskMedTrainer(_Base):
         self.print_to_log_file(f"Learning rates: {rates}")
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One optimiser step; one whose costs, loss or gradients are not finite is told, skipped and returns nothing.
+        """One optimiser step; one with costs, loss or gradients that are not finite is reported and skipped.
 
         Raises `NonFiniteError` after `train.max_skipped_steps` such steps in a row.
         """

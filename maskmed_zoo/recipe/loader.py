@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from maskmed_zoo import registry
+from maskmed_zoo import registry, renamed
 from maskmed_zoo.errors import RecipeError, nearest
 from maskmed_zoo.recipe import strict_yaml
 from maskmed_zoo.recipe.schema import Recipe, recipe_type_for
@@ -70,13 +71,18 @@ def load_recipe(
         raise RecipeError(f"{document.source}:1:1: a recipe is a mapping with schema_version, name, model, …")
     for key, value, text in _parse_overrides(overrides):
         _override(document, key, value, text)
-    return validated(document, recipe_type_for(document.data, unread))
+    return _checked(document, unread)
 
 
 def parse_recipe(content: Mapping[str, Any], place: str, *, unread: Sequence[str] = ()) -> Recipe:
     """Check what `Recipe.model_dump` gave, perhaps of an earlier version; `place` is where it stands, for messages."""
     document = Document("", place)
-    document.data = dict(content)
+    document.data = copy.deepcopy(dict(content))
+    return _checked(document, unread)
+
+
+def _checked(document: Document, unread: Sequence[str]) -> Recipe:
+    renamed.update_recipe(document.data, document.place)
     return validated(document, recipe_type_for(document.data, unread))
 
 

@@ -16,6 +16,7 @@ from maskmed_zoo.recipe import strict_yaml
 from maskmed_zoo.recipe.difference import first_difference
 from maskmed_zoo.recipe.loader import parse_recipe
 from maskmed_zoo.recipe.schema import Recipe
+from maskmed_zoo.renamed import as_first_written
 
 PARTS = ("encoder", "neck", "decoder", "head")
 SEEN = ("channels", "labels", "spacing", "normalization")
@@ -55,5 +56,5 @@ def _checksum(recipe_file: Path) -> str:
     """What version 0.1.0 wrote into weights, of the recipe file as it stands."""
     content: dict[str, Any] = strict_yaml.read(recipe_file).data
     seen = {key: content.get("data", {}).get(key) for key in SEEN}
-    text = json.dumps({"model": content.get("model"), "data": seen}, sort_keys=True)
+    text = json.dumps(as_first_written({"model": content.get("model"), "data": seen}), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -63,13 +63,13 @@ class DataRecipe(Settings):
     foreground_oversampling: Probability = Field(
         default=0.33, description="share of patches centred on a foreground voxel"
     )
-    unannotated: Literal["marginalise", "background"] = Field(
-        default="marginalise",
-        description="labels not looked for in a case: its background may be any of them, or is taken for background",
+    unannotated: Literal["marginalize", "background"] = Field(
+        default="marginalize",
+        description="labels not annotated in a case: its background may be any of them, or is taken for background",
     )
     instances: Literal["components", "map"] | None = Field(
         default=None,
-        description="objects of one label told apart: its connected parts, or the numbers in instancesTr; null: not",
+        description="instances of one label: its connected parts, or the numbers in instancesTr; null: not separated",
     )
     mirror_axes: tuple[Axis, ...] = Field(default=(), description="axes flipped at random in training; x is left-right")
     augmentation: Augmentation = Augmentation()

@@ -1,7 +1,7 @@
 """Exported weights: a folder with a card that says what they are, checked before anything in it is used.
 
 ```
-card.json            format, recipe, data, licence, metrics, and size and sha256 of every other file
+card.json            format, recipe, data, license, metrics, and size and sha256 of every other file
 recipe.yaml          the network, and how it was trained
 weights.safetensors
 README.md            the card for people, with the head that model hubs read
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
+from maskmed_zoo import renamed
 from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.files import sha256_of
 from maskmed_zoo.weights.files import LARGEST
@@ -28,7 +29,7 @@ FILES = (RECIPE, WEIGHTS, README)
 """What an exported folder may hold beside its card."""
 LARGEST_CARD = 2**20
 """Bytes that a card may have."""
-HUB_LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
+HUB_LICENSES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def read_card(path: Path) -> tuple[dict[str, Any], dict[str, FileFacts]]:
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(card, dict) or card.get("format") != FORMAT:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"'format' is not {FORMAT}")
-        for key in ("name", "licence"):
+        card = renamed.update_card(card, str(path))
+        for key in ("name", "license"):
             if not isinstance(card.get(key), str) or not card[key].isprintable():
                 raise ValueError(f"'{key}' is no line of text")
         named = cast(dict[str, dict[str, Any]], card["files"])
@@ -110,11 +112,11 @@ def weights_in(path: Path) -> Path:
     return path / WEIGHTS
 
 
-def _hub_licence(licence: str) -> list[str]:
+def _hub_license(license: str) -> list[str]:
     """The hub knows a list of names, and refuses others unless they are declared as such."""
-    if licence.lower() in HUB_LICENCES:
-        return [f"license: {licence.lower()}"]
-    return ["license: other", f"license_name: {json.dumps(re.sub(r'[^a-z0-9.]+', '-', licence.lower()).strip('-'))}"]
+    if license.lower() in HUB_LICENSES:
+        return [f"license: {license.lower()}"]
+    return ["license: other", f"license_name: {json.dumps(re.sub(r'[^a-z0-9.]+', '-', license.lower()).strip('-'))}"]
 
 
 def readme(card: dict[str, Any]) -> str:
@@ -124,14 +126,14 @@ def readme(card: dict[str, Any]) -> str:
     return "\n".join(
         [
             "---",
-            *_hub_licence(str(card["licence"])),
+            *_hub_license(str(card["license"])),
             "library_name: maskmed-zoo",
             "tags: [medical, image-segmentation]",
             "---",
             f"# {card['name']}",
             "",
             f"Weights of the recipe `{card['recipe']}` of maskmed-zoo, trained on {card['data']['dataset']}, fold "
-            f"{card['data']['fold']}, seed {card['data']['seed']}. Licence: {card['licence']}.",
+            f"{card['data']['fold']}, seed {card['data']['seed']}. License: {card['license']}.",
             "",
             f"Channels: {', '.join(card['channels'])}. Labels: {', '.join(card['class_names'])}.",
             "",

@@ -1,7 +1,7 @@
 """Download a file by https: whole and the right one, or not at all.
 
 Bytes go to a hidden file beside the target, which is put in place in one step once size and checksum are right. If the
-checksum is known, an interrupted download leaves that file, and the next call goes on from its end (HTTP `Range`);
+checksum is known, an interrupted download leaves that file, and the next call resumes from its end (HTTP `Range`);
 the wrong bytes leave nothing. Plain http is taken from this machine alone; that holds for redirections too.
 """
 
@@ -28,7 +28,7 @@ _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)$")
 
 
 class InterruptedDownloadError(CheckpointError):
-    """The connection failed; what has arrived is kept, and the next call goes on from there."""
+    """The connection failed; what has arrived is kept, and the next call resumes from there."""
 
 
 class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
@@ -69,7 +69,7 @@ def fetch(
         size: bytes of the file.
         largest: bytes at most, where `size` is not known.
 
-    Raises `InterruptedDownloadError` where the next call can go on, and `CheckpointError` where it cannot be had, or is
+    Raises `InterruptedDownloadError` where the next call resumes, and `CheckpointError` where it cannot be had, or is
     not what it should be.
     """
     check_url(url)
@@ -89,7 +89,7 @@ def fetch(
                 partial.unlink(missing_ok=True)
         reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else str(error) or repr(error)
         if partial.exists():
-            raise InterruptedDownloadError(f"{url}: interrupted ({reason}); run it again to go on") from error
+            raise InterruptedDownloadError(f"{url}: interrupted ({reason}); run it again to resume") from error
         raise CheckpointError(f"{url}: could not be downloaded ({reason}); try again") from error
     except CheckpointError:
         partial.unlink(missing_ok=True)

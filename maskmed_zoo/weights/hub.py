@@ -30,9 +30,9 @@ def pull(source: str, folder: Path, *, revision: str | None = None, sha256: str 
         source: `https://…/card.json` with the files beside it, `https://….zip`, a local `.zip`, or `hf:OWNER/NAME`.
         folder: made new.
         revision: of a hub repository: a branch, tag or commit.
-        sha256: of a zip file; an interrupted download is gone on with.
+        sha256: of a zip file; an interrupted download is resumed.
 
-    Raises `CheckpointError`, with nothing left behind but what an interrupted download can go on from.
+    Raises `CheckpointError`, with nothing left behind but what an interrupted download can be resumed from.
     """
     if folder.exists():
         raise CheckpointError(f"{folder}: exists already; give a new folder")

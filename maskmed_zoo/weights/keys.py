@@ -98,6 +98,6 @@ def unwrapped(state: Tensors, module: nn.Module) -> dict[str, Tensor]:
     return {name if name in known else _WRAPPERS.sub("", name): value for name, value in state.items()}
 
 
-def recognise(state: Tensors) -> KeyMap:
+def recognize(state: Tensors) -> KeyMap:
     """The key map that a state dict's names call for; `own` where none does."""
     return next((found for sign, found in _SIGNS if any(map(sign.match, state))), own)

@@ -1,4 +1,4 @@
-"""Load weights into a network, and say what came of every parameter.
+"""Load weights into a network, and report what each parameter got.
 
 Idea: by default a file fits whole or is refused, in one line that names the first parameter that does not. With
 `strict=False` what can be fitted is, and the report lists what was loaded, adapted, missing and unexpected; too little
@@ -19,7 +19,7 @@ from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.weights.adapt import Context, adapt
 from maskmed_zoo.weights.card import weights_in
 from maskmed_zoo.weights.files import State, read_state
-from maskmed_zoo.weights.keys import KeyMap, recognise, unwrapped
+from maskmed_zoo.weights.keys import KeyMap, recognize, unwrapped
 
 DERIVED = ("relative_position_index",)
 """Buffers that follow from the settings of the network, not from its training."""
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LoadReport:
-    """What came of the parameters and buffers of a network, and of the tensors of a file.
+    """What the parameters and buffers of a network got from a file, and which of its tensors were left.
 
     `share` is the part of the network's numbers that came from the file.
     """
@@ -73,7 +73,7 @@ def load_weights(
     place = "the state dict" if isinstance(source, Mapping) else str(source)
     state = State(dict(source)) if isinstance(source, Mapping) else read_state(weights_in(Path(source)))
     tensors = unwrapped(state.tensors, module)
-    tensors = (keys or recognise(tensors))(tensors, module)
+    tensors = (keys or recognize(tensors))(tensors, module)
     new_classes: tuple[str, ...] | None = getattr(module, "class_names", None)
     _check_labels(state.class_names, new_classes, place)
     context = Context(getattr(module, "in_channels", None), state.class_names, new_classes)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import maskmed_zoo as zoo
+from maskmed_zoo import renamed
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.runner.run_folder import RunFolder
 from tests.cli.test_bad_input import refused
@@ -31,11 +32,11 @@ def run(tiny_recipe: Path, dataset: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_export_pull_create(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "exported"
-    assert main(["export", str(run), "--out", str(out), "--licence", "CC-BY-4.0"]) == 0
+    assert main(["export", str(run), "--out", str(out), "--license", "CC-BY-4.0"]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert sorted(p.name for p in out.iterdir()) == ["README.md", "card.json", "recipe.yaml", "weights.safetensors"]
     card = json.loads((out / "card.json").read_text())
-    assert card["licence"] == "CC-BY-4.0"
+    assert card["license"] == "CC-BY-4.0"
     assert card["class_names"] == ["background", "left", "right"]
     assert card["data"] == {"dataset": "Boxes", "fold": 0, "seed": 0}
     scores = json.loads((run / "evaluation.json").read_text())
@@ -50,7 +51,7 @@ def test_export_pull_create(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
         for path in out.iterdir():
             file.write(path, path.name)
     assert main(["pull", str(tmp_path / "m.zip"), "--out", str(tmp_path / "pulled")]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'pulled'}: tiny, licence CC-BY-4.0\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'pulled'}: tiny, license CC-BY-4.0\n"
     model = zoo.create(tmp_path / "pulled" / "recipe.yaml", pretrained=tmp_path / "pulled")
     trained = zoo.create(run / "recipe.yaml")
     folder = RunFolder(run)
@@ -63,7 +64,7 @@ def test_exported_weights_predict_as_the_run_does(
     run: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, image = tmp_path / "exported", dataset / "imagesTr" / "case_00_0000.nii.gz"
-    assert main(["export", str(run), "--out", str(out), "--licence", "CC0-1.0"]) == 0
+    assert main(["export", str(run), "--out", str(out), "--license", "CC0-1.0"]) == 0
     maps = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
     for folder, target in zip((run, out), maps, strict=True):
         assert main(["predict", str(folder), str(image), str(target), "--device", "cpu"]) == 0
@@ -80,11 +81,27 @@ def test_exported_weights_predict_as_the_run_does(
 
 def test_export_of_weights_that_were_not_scored(run: Path, tmp_path: Path) -> None:
     (run / "evaluation.json").write_text(json.dumps({"weights_sha256": "other"}))
-    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--licence", "Ask me!"]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--license", "Ask me!"]) == 0
     assert json.loads((tmp_path / "out" / "card.json").read_text())["metrics"] is None
     shown = (tmp_path / "out" / "README.md").read_text()
     assert "not evaluated" in shown
     assert shown.startswith('---\nlicense: other\nlicense_name: "ask-me"\n')
+
+
+def test_the_old_name_of_an_option(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    renamed.report.cache_clear()
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--licence", "CC0-1.0"]) == 0
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["license"] == "CC0-1.0"
+    assert caplog.messages == ["'--licence' is now '--license'; both are read, the new one is written"]
+    capsys.readouterr()
+    for words, where in ((("--help",), "out"), ((str(run), "--out", "x"), "err")):
+        with pytest.raises(SystemExit):
+            main(["export", *words])
+        shown = getattr(capsys.readouterr(), where)
+        assert "--license" in shown
+        assert "--licence" not in shown
 
 
 def test_mistakes(
@@ -92,10 +109,10 @@ def test_mistakes(
 ) -> None:
     before = sorted(p.name for p in tmp_path.iterdir())
     out = tmp_path / "out"
-    words = ["--out", out, "--licence", "CC0-1.0"]
+    words = ["--out", out, "--license", "CC0-1.0"]
     assert "no run here" in refused(capsys, "export", tmp_path, *words)
-    assert "exists already" in refused(capsys, "export", run, "--out", run, "--licence", "CC0-1.0")
-    assert "the licence is empty" in refused(capsys, "export", run, "--out", out, "--licence", " ")
+    assert "exists already" in refused(capsys, "export", run, "--out", run, "--license", "CC0-1.0")
+    assert "the license is empty" in refused(capsys, "export", run, "--out", out, "--license", " ")
     (run / "weights_last.safetensors").write_bytes(b"\x80\x04 pickle")
     assert "not a whole safetensors file" in refused(capsys, "export", run, *words)
     assert "expected an address" in refused(capsys, "pull", "http://example.org/card.json", "--out", out)

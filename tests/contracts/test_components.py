@@ -227,7 +227,7 @@ def test_every_card_has_code_and_every_component_a_card(kind):
 def test_cards_hold_the_facts(kind):
     for card in registry.find(kind=kind):
         assert 0 < len(card.summary) <= 100
-        assert card.facts.keys() >= {"paper", "licence"}
+        assert card.facts.keys() >= {"paper", "license"}
 
 
 def test_names_are_unique_across_kinds():

@@ -130,8 +130,8 @@ def test_strides_along_z(backbone, z_factors, strides):
 
 def test_kernels():
     weight = torch.randn(3, 2, 3, 3)
-    assert torch.equal(inflate_kernel(weight, 3, "centre")[:, :, 1], weight)
-    assert inflate_kernel(weight, 3, "centre")[:, :, ::2].abs().max() == 0
+    assert torch.equal(inflate_kernel(weight, 3, "center")[:, :, 1], weight)
+    assert inflate_kernel(weight, 3, "center")[:, :, ::2].abs().max() == 0
     torch.testing.assert_close(inflate_kernel(weight, 5, "mean").sum(2), weight)
     depths = {m.kernel_size[0] for m in encoder("convnext_atto", z_kernel=5).modules() if isinstance(m, nn.Conv3d)}
     assert max(depths) == 5

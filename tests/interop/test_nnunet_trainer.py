@@ -114,7 +114,7 @@ def test_plan_train_kill_continue_validate_predict(
     done = run(folders)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "killed in epoch 1" in done.stdout
-    assert re.search(r"^refused: .*recipe.yaml: the training was begun with another recipe", done.stdout, re.MULTILINE)
+    assert re.search(r"^refused: .*recipe.yaml: the training run began with another recipe", done.stdout, re.MULTILINE)
     assert len(re.findall(r"^.*: Epoch 0 *$", done.stdout, re.MULTILINE)) == 1
     assert len(re.findall(r"^.*: Epoch 1 *$", done.stdout, re.MULTILINE)) == 1
     # Warm-up 2 of 4 steps, poly .9: the first steps of both epochs, each group by its own base rate.

@@ -140,7 +140,7 @@ def test_an_ignore_label_of_one_data_set(recipe: Recipe, dataset: Path, partial:
     assert set(evaluate(run, device="cpu")["labels"]) == {"right", "third", "left"}
 
 
-@pytest.mark.parametrize("unannotated", ["marginalise", "background"])
+@pytest.mark.parametrize("unannotated", ["marginalize", "background"])
 def test_the_loss_is_told_what_was_looked_for(
     unannotated: str, recipe: Recipe, dataset: Path, partial: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

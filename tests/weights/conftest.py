@@ -92,7 +92,7 @@ def exported(tiny_recipe: Path, tmp_path: Path) -> Path:
     save_file(zoo.create(tiny_recipe).state_dict(), folder / "weights.safetensors")
     (folder / "README.md").write_text("# tiny\n", encoding="utf-8")
     facts = {name: FileFacts.of(folder / name) for name in ("recipe.yaml", "weights.safetensors", "README.md")}
-    card = {"format": 1, "name": "tiny", "licence": "CC0-1.0"}
+    card = {"format": 1, "name": "tiny", "license": "CC0-1.0"}
     card["files"] = {name: {"size": fact.size, "sha256": fact.sha256} for name, fact in facts.items()}
     (folder / CARD).write_text(json.dumps(card), encoding="utf-8")
     return folder

@@ -40,7 +40,7 @@ def test_interrupted_and_gone_on_with(server: Server, target: Path, ranges: bool
     for _ in range(2):
         message = one_line(fetch, f"{server.url}/w", target, sha256=SHA256, size=len(BODY))
         assert "too early" in message
-        assert "run it again to go on" in message
+        assert "run it again to resume" in message
         assert left(target) == [f".{target.name}.partial"]
     fetch(f"{server.url}/w", target, sha256=SHA256, size=len(BODY))
     assert target.read_bytes() == BODY

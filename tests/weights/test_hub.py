@@ -56,7 +56,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "size without end": (lambda f: edit(f, lambda c: c["files"]["recipe.yaml"].update(size=10**15)), "a size is not"),
     "infinite size": (lambda f: edit(f, lambda c: c["files"]["recipe.yaml"].update(size=float("inf"))), "not a card"),
     "nested too deep": (lambda f: (f / CARD).write_text("[" * 10**6), "not a card"),
-    "no licence": (lambda f: edit(f, lambda c: c.pop("licence")), "'licence' is no line"),
+    "no license": (lambda f: edit(f, lambda c: c.pop("license")), "'license' is no line"),
     "name of control characters": (lambda f: edit(f, lambda c: c.update(name="a\x1b[2Jb")), "'name' is no line"),
     "huge card": (lambda f: (f / CARD).write_text(" " * (2**20 + 1)), "1"),
 }
@@ -81,12 +81,20 @@ def test_a_folder_is_checked_when_it_is_loaded(exported: Path) -> None:
     assert "sha256 is not the card's" in one_line(zoo.create, exported / "recipe.yaml", pretrained=exported)
 
 
+def test_an_old_card_is_read_and_reported_in_one_line(exported: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit(exported, lambda card: card.update(licence=card.pop("license")))
+    caplog.set_level("WARNING", "maskmed_zoo")
+    assert check_folder(exported)["license"] == "CC0-1.0"
+    zoo.create(exported / "recipe.yaml", pretrained=exported)
+    assert caplog.messages == [f"{exported / CARD}: 'licence' is now 'license'; both are read, the new one is written"]
+
+
 def test_pull_from_an_address_and_a_zip(exported: Path, server: Server, tmp_path: Path) -> None:
     address = served(server, exported)
     server.files["/m.zip"] = zipped(exported, tmp_path / "m.zip").read_bytes()
     for index, source in enumerate((address, f"{server.url}/m.zip", str(tmp_path / "m.zip"))):
         out = tmp_path / f"out{index}"
-        assert pull(source, out)["licence"] == "CC0-1.0"
+        assert pull(source, out)["license"] == "CC0-1.0"
         assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in exported.iterdir()}
         assert "exists already" in one_line(pull, source, out)
     assert not list(tmp_path.glob(".*"))
@@ -108,7 +116,7 @@ def test_an_interrupted_pull_goes_on(exported: Path, server: Server, tmp_path: P
         whole(request)
 
     server.answer = cut_weights  # type: ignore[method-assign]
-    assert "run it again to go on" in one_line(pull, address, out)
+    assert "run it again to resume" in one_line(pull, address, out)
     assert not out.exists()
     pull(address, out)
     assert check_folder(out)["name"] == "tiny"
