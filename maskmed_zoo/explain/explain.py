@@ -8,6 +8,7 @@ from pathlib import Path
 from maskmed_zoo.data.dataset import Case, RawDataset
 from maskmed_zoo.data.sources import Data
 from maskmed_zoo.errors import DataError, UserError, nearest
+from maskmed_zoo.explain import VALIDATION_CASES
 from maskmed_zoo.explain.case import aim_of, foreground_of, look, read_subject
 from maskmed_zoo.explain.document import Explained, write_report
 from maskmed_zoo.explain.places import Point
@@ -16,8 +17,6 @@ from maskmed_zoo.report.canvas import require_matplotlib
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.predict import Predictor, input_cases, validation_cases
 from maskmed_zoo.runner.run_folder import RunFolder, Which, now
-
-VALIDATION_CASES = 4
 
 
 def explain(
