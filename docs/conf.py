@@ -1,4 +1,4 @@
-"""Sphinx: pages in Markdown, API from docstrings, two reference pages generated from the package at every build."""
+"""Sphinx: pages in Markdown, API from docstrings, reference pages generated from the package at every build."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,6 @@
 """Pages made from the code: the recipe's keys from its schema, the components from their cards and configs, what
-every recipe and every row of an ablation is made of, and the measured table of backbones.
+every recipe and every row of an ablation is made of, the commands from their parsers, and the measured table of
+backbones.
 
 Called by conf.py at every build; writes to reference/generated/, which is not kept in the repository.
 """
@@ -10,6 +11,8 @@ import csv
 import json
 from pathlib import Path
 from typing import Any
+
+import commands
 
 import maskmed_zoo as zoo
 from maskmed_zoo import registry
@@ -37,6 +40,7 @@ def main() -> None:
     write("components.md", components_page())
     write("models.md", models_page())
     write("backbones.md", backbones_page())
+    write("cli.md", commands.page())
 
 
 def write(name: str, text: str) -> None:

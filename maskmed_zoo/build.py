@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.errors import JointError, RecipeError
@@ -67,6 +66,8 @@ def report(recipe: Recipe) -> dict[str, Any]:
 
     Raises `JointError` where components or the patch do not fit.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which `create` has no use for
+
     with torch.device("meta"):
         model = model_of(recipe)
         image = torch.empty(1, model.in_channels, *recipe.data.patch_size)

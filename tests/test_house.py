@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import statistics
@@ -61,6 +62,19 @@ ALLOWED: dict[str, set[str]] = {
     | {"runner", "ablation", "explain", "export", "interop", "demo"},
     "__main__": {"cli"},
 }
+HEAVY = {"torch", "numpy", "scipy", "monai", "timm", "nibabel", "pydantic", "matplotlib"}
+HELP = """
+import contextlib, io, json, sys
+from maskmed_zoo.cli.main import VERBS, main
+
+seen, new = set(sys.modules), {}
+for words in [*([verb] for verb in VERBS), ["nnunet", "install"]]:
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    assert printed.getvalue().startswith(f"usage: maskmed-zoo {' '.join(words)} ")
+    new[" ".join(words)], seen = sorted(set(sys.modules) - seen), set(sys.modules)
+print(json.dumps(new))
+"""
 SAFE_LOADING = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False", "numpy.load": "allow_pickle=False"}
 
 
@@ -183,7 +197,26 @@ def test_stays_light(words: tuple[str, ...], tmp_path: Path) -> None:
     imported = set(re.findall(r"\|\s+([\w.]+)$", done.stderr, re.MULTILINE))
     assert done.returncode == 0, done.stderr
     assert "maskmed_zoo" in imported
-    assert not imported & {"torch", "numpy", "scipy", "monai", "timm", "nibabel", "pydantic"}
+    assert not imported & HEAVY
+
+
+def test_help_stays_light(tmp_path: Path) -> None:
+    """Of every command, one after the other in one process; what an earlier one imported does not count for a later."""
+    done = subprocess.run([sys.executable, "-c", HELP], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    imported = json.loads(done.stdout)
+    assert len(imported) == len(VERBS) + 1
+    assert {f"maskmed_zoo.cli.{verb}" for verb in VERBS} <= {module for new in imported.values() for module in new}
+    assert {verb: sorted(HEAVY & set(new)) for verb, new in imported.items() if HEAVY & set(new)} == {}
+
+
+def test_create_imports_no_compiler(tmp_path: Path) -> None:
+    code = "import sys, maskmed_zoo as z; z.create('maskmed_hippocampus_cpu'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    imported = set(done.stdout.split())
+    assert {"torch", "maskmed_zoo.ops.registration"} <= imported
+    assert not imported & {"torch._dynamo", "triton", "torch.utils.flop_counter"}
 
 
 def test_every_verb_is_a_module() -> None:

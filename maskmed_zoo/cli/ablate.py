@@ -1,7 +1,7 @@
 """Train and score every row of a grid with every seed, and compare the rows with one of them, case by case.
 
 Finished cells are never repeated and interrupted ones are resumed, so the command may be given again, or several times
-at once to share the cells.
+at once to share the cells. The exit code is 1 if a cell failed.
 """
 
 from __future__ import annotations
@@ -9,37 +9,50 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-
-from maskmed_zoo.ablation.ablate import ablate
-from maskmed_zoo.ablation.plan import Ablation, plan
-from maskmed_zoo.ablation.tables import COLUMNS, caption
 from maskmed_zoo.cli.output import add_device, add_set, render
 from maskmed_zoo.errors import ZooError
-from maskmed_zoo.runner.display import Display
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from maskmed_zoo.ablation.plan import Ablation
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments."""
+    """The grid, the data sets, where cells and tables go, seeds and fold, and what holds for every row."""
     parser.add_argument("grid", metavar="GRID", help="a built-in grid's name, for example table4, or a path (.yaml)")
     parser.add_argument(
-        "--data", action="append", required=True, metavar="DIR", help="nnU-Net folder, as for 'train'; repeatable"
+        "--data", action="append", required=True, metavar="DIR", help="nnU-Net raw folder, as for 'train'; repeatable"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables here, runs in DIR/cells")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 … N-1 of every row (default: 1)")
-    parser.add_argument("--fold", type=int, default=0, metavar="N", help="fold to validate on (default: 0)")
-    parser.add_argument("--recipe", metavar="R", help="instead of the grid's base recipe, for example one of CPU size")
-    add_set(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables go here, runs into DIR/cells")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="seeds 0 … N-1 of every row, in place of the recipe's (default: %(default)s)",
+    )
+    parser.add_argument("--fold", type=int, default=0, metavar="N", help="fold to validate on (default: %(default)s)")
+    parser.add_argument(
+        "--recipe", metavar="R", help="a name or path, instead of the grid's base recipe, for example one of CPU size"
+    )
+    add_set(parser, "every row, after its own changes")
     add_device(parser)
-    parser.add_argument("--dry-run", action="store_true", help="check everything, list the cells and their state")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, list the cells and whether they are finished, running, failed, unfinished or new; make "
+        "nothing",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Work through the cells and print the table."""
+    from maskmed_zoo.ablation.ablate import ablate
+    from maskmed_zoo.ablation.plan import plan
+
     ablation = plan(
         args.grid,
         data=args.data,
@@ -54,6 +67,11 @@ def run(args: argparse.Namespace) -> None:
         render(_cells(ablation))
         return
     if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.live import Live
+
+        from maskmed_zoo.runner.display import Display
+
         with Live(console=Console(markup=False), auto_refresh=False) as live:
             summary = ablate(
                 ablation, display=Display(live.console), show=lambda s: live.update(_table(s), refresh=True)
@@ -67,6 +85,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _cells(ablation: Ablation) -> Table:
+    from rich.table import Table
+
     table = Table("cell", "row", "seed", "state", box=None)
     for cell in ablation.cells:
         table.add_row(cell.run.path.name, cell.row, str(cell.seed), cell.state())
@@ -74,6 +94,10 @@ def _cells(ablation: Ablation) -> Table:
 
 
 def _table(summary: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    from maskmed_zoo.ablation.tables import COLUMNS, caption
+
     table = Table(title=caption(summary))
     for heading in COLUMNS:
         table.add_column(heading, justify="left" if heading == "row" else "right")

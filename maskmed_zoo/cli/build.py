@@ -1,26 +1,31 @@
-"""Build a recipe's network without data: check the joints, show levels, stages, parameters and MACs for its patch."""
+"""Build a recipe's network without data: check the joints, show levels, stages, parameters and MACs for its patch.
+
+Nothing is computed and no memory is taken for weights.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from maskmed_zoo.build import report
 from maskmed_zoo.cli.output import add_json, add_recipe, render, write_json
-from maskmed_zoo.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments."""
+    """The recipe, what overrides its values, and whether the report is printed as JSON."""
     add_recipe(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the report."""
+    from maskmed_zoo.build import report
+    from maskmed_zoo.recipe import load_recipe
+
     facts = report(load_recipe(args.recipe, args.overrides))
     if args.json:
         write_json(facts)
@@ -34,6 +39,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _levels(facts: dict[str, Any]) -> Table:
+    from rich.table import Table
+
     table = Table("level", "channels", "stride", "size", box=None)
     for index, level in enumerate(facts["levels"]):
         table.add_row(str(index), str(level["channels"]), _size(level["stride"]), _size(level["size"]))
@@ -41,6 +48,8 @@ def _levels(facts: dict[str, Any]) -> Table:
 
 
 def _stages(facts: dict[str, Any]) -> Table:
+    from rich.table import Table
+
     table = Table("stage", "maps", "size", "loss weight", box=None)
     for index, stage in enumerate(facts["stages"]):
         maps, *size = stage["shape"]
@@ -49,6 +58,8 @@ def _stages(facts: dict[str, Any]) -> Table:
 
 
 def _parameters(facts: dict[str, Any]) -> Table:
+    from rich.table import Table
+
     table = Table("part", "component", "parameters", box=None)
     for part, kind in facts["components"].items():
         if part in facts["parameters"]:

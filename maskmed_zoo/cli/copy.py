@@ -1,4 +1,4 @@
-"""Copy a built-in recipe, comments included, to a file of your own."""
+"""Copy a built-in recipe, comments included, to a file of your own. An existing file is never replaced."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from pathlib import Path
 
 from maskmed_zoo.cli.output import write
 from maskmed_zoo.errors import RecipeError
-from maskmed_zoo.recipe import recipe_path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments."""
+    """The recipe's name and where the copy goes."""
     parser.add_argument("name", metavar="NAME", help="a model's name ('maskmed-zoo list --kind model')")
     parser.add_argument("dest", metavar="DEST", type=Path, help="a new file (.yaml), or a folder")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the copy; refuses to overwrite."""
+    from maskmed_zoo.recipe import recipe_path
+
     source = recipe_path(args.name)
     target = args.dest / source.name if args.dest.is_dir() else args.dest
     if target.suffix not in (".yaml", ".yml"):

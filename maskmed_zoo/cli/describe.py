@@ -9,8 +9,8 @@ from maskmed_zoo.cli.output import add_json, render, write_json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments."""
-    parser.add_argument("name", metavar="NAME")
+    """The name, and whether the card is printed as JSON."""
+    parser.add_argument("name", metavar="NAME", help="of a component or a model ('maskmed-zoo list')")
     add_json(parser)
 
 

@@ -1,4 +1,7 @@
-"""Score a run on its validation cases, or a folder of label maps against references."""
+"""Score a run on its validation cases, or a folder of label maps against references: a table of Dice per label.
+
+Give either RUN, whose validation cases are then predicted and whose evaluation.json is written, or --pred and --ref.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.cli.output import add_device, add_weights, render
+from maskmed_zoo.cli.output import add_device, add_moved_data, add_weights, render
 from maskmed_zoo.errors import UserError
-from maskmed_zoo.evaluation.folders import evaluate_folders
-from maskmed_zoo.evaluation.table import tables
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments."""
+    """A run, its weights and where its data are now; or two folders; and a file for the scores."""
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="folder of a trained run")
     parser.add_argument("--pred", type=Path, metavar="DIR", help="label maps to score, with --ref")
     parser.add_argument("--ref", type=Path, metavar="DIR", help="reference label maps of the same names")
-    parser.add_argument(
-        "--data", action="append", metavar="DIR", help="where the run's data set is now, if it has moved; repeatable"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to FILE")
+    add_moved_data(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to FILE, as JSON")
     add_weights(parser)
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the table; a run also gets its predictions/ and evaluation.json."""
+    from maskmed_zoo.evaluation.table import tables
+
     if args.json and args.json.exists() and not _is_scores(args.json):
         raise UserError(f"{args.json}: exists and holds no scores, so it is not replaced; give another file")
     result = _scores(args)
@@ -46,6 +47,8 @@ def _scores(args: argparse.Namespace) -> dict[str, Any]:
 
         return evaluate(RunFolder(args.run), data=args.data, device=args.device, which=args.weights)
     if args.run is None and args.pred is not None and args.ref is not None:
+        from maskmed_zoo.evaluation.folders import evaluate_folders
+
         return evaluate_folders(args.pred, args.ref)
     raise UserError("evaluate: give either RUN, or --pred DIR and --ref DIR")
 

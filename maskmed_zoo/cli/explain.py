@@ -1,36 +1,50 @@
-"""Show what a trained run's queries are, which classes they answer for and where they look: pictures and numbers."""
+"""Show what a trained run's queries are, which classes they answer for and where they look: pictures and numbers.
+
+Needs the extra 'report'.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from maskmed_zoo.cli.output import add_device, add_weights, write
-from maskmed_zoo.explain.explain import VALIDATION_CASES, explain
-from maskmed_zoo.runner.run_folder import RunFolder
+from maskmed_zoo.cli.output import add_device, add_moved_data, add_weights, write
+from maskmed_zoo.explain import VALIDATION_CASES
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments."""
+    """The run, the images or validation cases, where to look in them, and where the pictures go."""
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run")
     parser.add_argument(
         "images",
         metavar="IMAGE",
         type=Path,
         nargs="*",
-        help="image files, or folders of them; none: validation cases of the run, which have references",
+        help="as INPUT of 'predict'; none: validation cases of the run, which have references",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for pictures and explain.json")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="explain.json, binding.png and a folder of pictures per case are written here",
+    )
     parser.add_argument(
         "--validation", type=int, metavar="N", help=f"how many validation cases (default: {VALIDATION_CASES})"
     )
-    parser.add_argument(
-        "--data", action="append", metavar="DIR", help="where the run's data set is now, if it has moved; repeatable"
-    )
+    add_moved_data(parser)
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--label", metavar="NAME", help="look at the middle of this label (default: the largest one)")
     where.add_argument(
-        "--point", type=_point, metavar="Z,Y,X", help="look at this voxel, from 0, of the image turned to RAS order"
+        "--label",
+        metavar="NAME",
+        help="attention and sampling points around the middle of this label as predicted (default: the largest one)",
+    )
+    where.add_argument(
+        "--point",
+        type=_point,
+        metavar="Z,Y,X",
+        help="the same around this voxel, from 0, of the image turned to RAS order: x from left to right, y from back "
+        "to front, z from below",
     )
     add_weights(parser)
     add_device(parser)
@@ -38,6 +52,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Explain and name the files written."""
+    from maskmed_zoo.explain.explain import explain
+    from maskmed_zoo.runner.run_folder import RunFolder
+
     written = explain(
         RunFolder(args.run),
         args.out,

@@ -7,12 +7,10 @@ from pathlib import Path
 
 from maskmed_zoo import renamed
 from maskmed_zoo.cli.output import add_weights, write
-from maskmed_zoo.export.export import export
-from maskmed_zoo.runner.run_folder import RunFolder
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments."""
+    """The run, a new folder, the licence of the weights, and which weights."""
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder")
     license = parser.add_mutually_exclusive_group(required=True)
@@ -23,6 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the folder and name it."""
+    from maskmed_zoo.export.export import export
+    from maskmed_zoo.runner.run_folder import RunFolder
+
     if args.licence is not None:
         renamed.report("'--licence' is now '--license'")
         args.license = args.licence

@@ -9,8 +9,14 @@ from maskmed_zoo.cli.output import add_json, render, write_json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments."""
-    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="shell wildcard, quoted: '*amos*'")
+    """The wildcard, the kind, and whether the cards are printed as JSON."""
+    parser.add_argument(
+        "pattern",
+        nargs="?",
+        default="*",
+        metavar="PATTERN",
+        help="names to list; * stands for any text, ? for one character: quote it, '*amos*' (default: all)",
+    )
     parser.add_argument("--kind", metavar="K", help=f"one of {', '.join(registry.KINDS)}")
     add_json(parser)
 

@@ -42,16 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = words[0]
     if verb not in VERBS:
         return _fail(f"no command '{verb}'{nearest(verb, VERBS)} (commands: {', '.join(VERBS)})", 2)
-    module = importlib.import_module(f"maskmed_zoo.cli.{verb}")
-    parser = argparse.ArgumentParser(prog=f"maskmed-zoo {verb}", description=module.__doc__, allow_abbrev=False)
-    module.configure(parser)
     try:
-        module.run(parser.parse_args(words[1:]))
+        importlib.import_module(f"maskmed_zoo.cli.{verb}").run(parser_of(verb).parse_args(words[1:]))
     except ZooError as error:
         return _fail(str(error), 2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return 0
+
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """The parser of one command; made without importing what the command runs."""
+    module = importlib.import_module(f"maskmed_zoo.cli.{verb}")
+    parser = argparse.ArgumentParser(prog=f"maskmed-zoo {verb}", description=module.__doc__, allow_abbrev=False)
+    module.configure(parser)
+    return parser
 
 
 def _top_parser() -> argparse.ArgumentParser:

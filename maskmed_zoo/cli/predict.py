@@ -6,22 +6,29 @@ import argparse
 from pathlib import Path
 
 from maskmed_zoo.cli.output import add_device, add_weights, write
-from maskmed_zoo.runner.predict import predict
-from maskmed_zoo.runner.run_folder import RunFolder
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run")
-    parser.add_argument("inputs", metavar="INPUT", type=Path, nargs="+", help="image files, or folders of them")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the label maps, or one .nii.gz for one input")
-    parser.add_argument("--overwrite", action="store_true", help="predict again what predict made before")
+    """The run, the images, where the label maps go, which weights, and the device."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run, or of exported weights")
+    parser.add_argument(
+        "inputs", metavar="INPUT", type=Path, nargs="+", help=".nii or .nii.gz files, or folders of .nii.gz files"
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the label maps, or one .nii.gz for one case")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="predict again what 'predict' made before, with these or other weights; anything else is never replaced",
+    )
     add_weights(parser)
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Predict and name the files written."""
+    from maskmed_zoo.runner.predict import predict
+    from maskmed_zoo.runner.run_folder import RunFolder
+
     written = predict(
         RunFolder(args.run), args.inputs, args.out, device=args.device, overwrite=args.overwrite, which=args.weights
     )

@@ -6,18 +6,24 @@ import argparse
 from pathlib import Path
 
 from maskmed_zoo.cli.output import write
-from maskmed_zoo.weights.hub import pull
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments."""
-    parser.add_argument("source", metavar="SOURCE", help="https://…/card.json, https://….zip, a .zip, or hf:OWNER/NAME")
+    """Where the weights are, a new folder, and what tells one version from another."""
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="https://…/card.json with the files beside it, https://….zip, a local .zip, or hf:OWNER/NAME, a "
+        "repository of the Hugging Face hub (extra 'hub')",
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder")
     parser.add_argument("--revision", metavar="R", help="of a hub repository: a branch, tag or commit")
-    parser.add_argument("--sha256", metavar="S", help="of a zip file; its download can then be resumed")
+    parser.add_argument("--sha256", metavar="S", help="of a zip file; an interrupted download is then resumed")
 
 
 def run(args: argparse.Namespace) -> None:
     """Download, check, and say what it is."""
+    from maskmed_zoo.weights.hub import pull
+
     card = pull(args.source, args.out, revision=args.revision, sha256=args.sha256)
     write(f"{args.out}: {card['name']}, license {card['license']}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from maskmed_zoo.cli.output import write_json
-from maskmed_zoo.recipe import recipe_type
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -14,5 +13,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the schema."""
+    from maskmed_zoo.recipe import recipe_type
+
     del args
     write_json(recipe_type().model_json_schema())

@@ -6,33 +6,46 @@ import argparse
 from pathlib import Path
 
 from maskmed_zoo.cli.output import add_device, add_recipe, render
-from maskmed_zoo.evaluation.table import tables
-from maskmed_zoo.recipe import load_recipe
-from maskmed_zoo.runner.evaluate import evaluate
-from maskmed_zoo.runner.train import train
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Arguments."""
+    """The recipe, the data sets, the run's folder, the fold, and what may differ from run to run."""
     add_recipe(parser)
     parser.add_argument(
         "--data",
         action="append",
         required=True,
         metavar="DIR",
-        help="nnU-Net folder (dataset.json inside); repeatable: labels are merged by name; DIR@all: all of its cases "
-        "train, none validates",
+        help="nnU-Net raw folder, the one that holds dataset.json; repeatable: labels of several are merged by name; "
+        "DIR@all: all cases of that data set train, none validates",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run, made new")
-    parser.add_argument("--fold", type=int, default=0, metavar="N", help="fold to validate on (default: 0)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="RUN",
+        help="folder of the run, made new; preprocessed cases go to .maskmed_cache beside it",
+    )
+    parser.add_argument("--fold", type=int, default=0, metavar="N", help="fold to validate on (default: %(default)s)")
     parser.add_argument("--seed", type=int, metavar="N", help="instead of the recipe's train.seed")
-    parser.add_argument("--workers", type=int, metavar="N", help="loader processes (default: 0 on the CPU)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that prepare patches; which ones are drawn does not depend on it (default: 0 on the CPU, else "
+        "up to eight)",
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in RUN after its last whole epoch")
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Train and evaluate."""
+    from maskmed_zoo.evaluation.table import tables
+    from maskmed_zoo.recipe import load_recipe
+    from maskmed_zoo.runner.evaluate import evaluate
+    from maskmed_zoo.runner.train import train
+
     overrides = [*args.overrides, *([] if args.seed is None else [f"train.seed={args.seed}"])]
     folder = train(
         load_recipe(args.recipe, overrides),

@@ -10,6 +10,7 @@ from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.inputs import input_cases
 from maskmed_zoo.data.sources import Data
 from maskmed_zoo.errors import DataError, UserError, nearest
+from maskmed_zoo.explain import VALIDATION_CASES
 from maskmed_zoo.explain.case import aim_of, foreground_of, read_subject
 from maskmed_zoo.explain.document import write_document
 from maskmed_zoo.explain.places import Point
@@ -22,8 +23,6 @@ from maskmed_zoo.runner.evaluate import validation_cases
 from maskmed_zoo.runner.load import load
 from maskmed_zoo.runner.manifest import now
 from maskmed_zoo.runner.run_folder import RunFolder, Which
-
-VALIDATION_CASES = 4
 
 
 def explain(

@@ -14,8 +14,6 @@ from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.recipe import Recipe, dump_recipe
 
 PREFIX = "nnUNetTrainer_MaskMed"
-DEFAULT_RECIPE = "maskmed_amos"
-"""The recipe of the class without a suffix."""
 TEXT = '''\
 """Written by `maskmed-zoo nnunet install`; nnU-Net v2 finds it where nnUNet_extTrainer points."""
 

@@ -6,8 +6,6 @@ import functools
 import logging
 from typing import Literal
 
-import torch
-
 from maskmed_zoo.errors import UserError
 from maskmed_zoo.ops import native
 
@@ -33,7 +31,6 @@ def best(device: str) -> Literal["torch", "native", "triton"]:
     return taken
 
 
-@torch.compiler.assume_constant_result
 def resolve(backend: Backend, device: str) -> str:
     """What runs on a kind of device: "torch", or "op" for the registered op and its own choice of a kernel.
 
@@ -54,3 +51,8 @@ def resolve(backend: Backend, device: str) -> str:
     if device != "meta" and best(device) != backend:
         raise UserError(f"backend '{backend}' of deformable attention cannot run on this machine; {ADVICE}")
     return "op"
+
+
+# To `torch.compile` the answer is a constant. This is the mark of `torch.compiler.assume_constant_result`, which would
+# import the whole compiler (a second) for those who compile nothing; a test holds it to what torch sets.
+resolve._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -57,6 +57,16 @@ def test_compiles_as_one_graph_with_gradients(chosen):
     torch.testing.assert_close(gradients(compiled, leaves), gradients(Module(chosen), leaves))
 
 
+def test_choice_of_a_backend_is_marked_as_torch_marks_constants():
+    """The mark is set by hand, so that the compiler is not imported; torch itself must set this very one."""
+
+    def marked() -> None: ...
+
+    torch.compiler.assume_constant_result(marked)
+    assert vars(marked)
+    assert vars(backend.resolve).items() >= vars(marked).items()
+
+
 @BACKENDS
 def test_compiles_once_for_any_number_of_queries(chosen):
     compiled = torch.compile(Module(chosen), fullgraph=True, backend="aot_eager", dynamic=True)
