@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import maskmed_zoo as zoo
 from maskmed_zoo.cli.main import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -206,3 +207,10 @@ def test_pyright() -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_one_version() -> None:
+    """That of the package, which pyproject.toml takes, is also that of the citation and of the newest release."""
+    changes = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert cited == changes[:1] == [zoo.__version__]
