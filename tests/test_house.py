@@ -191,16 +191,16 @@ def test_every_verb_is_a_module() -> None:
     assert modules == set(VERBS)
 
 
-def test_ruff() -> None:
+@pytest.mark.parametrize("words", [("check", "--output-format", "concise"), ("format", "--check")], ids="-".join)
+def test_ruff(words: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--output-format", "concise", "."], cwd=ROOT, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_pyright() -> None:
-    """Of the interpreter that runs the tests, by the node that comes with `pyright[nodejs]`, without the network."""
+    """Package and tests, for the interpreter that runs this, by the node of `pyright[nodejs]`, without the network."""
     environment = os.environ | {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pyright", "--pythonpath", sys.executable], cwd=ROOT, env=environment,
