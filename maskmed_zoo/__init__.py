@@ -12,7 +12,7 @@ Importing the package imports no torch; `create`, `attach_head` and `register` d
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -143,8 +143,11 @@ def describe(name: str) -> dict[str, Any]:
     return registry.card(name).to_json()
 
 
-def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A checked recipe by name or path; `overrides` maps "a.b" to values. Raises `RecipeError` with every problem."""
+def load_recipe(name_or_path: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A checked recipe by name or path, or of a loaded one; `overrides` maps "a.b" to values.
+
+    Raises `RecipeError` with every problem.
+    """
     from maskmed_zoo.recipe import load_recipe as load
 
     return load(name_or_path, overrides or {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_any_network(name):
     model = attach(network, UNETR_PATCH if name == "unetr" else (64, 64, 64))
     assert all(modes)
     assert all(m.training for m in model.modules())
-    spec = model.head.decoder.in_spec
+    spec: Any = model.head.decoder.in_spec
     assert spec.channels == channels
     assert tuple(stride[2] for stride in spec.strides) == strides
 
@@ -301,7 +302,7 @@ def test_a_network_that_reads_numbers_back():
 
 def refusal(network: nn.Module, **settings) -> str:
     with pytest.raises(JointError) as caught:
-        zoo.attach_head(network, **{"num_classes": CLASSES} | settings)
+        zoo.attach_head(network, **dict[str, Any]({"num_classes": CLASSES} | settings))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -315,7 +316,7 @@ def test_a_refused_head_leaves_the_network_whole(settings):
     network, image = dyn_unet().eval(), torch.randn(1, 1, 16, 16, 16)
     expected = network(image)
     with pytest.raises((JointError, RegistryError)):
-        zoo.attach_head(network, **{"num_classes": CLASSES} | settings)
+        zoo.attach_head(network, **dict[str, Any]({"num_classes": CLASSES} | settings))
     assert torch.equal(network(image), expected)
 
 

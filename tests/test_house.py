@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import maskmed_zoo as zoo
 from maskmed_zoo.cli.main import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,19 +225,26 @@ def test_every_verb_is_a_module() -> None:
     assert modules == set(VERBS)
 
 
-def test_ruff() -> None:
+@pytest.mark.parametrize("words", [("check", "--output-format", "concise"), ("format", "--check")], ids="-".join)
+def test_ruff(words: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--output-format", "concise", "."], cwd=ROOT, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "ruff", *words, "."], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_pyright() -> None:
-    """Of the interpreter that runs the tests, by the node that comes with `pyright[nodejs]`, without the network."""
+    """Package and tests, for the interpreter that runs this, by the node of `pyright[nodejs]`, without the network."""
     environment = os.environ | {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "pyright", "--pythonpath", sys.executable], cwd=ROOT, env=environment,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_one_version() -> None:
+    """That of the package, which pyproject.toml takes, is also that of the citation and of the newest release."""
+    changes = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert cited == changes[:1] == [zoo.__version__]

@@ -148,8 +148,9 @@ def test_class_names_of_another_number():
 def test_decoders_that_do_not_fit():
     with pytest.raises(JointError, match="needs at least 2 levels, the encoder gives 1"):
         UNetDecoder(in_spec=FeatureSpec((4,), ((1, 1, 1),)))
+    config = UNetConfig(kernels=(3, 3, 3))  # pyright: ignore[reportArgumentType]
     with pytest.raises(JointError, match="has 3 'kernels' for 1 stages; give one per stage"):
-        UNetDecoder(in_spec=FeatureSpec((4, 6), ((1, 1, 1), (2, 2, 2))), config=UNetConfig(kernels=(3, 3, 3)))
+        UNetDecoder(in_spec=FeatureSpec((4, 6), ((1, 1, 1), (2, 2, 2))), config=config)
     with pytest.raises(JointError, match=r"got \(3, 2, 2\) below \(2, 1, 1\) at level 1"):
         UNetDecoder(in_spec=FeatureSpec((4, 6), ((2, 1, 1), (3, 2, 2))))
 
@@ -175,7 +176,7 @@ def test_a_feature_spec_needs_a_stride_per_channel_count():
 
 
 def check_groups(model: SegmentationModel) -> None:
-    groups = model.parameter_groups()
+    groups: Any = model.parameter_groups()
     assert list(groups) == ["cnn", "transformer"]
     ids = [id(p) for group in groups.values() for p in group]
     assert len(set(ids)) == len(ids)
@@ -393,7 +394,7 @@ def test_token_grids_halve_the_finest_axis_in_mm():
 
 @pytest.mark.parametrize("mode", ["off", "hard", "soft"])
 def test_the_mask_prior_says_where_queries_look(mode):
-    head = tiny(model__head__masked_attention=mode).head
+    head: Any = tiny(model__head__masked_attention=mode).head
     masks = torch.full((1, 3, 2, 2, 2), -5.0)
     masks[0, 0, 0] = 5  # the upper half; queries 1 and 2 see nothing
     masks[0, 2] = torch.tensor([-5.0, 1e-3])
@@ -413,7 +414,7 @@ def test_the_mask_prior_says_where_queries_look(mode):
 def test_shared_queries_pass_from_stage_to_stage_and_own_ones_do_not():
     image = torch.randn(1, 1, 8, 12, 8)
     for kind, count in (("shared", 1), ("per_stage", 2)):
-        model = tiny(model__head__queries=kind, model__head__masked_attention="off")
+        model: Any = tiny(model__head__queries=kind, model__head__masked_attention="off")
         assert len(model.head.decoder.queries) == count
         before = model(image).stages
         with torch.no_grad():
@@ -424,7 +425,7 @@ def test_shared_queries_pass_from_stage_to_stage_and_own_ones_do_not():
 
 
 def test_instances_need_spare_queries_and_matching():
-    changes = {"data.instances": "components"}
+    changes: dict[str, Any] = {"data.instances": "components"}
     with pytest.raises(JointError, match=r"3 queries for 3 labels, but data\.instances tells several objects"):
         build.model_of(zoo.load_recipe("maskmed_hippocampus_cpu", changes))
     changes["model.head.num_queries"] = 8

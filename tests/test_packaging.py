@@ -18,21 +18,28 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("maskmed_zoo", "registry", "recipes", "pyproject.toml", "README.md", "LICENSE")
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing is left in the checkout."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def copy_source(folder: Path) -> Path:
+    """What a wheel is made of, so that building it leaves nothing in the checkout."""
     for item in NEEDED:
         if (ROOT / item).is_dir():
-            shutil.copytree(ROOT / item, source / item, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / item, folder / item, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(ROOT / item, source / item)
+            shutil.copy(ROOT / item, folder / item)
+    return folder
+
+
+def build_wheel(source: Path, out: Path) -> Path:
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     (built,) = out.glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(copy_source(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")

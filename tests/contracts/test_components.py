@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import maskmed_zoo
 from maskmed_zoo import contracts, registry
-from maskmed_zoo.contracts import Component, FeatureSpec, HeadOutput, StageOutput
+from maskmed_zoo.contracts import FeatureSpec, HeadOutput, StageOutput
 from maskmed_zoo.layers.conv import ConvNormAct
 from maskmed_zoo.layers.transformer import MultiHeadAttention
 
@@ -73,7 +73,7 @@ class Case:
         tiny = {k: v for k, v in TINY[self.kind].items() if k in fields}
         return self.cls.Config(**tiny | dict([self.choice] if self.choice else []))
 
-    def build(self, seed: int = 0) -> Component:
+    def build(self, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         context = {
             "encoder": {"in_channels": IN_CHANNELS},
@@ -93,7 +93,8 @@ class Case:
         """One of `PATCHES`, or a few times the stride if that does not divide them."""
         if all(p % s == 0 for size in PATCHES for p, s in zip(size, self.stride, strict=True)):
             return patch
-        return tuple(n * s for n, s in zip(MULTIPLES[patch], self.stride, strict=True))
+        d, h, w = (n * s for n, s in zip(MULTIPLES[patch], self.stride, strict=True))
+        return d, h, w
 
     def inputs(self, patch=PATCHES[0], batch: int = 1, seed: int = 1) -> list[Any]:
         """What `forward` takes: float32, on the CPU."""
@@ -188,7 +189,7 @@ def as_dtype(value: Any, dtype: torch.dtype) -> Any:
     return [as_dtype(v, dtype) for v in value]
 
 
-def close(actual: Any, expected: Any, **bounds: float) -> None:
+def close(actual: Any, expected: Any, **bounds: Any) -> None:
     for a, b in zip(tensors(actual), tensors(expected), strict=True):
         torch.testing.assert_close(a, b, **bounds)
 
@@ -265,7 +266,7 @@ def test_every_setting_has_a_default_and_construction_is_by_keyword(case):
 def test_docstrings_state_shapes(case):
     assert case.cls.__doc__
     assert case.cls.Config.__doc__
-    assert "(b " in inspect.getdoc(case.cls.forward)
+    assert "(b " in (inspect.getdoc(case.cls.forward) or "")
     module = inspect.getmodule(case.cls)
     assert module is not None
     assert len((module.__doc__ or "").strip()) > 60
@@ -354,7 +355,7 @@ def test_backward_reaches_every_parameter(case):
     inputs = as_dtype(case.inputs(batch=2), torch.float64)
     generator = torch.Generator().manual_seed(3)
     output = tensors(component(*inputs))
-    loss = sum((x * torch.randn(x.shape, generator=generator, dtype=x.dtype)).sum() for x in output)
+    loss: Any = sum((x * torch.randn(x.shape, generator=generator, dtype=x.dtype)).sum() for x in output)
     parameters = dict(component.named_parameters())
     found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True) if parameters else ()
     largest = {name: 0.0 if g is None else float(g.abs().max()) for name, g in zip(parameters, found, strict=True)}

@@ -76,6 +76,7 @@ def test_a_prepared_case_holds_what_it_should(cache, dataset):
     cached = cache.load(case)
     image, labels, geometry = load_case(case, dataset)
     image = resample_image(image, geometry.spacing, SPACING)
+    assert labels is not None
     labels = resample_labels(labels, image.shape[1:])
     assert image.shape != load_case(case, dataset)[0].shape
     for array, expected in ((cached.image, image), (cached.labels, labels)):

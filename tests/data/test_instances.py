@@ -59,7 +59,7 @@ def test_resampled_numbers_are_those_of_the_nearest_voxel_of_the_label() -> None
     spacing = np.array([5.0, 1.0, 1.5])
     for shape in ((9, 13, 17), (4, 6, 7)):
         resampled = rng.integers(0, 3, shape).astype(np.int16)
-        result = resample_instances(numbers, labels, resampled, (1, 2, 3), spacing)
+        result = resample_instances(numbers, labels, resampled, (1, 2, 3), tuple(spacing))
         assert ((result > 0) == (resampled > 0)).all()
         scale = np.array(labels.shape) / shape
         for value in (1, 2):
@@ -67,7 +67,7 @@ def test_resampled_numbers_are_those_of_the_nearest_voxel_of_the_label() -> None
             distances = cdist(((wanted + 0.5) * scale - 0.5) * spacing, known * spacing)
             chosen = numbers[tuple(known.T)][None] == result[tuple(wanted.T)][:, None]
             assert np.allclose(np.where(chosen, distances, np.inf).min(1), distances.min(1))
-    np.testing.assert_array_equal(resample_instances(numbers, labels, labels, (1, 2), spacing), numbers)
+    np.testing.assert_array_equal(resample_instances(numbers, labels, labels, (1, 2), tuple(spacing)), numbers)
 
 
 @pytest.fixture
@@ -83,6 +83,7 @@ def numbered(dataset: Path) -> RawDataset:
 def read(dataset: RawDataset) -> np.ndarray:
     case = dataset.cases[0]
     _, labels, geometry = load_case(case, dataset)
+    assert labels is not None
     return read_instances(case, dataset, labels, geometry)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,7 +22,7 @@ ORIENTATIONS = ["".join(letters) for order in itertools.permutations(AXES) for l
 SIZES = {"L": (4, 0.7), "P": (5, 1.1), "I": (6, 2.5)}  # voxels and mm along left-right, posterior-anterior, inferior-…
 
 
-def oriented_affine(code: str) -> tuple[np.ndarray, tuple[int, ...]]:
+def oriented_affine(code: str) -> tuple[np.ndarray, Any]:
     """Affine and shape of a small volume stored as `code`, voxel axes named by where they point to."""
     affine, shape = np.eye(4), []
     affine[:3, :3] = 0
@@ -318,7 +319,7 @@ def test_colour_images_and_wrong_labels(tmp_path):
 # --- comparing grids --------------------------------------------------------------------------------------------------
 
 
-def volume(affine: np.ndarray, shape: tuple[int, ...] = (100, 100, 100), name: str = "a.nii.gz") -> Volume:
+def volume(affine: np.ndarray, shape: tuple[int, int, int] = (100, 100, 100), name: str = "a.nii.gz") -> Volume:
     return Volume(np.zeros(1), Geometry(affine, shape), Path(name))
 
 
@@ -340,7 +341,8 @@ def test_same_geometry_tolerates_rounding_only():
 def test_same_grid_in_another_orientation_is_the_same(tmp_path):
     affine, shape = oriented_affine("RAS")
     image = nib.Nifti1Image(np.zeros(shape, np.uint8), affine)
-    other = image.as_reoriented(nib.orientations.ornt_transform(io_orientation(affine), axcodes2ornt("PLI")))
+    turn: Any = nib.orientations.ornt_transform(io_orientation(affine), axcodes2ornt("PLI"))
+    other = image.as_reoriented(turn)
     nib.save(other, tmp_path / "b.nii.gz")
     ours, theirs = (
         read_image(save(tmp_path / "a.nii.gz", np.zeros(shape, np.uint8), affine)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -16,19 +17,20 @@ from maskmed_zoo.data.patches import PatchDataset, window
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.recipe.schema import Augmentation, DataRecipe
 
+Stream = Literal["train", "validation"]
 PLAIN = {"spatial_probability": 0, "intensity_probability": 0}
 
 
-def patches(dataset: Path, folder: Path, stream: str = "train", seed: int = 0, **changes: object) -> PatchDataset:
+def patches(dataset: Path, folder: Path, stream: Stream = "train", seed: int = 0, **changes: Any) -> PatchDataset:
     opened = open_dataset(dataset)
-    settings = {"spacing": (2, 1, 1), "patch_size": (8, 8, 8), "augmentation": PLAIN} | changes
+    settings: dict[str, Any] = {"spacing": (2, 1, 1), "patch_size": (8, 8, 8), "augmentation": PLAIN} | changes
     cache = CaseCache(folder, opened, settings["spacing"], settings.get("instances"))
     cache.prepare(opened.cases)
     return joined([(cache, opened.cases)], opened.labels, seed=seed, stream=stream, **settings)
 
 
 def joined(
-    parts: Parts, labels: dict[str, int], stream: str = "train", seed: int = 0, **settings: object
+    parts: Parts, labels: dict[str, int], stream: Stream = "train", seed: int = 0, **settings: Any
 ) -> PatchDataset:
     return PatchDataset(
         parts,
@@ -153,7 +155,7 @@ def test_labels_of_several_data_sets_get_one_number_by_name(dataset: Path, parti
     opened = [open_dataset(path) for path in (dataset, partial)]
     labels = Labels.merged(dataset.labels for dataset in opened)
     assert labels == {"background": 0, "left": 1, "right": 2, "third": 3}
-    settings = {"spacing": (2, 1, 1), "patch_size": (16, 32, 32), "augmentation": PLAIN}
+    settings: dict[str, Any] = {"spacing": (2, 1, 1), "patch_size": (16, 32, 32), "augmentation": PLAIN}
     caches = [CaseCache(tmp_path / "c", each, (2, 1, 1)) for each in opened]
     parts = [(cache, cache.dataset.cases) for cache in caches]
     for cache, cases in parts:
@@ -195,6 +197,7 @@ def test_instances_go_where_their_labels_go(dataset: Path, tmp_path: Path) -> No
     )
     for index in range(10):
         patch = drawn[index]
+        assert "instances" in patch
         labels, instances = patch["labels"], patch["instances"]
         assert (instances.dtype, instances.shape) == (torch.int64, labels.shape)
         assert torch.equal(instances > 0, labels > 0)

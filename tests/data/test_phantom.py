@@ -192,6 +192,7 @@ def test_lesion_folder_has_maps_of_numbers(tmp_path: Path) -> None:
     found = 0
     for case in dataset.cases:
         _, labels, geometry = load_case(case, dataset)
+        assert labels is not None
         numbers = read_instances(case, dataset, labels, geometry)
         expected = lesion_case(_case_seed(1, "Tr", int(case.identifier[-3:])), SMALL)[2]
         np.testing.assert_array_equal(numbers, expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -18,7 +20,7 @@ SPEC = FeatureSpec((4, 6, 8), ((1, 1, 1), (1, 2, 2), (2, 4, 4)))
 ODD = [(7, 11, 9), (7, 6, 4), (3, 2, 3)]  # no size is a multiple of the next
 
 
-def perturbed(module: nn.Module) -> nn.Module:
+def perturbed(module: nn.Module) -> Any:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

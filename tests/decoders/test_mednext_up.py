@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -33,8 +35,9 @@ def test_going_up_puts_a_voxel_at_the_end_of_its_cell(stride, kernel):
 def test_lower_levels_repeat_the_last_of_the_four_sizes():
     spec = FeatureSpec((2,) * 7, tuple((2**level,) * 3 for level in range(7)))
     decoder = MedNeXtUpDecoder(config=MedNeXtUpConfig(variant="L"), in_spec=spec)
-    assert [len(stage) for stage in decoder.stages] == [3, 4, 8, 8, 8, 8]
-    assert [stage[0].conv2.out_channels // 2 for stage in decoder.stages] == [3, 4, 8, 8, 8, 8]
+    stages: Any = decoder.stages
+    assert [len(stage) for stage in stages] == [3, 4, 8, 8, 8, 8]
+    assert [stage[0].conv2.out_channels // 2 for stage in stages] == [3, 4, 8, 8, 8, 8]
 
 
 def test_a_single_voxel_is_refused():

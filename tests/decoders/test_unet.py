@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_seeded_weights_and_outputs_stay(settings, keys, parameters, numbers):
     draw = torch.rand(1)
     assert hashlib.sha256("\n".join(decoder.state_dict()).encode()).hexdigest()[:16] == keys
     assert count(decoder) == parameters
-    weights = decoder.upsamplers[0].weight, decoder.stages[1][0].conv.weight
+    weights: tuple[Any, ...] = decoder.upsamplers[0].weight, decoder.stages[1][0].conv.weight
     found = [x.double().abs().sum().item() for x in (draw, *weights, *decoder(levels_of(SMALL, (4, 8, 12))))]
     assert found == pytest.approx(numbers, rel=1e-5)
 
@@ -73,7 +74,8 @@ def test_seeded_weights_and_outputs_stay(settings, keys, parameters, numbers):
 
 def test_residual_stages_are_those_of_nnunet():
     torch.manual_seed(0)
-    strides, kernels = ((1, 1, 1), (1, 2, 2), (2, 2, 1)), ((1, 3, 3), (3, 3, 5), (3, 3, 3))
+    strides: Any = ((1, 1, 1), (1, 2, 2), (2, 2, 1))
+    kernels: Any = ((1, 3, 3), (3, 3, 5), (3, 3, 3))
     network = ResidualUNet(
         input_channels=1,
         n_stages=3,
@@ -115,10 +117,13 @@ def test_residual_stages_are_those_of_nnunet():
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_depth_is_one_number_or_one_each(residual):
+    def depths(stages: Any) -> list[int]:
+        return [len(stage) for stage in stages]
+
     per_stage = UNetDecoder(in_spec=SMALL, config=UNetConfig(blocks=(3, 1), residual=residual))
-    assert [len(stage) for stage in per_stage.stages] == [3, 1]
+    assert depths(per_stage.stages) == [3, 1]
     same = UNetDecoder(in_spec=SMALL, config=UNetConfig(blocks=3, residual=residual))
-    assert [len(stage) for stage in same.stages] == [3, 3]
+    assert depths(same.stages) == [3, 3]
     with pytest.raises(JointError, match="has 3 'blocks' for 2 stages; give one per stage"):
         UNetDecoder(in_spec=SMALL, config=UNetConfig(blocks=(1, 1, 1)))
 
@@ -191,7 +196,8 @@ def test_settings_that_contradict_each_other():
         UNetConfig(width=2, parameters=1000)
     with pytest.raises(ValidationError, match="'kernels' must be odd"):
         UNetConfig(kernels=((3, 3, 3), (2, 3, 3)))
-    for wrong in ({"width": 0}, {"width": float("inf")}, {"parameters": 0}, {"parameters": 10**30}):
+    refused: list[dict[str, Any]] = [{"width": 0}, {"width": float("inf")}, {"parameters": 0}, {"parameters": 10**30}]
+    for wrong in refused:
         with pytest.raises(ValidationError):
             UNetConfig(**wrong)
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import Component
+from maskmed_zoo.contracts import Component, FeatureSpec
 from maskmed_zoo.decoders.mednext_up import MedNeXtUpConfig, MedNeXtUpDecoder
 from maskmed_zoo.decoders.unetr_up import UNETRUpConfig, UNETRUpDecoder
 from maskmed_zoo.encoders.mednext import MedNeXtConfig, MedNeXtEncoder
@@ -55,7 +55,7 @@ MEDNEXT_KEYS = {
 
 def compose(encoder: Component, decoder: Component, channels: int) -> nn.ModuleDict:
     """Encoder, decoder and one projection of the finest stage, which has so many channels."""
-    spec = type(decoder.out_spec)((channels,), ((1, 1, 1),))
+    spec = FeatureSpec((channels,), ((1, 1, 1),))
     head = PointwiseHead(in_spec=spec, num_classes=CLASSES)
     return nn.ModuleDict({"encoder": encoder, "decoder": decoder, "head": head})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -37,12 +39,12 @@ def encoder(backbone: str, seed: int = 0, channels: int = 1, **settings) -> Timm
     return TimmEncoder(in_channels=channels, config=TimmConfig(backbone=backbone, **settings)).eval()
 
 
-def two_d(backbone: str, seed: int = 0) -> nn.Module:
+def two_d(backbone: str, seed: int = 0) -> Any:
     """The 2-D network with the same weights, made by timm alone."""
     torch.manual_seed(seed)
     whole = next((s for family, s in WHOLE.items() if family[:3] == backbone[:3]), None)
     whole = WHOLE["vision_transformer"] if backbone in VITS else whole
-    settings = {"features_only": True} if whole is None else {"num_classes": 0, **whole}
+    settings: dict[str, Any] = {"features_only": True} if whole is None else {"num_classes": 0, **whole}
     return timm.create_model(backbone, in_chans=1, drop_path_rate=0.0, **settings).eval()
 
 
@@ -76,7 +78,7 @@ def test_convolutional(backbone):
 def test_vision_transformers(backbone):
     """Through the position table of another size than the image, and with prefix tokens."""
     image, volume = images()
-    body = encoder(backbone).body
+    body: Any = encoder(backbone).body
     expected = two_d(backbone).forward_intermediates(image, indices=list(body.vit.taps), intermediates_only=True)
     for level, plane in zip(body.vit(volume), expected, strict=True):
         check_slices(level, plane)
@@ -152,7 +154,7 @@ def test_slices_are_the_2d_network_on_each():
 @torch.no_grad()
 def test_slabs_are_neighbouring_slices_as_channels():
     volume = torch.randn(1, 2, 4, 32, 32)
-    built = encoder("test_resnet", channels=2, mode="slices", slab=3)
+    built: Any = encoder("test_resnet", channels=2, mode="slices", slab=3)
     levels = built(volume)
     for z, neighbours in enumerate([(0, 0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 3)]):
         slab = volume[:, :, neighbours].flatten(1, 2)  # all neighbours of a channel, then the next channel
@@ -176,16 +178,16 @@ def test_weights_of_a_file(backbone, ending, tmp_path):
     """A classifier's state dict as timm saves it: three input channels, with its last layer."""
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(3)
-    trained = timm.create_model(backbone)
+    trained: Any = timm.create_model(backbone)
     for p in trained.parameters():
         p.add_(0.02 * torch.randn_like(p))
     path = tmp_path / f"weights.{ending}"
     save_file(trained.state_dict(), path) if ending == "safetensors" else torch.save(trained.state_dict(), path)
-    built = encoder(backbone, channels=3, weights=str(path))
+    built: Any = encoder(backbone, channels=3, weights=str(path))
     image = torch.randn(1, 3, 64, 64)
     volume = image.unsqueeze(2).expand(-1, -1, 32, -1, -1)
     if backbone in VITS:
-        whole = timm.create_model(backbone, num_classes=0, dynamic_img_size=True).eval()
+        whole: Any = timm.create_model(backbone, num_classes=0, dynamic_img_size=True).eval()
         whole.load_state_dict(trained.state_dict(), strict=False)
         expected = whole.forward_intermediates(image, indices=list(built.body.vit.taps), intermediates_only=True)
         found = built.body.vit(volume)

@@ -173,12 +173,13 @@ def test_purity_is_that_of_the_cases_listed(run: RunFolder, tmp_path: Path) -> N
 
 def test_window_goes_where_it_is_asked_to(run: RunFolder, tmp_path: Path) -> None:
     """The image has 9 x 18 x 18 voxels, the window 8 x 16 x 16."""
-    for arguments, start, words in (
+    cases: list[tuple[dict[str, Any], list[int] | None, str]] = [
         ({"point": (0, 0, 17)}, [0, 0, 2], "voxel (0, 0, 17) of the image"),
         ({"point": (8, 17, 0)}, [1, 2, 0], "voxel (8, 17, 0) of the image"),
         ({"label": "left"}, None, "'left' as predicted"),
         ({"label": "right"}, None, "'right' as predicted"),
-    ):
+    ]
+    for arguments, start, words in cases:
         explain(run, tmp_path, [image(run, 0)], device="cpu", **arguments)
         (case,) = document(tmp_path)["cases"]
         assert case["window"]["centred_on"] == words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +24,9 @@ NECKS = ("skip", "fsad")
 PATCH = (8, 16, 16)
 
 
-def network(recipe: Path, head: str, neck: str = "skip", **settings: object) -> SegmentationModel:
+def network(recipe: Path, head: str, neck: str = "skip", **settings: Any) -> SegmentationModel:
     """A tiny network whose parameters are all random, those that start at zero too."""
-    overrides: dict[str, object] = {"model__head__kind": head, "model__neck__kind": neck}
+    overrides: dict[str, Any] = {"model__head__kind": head, "model__neck__kind": neck}
     overrides["model__loss__kind"] = "set_criterion" if head == "masked_query" else "ce_dice"
     overrides |= {"model__head__width": 12, "model__head__attention_heads": 2} if head in QUERY_HEADS else {}
     overrides |= {"model__neck__query_levels": 2, "model__neck__width": 12} if neck != "skip" else {}
@@ -131,7 +132,7 @@ def test_blocks_and_outputs_of_mask2former(tiny_recipe: Path) -> None:
 
 def test_untrained_points_are_the_initial_offsets(tiny_recipe: Path) -> None:
     torch.manual_seed(0)
-    settings = {"query_levels": 2, "points": 2, "width": 12, "attention_heads": 3}
+    settings: dict[str, Any] = {"query_levels": 2, "points": 2, "width": 12, "attention_heads": 3}
     model = zoo.create(tiny_recipe, **{f"model__neck__{key}": value for key, value in settings.items()}).eval()
     (sampling,) = observe(model, image()).sampling
     sizes = model.encoder.out_spec.sizes(PATCH)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.ndimage import center_of_mass, zoom
@@ -45,7 +47,7 @@ def test_window_is_centred_and_stays_inside(point: tuple[float, float, float], s
 def test_points_keep_their_place_on_another_grid() -> None:
     """Against SciPy's zoom of coordinates with voxels as cells."""
     ramp = np.arange(12, dtype=float)
-    finer = zoom(np.tile(ramp, (2, 2, 1)), (1, 1, 2), order=1, grid_mode=True, mode="nearest")
+    finer: Any = zoom(np.tile(ramp, (2, 2, 1)), (1, 1, 2), order=1, grid_mode=True, mode="nearest")
     for index in range(1, 11):
         at = on_other_grid((0, 0, index), (2, 2, 12), (2, 2, 24))[2]
         assert np.interp(at, np.arange(24), finer[0, 0]) == pytest.approx(index)

@@ -182,6 +182,7 @@ def test_a_mask_smaller_than_a_token_leaves_its_token_open() -> None:
     masks = torch.full((1, 1, 4, 8, 12), -9.0)
     masks[0, 0, 3, 7, 11] = 0.1
     prior = head._prior([StageOutput(masks=masks)], (2, 4, 6))
+    assert prior is not None
     expected = torch.zeros(1, 1, 2, 4, 6, dtype=torch.bool)
     expected[0, 0, 1, 3, 5] = True
     assert torch.equal(prior, expected.flatten(2))

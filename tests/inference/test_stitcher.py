@@ -77,7 +77,7 @@ def test_rule_by_hand() -> None:
     stage.class_logits[0, 2] *= 0.3  # pyright: ignore
     (found,) = from_queries(stage, 0.5)
     assert found.labels == (1, 1)
-    assert all(score > 0.99 for score in found.scores)
+    assert all(score and score > 0.99 for score in found.scores)
     np.testing.assert_array_equal(found.ids, left + 2 * right.int())
     (none,) = from_queries(stage, 1.0)
     assert none.labels == ()
@@ -229,7 +229,9 @@ def test_without_objects_components_come_out() -> None:
     assert [found.labels.count(label) for label in (1, 2)] == counts
     assert set(found.scores) == {None}
     for label in (1, 2):
-        theirs, _ = ndimage.label(labels == label, np.ones((3, 3, 3)))
+        theirs, _ = ndimage.label(  # pyright: ignore[reportGeneralTypeIssues]
+            labels == label, np.ones((3, 3, 3))
+        )
         assert same_partition(np.where(labels == label, found.ids, 0), theirs)
     sizes = np.bincount(found.ids.ravel())[1:]
     assert all((sizes[:-1] >= sizes[1:]) | (np.diff(found.labels) > 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -123,7 +124,7 @@ def test_interrupted_between_files(queries: RunFolder, tmp_path: Path, monkeypat
         predict(other, [source], out, device="cpu", overwrite=True)
         written = 0
 
-        def broken(*arguments: object) -> None:
+        def broken(*arguments: Any) -> None:
             nonlocal written
             written += 1
             if written == failing:  # noqa: B023

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
@@ -32,6 +34,7 @@ PLANS = {"isotropic": ISOTROPIC, "anisotropic": ANISOTROPIC, "widening": WIDENIN
 
 def theirs(kind: str, plan: dict) -> nn.Module:
     levels = len(plan["channels"])
+    cls: Any
     cls, blocks = (
         (PlainConvUNet, "n_conv_per_stage") if kind == "plain_conv" else (ResidualEncoderUNet, "n_blocks_per_stage")
     )
@@ -59,6 +62,7 @@ def theirs(kind: str, plan: dict) -> nn.Module:
 
 
 def ours(kind: str, plan: dict, num_classes: int = NUM_CLASSES) -> SegmentationModel:
+    cls: Any
     cls, config = (PlainConvEncoder, PlainConvConfig) if kind == "plain_conv" else (ResidualEncoder, ResidualConfig)
     encoder = cls(
         in_channels=IN_CHANNELS,

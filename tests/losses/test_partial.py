@@ -4,6 +4,7 @@ from samples that annotate only one of them each."""
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -48,10 +49,16 @@ def leaves(output: HeadOutput) -> list[Tensor]:
     return [x for s in output.stages for x in (s.logits, s.masks, s.class_logits) if x is not None]
 
 
-def losses() -> dict[str, tuple[nn.Module, HeadOutput]]:
+def losses() -> dict[str, tuple[Any, HeadOutput]]:
     queries = example()[0]
-    settings = [{}, {"assigner": "fixed"}, {"match": "per_stage"}, {"points": 20}, {"no_object_weight": 0.1}]
-    found = {
+    settings: list[dict[str, Any]] = [
+        {},
+        {"assigner": "fixed"},
+        {"match": "per_stage"},
+        {"points": 20},
+        {"no_object_weight": 0.1},
+    ]
+    found: dict[str, tuple[Any, HeadOutput]] = {
         str(s): (SetCriterion(num_classes=CLASSES, config=SetCriterionConfig(**s), ignore_label=IGNORE), queries)
         for s in settings
     }
@@ -143,7 +150,7 @@ def test_dense_loss_equals_the_sum_over_what_a_voxel_may_be():
                 overlap = (inside * (labels[b] == k)).sum()
                 dices.append((2 * overlap + 1e-5) / (inside.sum() + (labels[b] == k).sum() + 1e-5))
     assert len(dices) == 1 + 3 + 1
-    dice = 1 - sum(dices) / len(dices)
+    dice: Any = 1 - sum(dices) / len(dices)
     assert float(parts["ce"]) == pytest.approx(float(ce.detach() / count), rel=1e-6)
     assert float(parts["dice"]) == pytest.approx(float(dice.detach()), rel=1e-6)
     ours, expected = (torch.autograd.grad(x, leaves(output), retain_graph=True)[0] for x in (value, ce / count + dice))
@@ -289,7 +296,8 @@ def test_who_gets_which_signal():
     labels = example()[1][:1] % CLASSES
     annotated = torch.tensor([[True, True, False, False]])
     output = right_answer(labels)
-    stage, hidden = output.stages[0], labels * (labels == 1)
+    stage: Any = output.stages[0]
+    hidden = labels * (labels == 1)
     value, _ = SetCriterion(num_classes=CLASSES)(output, hidden, annotated=annotated)
     assert value < 0.01
     masks, classes = torch.autograd.grad(value, (stage.masks, stage.class_logits))
@@ -319,7 +327,7 @@ def test_an_unmatched_query_may_be_nothing_or_what_was_not_looked_for():
     loss = SetCriterion(
         num_classes=CLASSES, config=SetCriterionConfig(bce_weight=0, dice_weight=0), ignore_label=IGNORE
     )
-    logits = output.stages[0].class_logits
+    logits: Any = output.stages[0].class_logits
     value, _ = loss(HeadOutput(output.stages[:1]), labels, annotated=PART)
     gradient = torch.autograd.grad(value, logits)[0] * 3 * QUERIES / 2
     p = logits.detach().softmax(-1)
@@ -338,7 +346,8 @@ def test_who_stands_for_what_was_not_looked_for_is_spoken_for():
     labels = torch.zeros(1, 2, 4, 4, dtype=torch.int64)
     labels[0, :, :2] = 1
     output = right_answer(labels)
-    stage, loss = output.stages[0], SetCriterion(num_classes=CLASSES)
+    stage: Any = output.stages[0]
+    loss = SetCriterion(num_classes=CLASSES)
     with torch.no_grad():
         stage.class_logits[0, 1] = torch.tensor([0.0, 3, 3, 0, 0])
         stage.class_logits[0, 5] = torch.tensor([0.0, 2, 0, 0, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,11 +95,12 @@ def test_equals_hugging_face_on_the_same_points(seed, monkeypatch):
 
     monkeypatch.setattr(torch, "rand", draw)
     output, labels = example((1, 12, 16), batch=1, seed=seed)
-    stage = output.stages[0]
+    stage: Any = output.stages[0]
     settings = {"num_labels": CLASSES, "no_object_weight": 0.1, "train_num_points": 50}
     settings |= {"oversample_ratio": 3, "importance_sample_ratio": 0.75}
     settings |= {"class_weight": 2.0, "mask_weight": 5.0, "dice_weight": 5.0}
-    theirs = mask2former.Mask2FormerLoss(SimpleNamespace(**settings), {})(
+    config: Any = SimpleNamespace(**settings)
+    theirs = mask2former.Mask2FormerLoss(config, {})(
         stage.masks[:, :, 0],
         stage.class_logits,
         [torch.stack([(labels[0, 0] == k).float() for k in range(CLASSES)])],
@@ -143,6 +145,7 @@ def test_the_voxels_that_points_read_are_the_only_ones_with_gradient():
     output, labels = example()
     labels[:, :2] = IGNORE
     value, _ = criterion(IGNORE, points=20)(output, labels)
-    gradient = torch.autograd.grad(value, output.stages[0].masks)[0]
+    masks: Any = output.stages[0].masks
+    gradient = torch.autograd.grad(value, masks)[0]
     assert (gradient[:, :, :2] == 0).all()
     assert 0 < (gradient != 0).float().mean() < 0.5

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import permutations
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def assign(loss: SetCriterion, output: HeadOutput, labels: Tensor) -> list[Tenso
 
 
 def gradients(output: HeadOutput, value: Tensor) -> list[Tensor]:
-    leaves = [t for stage in output.stages for t in (stage.masks, stage.class_logits)]
+    leaves: list[Any] = [t for stage in output.stages for t in (stage.masks, stage.class_logits)]
     return list(torch.autograd.grad(value, leaves))
 
 
@@ -161,7 +162,8 @@ def test_equals_hugging_face(no_object_weight, outputs, monkeypatch):
         {"masks_queries_logits": stage.masks[:, :, 0], "class_queries_logits": stage.class_logits}
         for stage in output.stages
     ]
-    theirs = mask2former.Mask2FormerLoss(SimpleNamespace(**settings), {})(
+    config: Any = SimpleNamespace(**settings)
+    theirs = mask2former.Mask2FormerLoss(config, {})(
         **first,
         mask_labels=[torch.stack([(labels[b, 0] == k).float() for k in present[b]]) for b in range(2)],
         class_labels=[torch.tensor(x) for x in present],

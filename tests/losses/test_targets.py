@@ -55,6 +55,7 @@ def test_label_targets_are_one_hot_in_the_order_of_the_labels():
     expected = F.one_hot(labels.where(labels != IGNORE, CLASSES), CLASSES + 1).movedim(-1, 1).bool()
     assert targets.masks.dtype == targets.present.dtype == torch.bool
     assert torch.equal(targets.masks, expected[:, :CLASSES])
+    assert targets.ignored is not None
     assert torch.equal(targets.ignored, expected[:, CLASSES:])
     assert targets.classes.tolist() == [[0, 1, 2, 3]] * 3
     assert targets.present.tolist() == [[True] * 4, [True] * 4, [True, True, True, False]]
@@ -93,6 +94,8 @@ def test_coarser_targets_are_pooled():
     coarse = targets.at((1, 3, 5))
     assert isinstance(coarse, Targets)
     for fine, pooled in ((targets.masks, coarse.masks), (targets.ignored, coarse.ignored)):
+        assert fine is not None
+        assert pooled is not None
         assert torch.equal(pooled, F.adaptive_max_pool3d(fine.float(), (1, 3, 5)) > 0)
     assert torch.equal(coarse.present, targets.present)
 
@@ -120,7 +123,7 @@ def test_every_lesion_has_a_query_of_its_own():
     """Instances by scipy's connected components; the right answer costs nothing, the lesions in one mask do."""
     generator = torch.Generator().manual_seed(0)
     labels = (torch.rand(1, 6, 12, 12, generator=generator) < 0.03).long() * 2
-    numbered, count = ndimage.label(labels[0].numpy())
+    numbered, count = ndimage.label(labels[0].numpy())  # pyright: ignore[reportGeneralTypeIssues]
     assert count > 4
     ids = torch.from_numpy(numbered)[None].long()
     masks = torch.stack([labels[0] == 0, *(ids[0] == i for i in range(1, count + 1))])[None]

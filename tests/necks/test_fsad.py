@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ SPECS = {"isotropic": ISOTROPIC, "anisotropic": ANISOTROPIC}
 PATCH = (4, 12, 8)
 
 
-def neck_of(spec: FeatureSpec, *, dtype: torch.dtype = torch.float32, **settings: int) -> FSADNeck:
+def neck_of(spec: FeatureSpec, *, dtype: torch.dtype = torch.float32, **settings: Any) -> FSADNeck:
     """A neck whose zero layers are no longer zero."""
     torch.manual_seed(0)
     config = FSADConfig(**{"width": 12, "attention_heads": 3, "points": 2, "query_levels": 2, **settings})
@@ -46,7 +48,7 @@ def test_sampling_and_projecting_commute(spec, dtype, bound, monkeypatch):
         )
         levels = [x.requires_grad_() for x in levels_of(spec, dtype)]
         outputs = neck(levels)
-        loss = sum((x * torch.linspace(-1, 1, x.numel(), dtype=dtype).view_as(x)).sum() for x in outputs)
+        loss: Any = sum((x * torch.linspace(-1, 1, x.numel(), dtype=dtype).view_as(x)).sum() for x in outputs)
         gradients = torch.autograd.grad(loss, [*levels, *neck.parameters()])
         results.append([*(x.detach() for x in outputs), *gradients])
         assert len(calls) == 2 * len(spec)
@@ -58,7 +60,7 @@ def test_sampling_and_projecting_commute(spec, dtype, bound, monkeypatch):
 
 
 def test_the_full_resolution_level_is_sampled_first_where_that_is_cheaper():
-    layer = neck_of(ISOTROPIC).layers[0]
+    layer: Any = neck_of(ISOTROPIC).layers[0]
     assert layer._late(torch.empty(1, 4096, 4), queries=10)
     assert not layer._late(torch.empty(1, 10, 4), queries=4096)
     assert not layer._late(torch.empty(1, 100, 12), queries=100)
@@ -116,7 +118,8 @@ def test_initial_offsets_are_directions_times_one_to_k():
 def test_a_fresh_layer_samples_at_its_initial_offsets_with_equal_weights():
     """One offset unit is one voxel of the sampled level."""
     neck = FSADNeck(in_spec=ANISOTROPIC, config=FSADConfig(width=12, attention_heads=3, points=2, query_levels=1))
-    layer, sizes = neck.layers[0], ANISOTROPIC.sizes(PATCH)
+    layer: Any = neck.layers[0]
+    sizes = ANISOTROPIC.sizes(PATCH)
     centres = torch.rand(5, 3)
     locations, weights = layer.sampling(torch.randn(1, 5, 12), centres, list(sizes))
     extent = torch.tensor(sizes, dtype=torch.float32)[:, None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -58,7 +60,8 @@ def test_the_transformer_is_pytorchs_encoder_layer() -> None:
     neck = TransformerNeck(in_spec=SPEC, config=config).double()
     tokens = torch.randn(2, 30, 12).double()
     found = neck.enrich(tokens, torch.zeros(30, 12).double(), [], [])
-    for block in neck.layers:
+    layers: Any = neck.layers
+    for block in layers:
         theirs = nn.TransformerEncoderLayer(12, 2, 24, 0.0, "gelu", batch_first=True).double()
         mine = block.attention
         with torch.no_grad():

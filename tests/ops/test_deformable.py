@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 from itertools import product
 from math import floor, inf, nan, prod
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_fsad_with_zero_offsets_reads_its_own_voxel_of_every_level(sampled, monk
     spec = FeatureSpec((width,) * 3, ((1, 1, 1), (1, 2, 2), (2, 4, 4)))
     sizes = spec.sizes((4, 12, 16))
     neck = FSADNeck(in_spec=spec, config=FSADConfig(width=width, points=1, attention_heads=1, query_levels=2))
-    layer = neck.layers[0]
+    layer: Any = neck.layers[0]
     with torch.no_grad():
         for linear in [*neck.inputs, *layer.values]:
             linear.weight.copy_(torch.eye(width))
@@ -266,7 +267,7 @@ def test_autocast_does_not_lower_the_precision_of_locations():
 def test_the_necks_own_locations_stay_float32_under_autocast():
     spec = FeatureSpec((4, 4), ((1, 1, 1), (2, 2, 2)))
     neck = FSADNeck(in_spec=spec, config=FSADConfig(width=12, attention_heads=2, query_levels=1))
-    layer = neck.layers[0]
+    layer: Any = neck.layers[0]
     with torch.no_grad():
         layer.offsets[-1].weight.normal_()
         layer.weights[-1].weight.normal_()

@@ -151,7 +151,10 @@ def test_is_built_once_into_the_cache_and_found_again(tmp_path, monkeypatch):
     assert native_build.cached(tmp_path / "new") != path
 
 
-@pytest.mark.parametrize("script", ["exit 1", "echo half > $8; kill $$", None])
+HALF = 'while [ "$1" != -o ]; do shift; done; echo half > "$2"; kill $$'
+
+
+@pytest.mark.parametrize("script", ["exit 1", HALF, None])
 def test_a_build_that_fails_leaves_nothing_behind(script, tmp_path, monkeypatch):
     compiler = tmp_path / "cc"
     if script:

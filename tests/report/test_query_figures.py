@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def places(path: Path, colour: np.ndarray, tolerance: float = 0.02) -> np.ndarra
 
 def test_binding_is_coloured_by_class(tmp_path: Path) -> None:
     bindings = Bindings([[0, 0], [1, 1], [2, None]], [1.0, 1.0, 1.0], [2, 2, 1], 1.0)
-    names = {"rows": ["q1", "q2", "q0"], "cases": ["a", "b"], "classes": CLASSES}
+    names: Any = {"rows": ["q1", "q2", "q0"], "cases": ["a", "b"], "classes": CLASSES}
     path = binding_figure(tmp_path / "new" / "b.png", "title", bindings, **names)
     colours = label_colors(3)
     liver, spleen = (places(path, rgb(colour)) for colour in colours[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ class Says(nn.Module):
         return HeadOutput([StageOutput(logits=logits)])
 
 
-def batches(ignore: int | None = None) -> list[dict[str, torch.Tensor]]:
+def batches(ignore: int | None = None) -> list[Any]:
     """Two batches of two; the third label was looked for in the first sample alone, the second in all but that."""
     generator = torch.Generator().manual_seed(0)
     reference = torch.randint(0, CLASSES, (4, 5, 6, 7), generator=generator)

@@ -71,8 +71,8 @@ def server() -> Iterator[Server]:
         def do_GET(self) -> None:
             state.answer(self)
 
-        def log_message(self, *words: object) -> None:
-            del words
+        def log_message(self, format: str, *words: object) -> None:
+            del format, words
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         state.url = f"http://127.0.0.1:{running.server_address[1]}"

@@ -45,7 +45,7 @@ def test_panoptic_quality_is_monais(seed: int) -> None:
     )
     for pred, ref in cases.values():
         metric(*(torch.from_numpy(np.stack([numbers, labels]))[None] for labels, numbers in (pred, ref)))
-    expected = torch.stack(metric.aggregate()).T
+    expected = torch.stack([*metric.aggregate()]).T
     counts = PanopticQualityMetric(num_classes=2, reduction="sum_batch", return_confusion_matrix=True)
     for pred, ref in cases.values():
         counts(*(torch.from_numpy(np.stack([numbers, labels]))[None] for labels, numbers in (pred, ref)))
