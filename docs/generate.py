@@ -18,7 +18,7 @@ import maskmed_zoo as zoo
 from maskmed_zoo import registry
 from maskmed_zoo.ablation.grid import built_in, load_grid
 from maskmed_zoo.ablation.plan import build_rows
-from maskmed_zoo.build import report
+from maskmed_zoo.build import network_facts
 from maskmed_zoo.recipe import load_recipe, recipe_type
 
 FOLDER = Path(__file__).resolve().parent / "reference" / "generated"
@@ -90,7 +90,7 @@ def components_page() -> str:
 def models_page() -> str:
     """Parameters of every part and multiplications of a patch, for every recipe and every row of a grid."""
     lines = ["## Recipes", "", *HEADING]
-    lines += [row(f"`{name}`", report(load_recipe(name))) for name in zoo.list(kind="model")]
+    lines += [row(f"`{name}`", network_facts(load_recipe(name))) for name in zoo.list(kind="model")]
     for name in built_in():
         grid = load_grid(name)
         networks, _ = build_rows(grid, grid.recipes())

@@ -5,9 +5,14 @@ import maskmed_zoo as zoo
 
 zoo.list("*amos*")
 model = zoo.create("maskmed_amos")
+
+run = zoo.train("maskmed_hippocampus_cpu", data="Dataset004_Hippocampus", out="runs/mine")
+predictor = zoo.load("runs/mine")
+labels = predictor.segment(image, spacing=(1.0, 1.0, 1.0)).labels
+scores = zoo.evaluate("runs/mine")
 ```
 
-Importing the package imports no torch; `create`, `attach_head` and `register` do.
+Importing the package imports no torch; what computes does when it is called.
 """
 
 from __future__ import annotations
@@ -22,13 +27,25 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from maskmed_zoo.attach import AttachedModel
+    from maskmed_zoo.inference.predictor import Predictor
     from maskmed_zoo.model import SegmentationModel
     from maskmed_zoo.recipe import Recipe
     from maskmed_zoo.weights.keys import KeyMap
     from maskmed_zoo.weights.load import LoadReport
 
 __version__ = "0.1.0"
-__all__ = ["attach_head", "create", "describe", "list", "load_recipe", "load_weights", "register"]
+__all__ = [
+    "attach_head",
+    "create",
+    "describe",
+    "evaluate",
+    "list",
+    "load",
+    "load_recipe",
+    "load_weights",
+    "register",
+    "train",
+]
 
 
 def create(
@@ -46,7 +63,7 @@ def create(
         name_or_recipe: a model's name (`zoo.list(kind="model")`), a path to a recipe, or a loaded one.
         in_channels: input channels; default: the recipe's.
         num_classes: labels, background counted; default: the recipe's.
-        pretrained: a file or an exported folder, see `load_weights`; True: the weights published on the model's card.
+        pretrained: a file, a run or an exported folder, see `load_weights`; True: those published on the model's card.
         strict: refuse weights that do not fit whole.
         **overrides: recipe settings by path, with `__` for the dot: `model__head__queries="per_stage"`.
 
@@ -76,7 +93,7 @@ def load_weights(
 
     Args:
         model: a network of `create`, or any module.
-        source: a `.safetensors`, `.pt` or `.pth` file, an exported folder, or a state dict.
+        source: a `.safetensors`, `.pt` or `.pth` file, a run (its last weights), an exported folder, or a state dict.
         keys: a function from the file's state dict and the module to one under the module's names; default: recognised.
         strict: refuse what does not fit whole. Else input channels, classes and tables of positions are adapted.
         minimum: smallest share of the network's numbers that must come from the file, where not strict.
@@ -127,6 +144,98 @@ def attach_head(
         stages=stages,
         freeze=freeze,
     )
+
+
+def train(
+    recipe: str | Path | Recipe,
+    *,
+    data: str | Path | Sequence[str | Path],
+    out: str | Path,
+    fold: int = 0,
+    device: str | None = None,
+    workers: int | None = None,
+    resume: bool = False,
+    **overrides: Any,
+) -> Path:
+    """Train a recipe on one fold of nnU-Net's raw folder `data`, or of several; returns the run's folder, `out`.
+
+    Args:
+        recipe: a model's name (`zoo.list(kind="model")`), a path to a recipe, or a loaded one.
+        data: the folder that holds dataset.json; of `DIR@all` every case trains and none validates.
+        out: a new folder, or to `resume` an interrupted run.
+        fold: whose cases validate.
+        device: cpu, cuda, cuda:1, mps, …; default: CUDA if there is any, else the CPU.
+        workers: loader processes; default: none on the CPU, else up to eight.
+        resume: continue the run in `out` after its last whole epoch.
+        **overrides: recipe settings by path, with `__` for the dot: `train__epochs=10`.
+
+    Progress goes to standard error. Raises `RecipeError` for a wrong name, key or value, `DataError` for data that
+    cannot be used or contradict the recipe, `CheckpointError` for a folder that holds another run, and
+    `NonFiniteError` if training diverges.
+    """
+    from pathlib import Path
+
+    from maskmed_zoo.runner.train import train as run
+
+    loaded = load_recipe(recipe, {key.replace("__", "."): value for key, value in overrides.items()})
+    return run(loaded, data=data, out=Path(out), fold=fold, device=device, workers=workers, resume=resume).path
+
+
+def load(source: str | Path, *, weights: Literal["last", "best"] = "last", device: str | None = None) -> Predictor:
+    """The network of a run or of exported weights, ready to segment arrays and files; imports nothing of training.
+
+    Args:
+        source: the folder of a run, or an exported folder.
+        weights: which checkpoint of a run: the last, or the one with the highest smoothed validation Dice.
+        device: cpu, cuda, cuda:1, mps, …; default: CUDA if there is any, else the CPU.
+
+    Raises `CheckpointError` if the folder or its weights are missing, broken or of another recipe.
+    """
+    from maskmed_zoo.runner.load import load as predictor_of
+
+    return predictor_of(source, which=weights, device=device)
+
+
+def evaluate(
+    run: str | Path | None = None,
+    *,
+    pred: str | Path | None = None,
+    ref: str | Path | None = None,
+    labels: Mapping[str, int] | None = None,
+    metrics: Sequence[str] = (),
+    data: str | Path | Sequence[str | Path] | None = None,
+    weights: Literal["last", "best"] = "last",
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Scores of a run on its validation cases, or of a folder of label maps against references, as a JSON-able summary.
+
+    Args:
+        run: folder of a run; its predictions and its evaluation.json are written there.
+        pred: folder of label maps, with `ref`.
+        ref: folder of reference label maps of the same names.
+        labels: label names and values of `pred` and `ref`; default: those of the dataset.json in `ref` or beside it.
+        metrics: further ones than Dice, by name.
+        data: where the run's data sets are now, if they have moved.
+        weights: which checkpoint of a run.
+        device: for a run, as in `train`.
+
+    Raises `ArgumentError` unless either `run`, or `pred` and `ref` are given, and for a metric that there is none of;
+    `DataError` and `CheckpointError` for folders that cannot be used.
+    """
+    from pathlib import Path
+
+    from maskmed_zoo.errors import ArgumentError
+
+    if (run is None) == (pred is None) or (pred is None) != (ref is None):
+        raise ArgumentError("evaluate: give either a run, or pred and ref")
+    if pred is not None and ref is not None:
+        from maskmed_zoo.evaluation.folders import evaluate_folders
+
+        return evaluate_folders(pred, ref, labels, metrics=metrics)
+    from maskmed_zoo.runner.evaluate import evaluate as evaluate_run
+    from maskmed_zoo.runner.run_folder import RunFolder
+
+    return evaluate_run(RunFolder(Path(str(run))), data=data, device=device, which=weights, metrics=metrics)
 
 
 def list(pattern: str = "*", *, kind: str | None = None) -> Sequence[str]:

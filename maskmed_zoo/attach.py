@@ -34,7 +34,7 @@ from maskmed_zoo.adapters.probe import (
 )
 from maskmed_zoo.adapters.taps import Taps
 from maskmed_zoo.contracts import Head, HeadOutput, ParameterGroup, StageOutput, resize
-from maskmed_zoo.errors import JointError, RegistryError
+from maskmed_zoo.errors import ArgumentError, JointError, RegistryError
 from maskmed_zoo.settings import Size3, Spacing3
 
 
@@ -88,9 +88,9 @@ def attach_head(
 ) -> AttachedModel:
     """See `maskmed_zoo.attach_head`."""
     if freeze not in (None, "body"):
-        raise JointError(f"freeze is 'body' or None, got {freeze!r}")
+        raise ArgumentError(f"freeze is 'body' or None, got {freeze!r}")
     if num_classes < 1:
-        raise JointError(f"num_classes is the number of labels, background counted, got {num_classes}")
+        raise ArgumentError(f"num_classes is the number of labels, background counted, got {num_classes}")
     head_cls, config = _head_settings(head)  # before anything is taken out of the network
     channels = in_channels or _in_channels(network)
     run = trace(network, channels, patch_size)

@@ -61,7 +61,7 @@ def _check_instances(recipe: Recipe, model: SegmentationModel) -> None:
         )
 
 
-def report(recipe: Recipe) -> dict[str, Any]:
+def network_facts(recipe: Recipe) -> dict[str, Any]:
     """Levels, stages, parameters and MACs of a recipe's network, counted without data on the meta device.
 
     Raises `JointError` where components or the patch do not fit.

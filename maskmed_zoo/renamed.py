@@ -40,14 +40,14 @@ def update_recipe(data: Any, place: Callable[[tuple[str | int, ...]], str]) -> N
         if _replace(data, value, value.old, value.new):
             found.append(f"{place(value.path)}: {'.'.join(value.path)}: '{value.old}' is now '{value.new}'")
     if found:
-        report("; ".join(found))
+        log_once("; ".join(found))
 
 
 def update_card(card: dict[str, Any], place: str) -> dict[str, Any]:
     """The content of a card with its old keys replaced; one that has the new key too keeps both."""
     old = [key for key in card if key in CARD_KEYS and CARD_KEYS[key] not in card]
     if old:
-        report(f"{place}: " + ", ".join(f"'{key}' is now '{CARD_KEYS[key]}'" for key in old))
+        log_once(f"{place}: " + ", ".join(f"'{key}' is now '{CARD_KEYS[key]}'" for key in old))
     return {CARD_KEYS[key] if key in old else key: value for key, value in card.items()}
 
 
@@ -60,7 +60,7 @@ def as_first_written(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def report(line: str) -> None:
+def log_once(line: str) -> None:
     """Log that an old word was read; once in a process, because files are read more than once."""
     log.warning("%s; both are read, the new one is written", line)
 

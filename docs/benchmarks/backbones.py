@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from maskmed_zoo.build import model_of, report
+from maskmed_zoo.build import model_of, network_facts
 from maskmed_zoo.model import SegmentationModel, build_loss
 from maskmed_zoo.recipe import Recipe, recipe_type
 
@@ -124,7 +124,7 @@ def main() -> None:
             for head in HEADS:
                 torch.manual_seed(0)
                 cell = recipe(backbone, neck, head)
-                facts = report(cell)
+                facts = network_facts(cell)
                 row = {
                     "backbone": backbone,
                     "encoder": facts["components"]["encoder"],

@@ -16,10 +16,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
 from maskmed_zoo.ablation.lock import holder
+from maskmed_zoo.errors import UserError
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.renamed import as_first_written
 from maskmed_zoo.runner.run_folder import RunFolder
@@ -101,11 +103,47 @@ class Task:
     device: str | None
 
 
-def cell_of(row: str, recipe: Recipe, out: Path, names: Sequence[str], fold: int) -> Cell:
-    """The cell of a recipe on the data sets `names`, in the folder that its content names."""
-    content = [as_first_written(recipe.model_dump(mode="json")), list(names), fold]
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    return Cell(row, recipe, RunFolder(out / "cells" / key))
+class CellFolder:
+    """The folder of all cells of an output folder, found by what they were trained with.
+
+    A cell's name is a checksum of its recipe as the version that made it wrote it. Where there is no folder of today's
+    name, the recipes that lie there are read again and compared, so that a setting that has been added since, with a
+    default that changes nothing, makes no new cell of a finished one.
+    """
+
+    def __init__(self, out: Path, names: Sequence[str], fold: int) -> None:
+        self.path, self.names, self.fold = out / "cells", tuple(names), fold
+
+    def cell(self, row: str, recipe: Recipe) -> Cell:
+        """The cell of a recipe on the data sets and fold."""
+        content = [as_first_written(recipe.model_dump(mode="json")), list(self.names), self.fold]
+        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        run = RunFolder(self.path / key)
+        return Cell(row, recipe, run if run.exists() else self._known(recipe) or run)
+
+    def _known(self, recipe: Recipe) -> RunFolder | None:
+        """The run of an equal recipe; channels and labels left to the data set are what it gave."""
+        wanted = recipe.model_dump(mode="json")
+        left_open = [key for key in ("channels", "labels") if wanted["data"][key] is None]
+        for run, held in self._held:
+            content = held | {"data": held["data"] | dict.fromkeys(left_open)}
+            if content == wanted:
+                return run
+        return None
+
+    @cached_property
+    def _held(self) -> list[tuple[RunFolder, dict[str, Any]]]:
+        """Runs on these data sets and fold, and their recipes in today's form."""
+        held: list[tuple[RunFolder, dict[str, Any]]] = []
+        for file in sorted(self.path.glob("*/recipe.yaml")):
+            run = RunFolder(file.parent)
+            try:
+                manifest = run.manifest()
+                if (manifest["dataset"], manifest["fold"]) == (" + ".join(self.names), self.fold):
+                    held.append((run, run.recipe().model_dump(mode="json")))
+            except UserError:
+                continue  # half-made, or of another world; the cell of its name says so itself
+        return held
 
 
 def order(cell: Cell, task: Task) -> dict[str, Any]:

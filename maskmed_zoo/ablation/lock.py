@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from maskmed_zoo.errors import UserError
+from maskmed_zoo.errors import OutputError, UserError
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def locked(path: Path, *, wait: bool = False) -> Generator[IO[str] | None]:
     try:
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

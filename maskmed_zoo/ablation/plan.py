@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.ablation.cell import Cell, Task, cell_of
+from maskmed_zoo.ablation.cell import Cell, CellFolder, Task
 from maskmed_zoo.ablation.grid import Grid, GridFile, load_grid
-from maskmed_zoo.build import report
+from maskmed_zoo.build import network_facts
 from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.sources import open_sources
 from maskmed_zoo.device import pick_device
-from maskmed_zoo.errors import RecipeError, UserError
+from maskmed_zoo.errors import ArgumentError, RecipeError, UserError
 from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.runner.manifest import check_folder, run_facts
 
@@ -23,7 +23,7 @@ from maskmed_zoo.runner.manifest import check_folder, run_facts
 class Ablation:
     """A grid on one or several data sets.
 
-    `networks` holds `build.report` of each row, `cells` row after row and, in a row, seed after seed.
+    `networks` holds `build.network_facts` of each row, `cells` row after row and, in a row, seed after seed.
     """
 
     grid: Grid
@@ -55,7 +55,7 @@ def plan(
     finished cell of data sets that have changed or have the same names.
     """
     if seeds < 1:
-        raise UserError(f"seeds: expected 1 or more, got {seeds}")
+        raise ArgumentError(f"seeds: expected 1 or more, got {seeds}")
     pick_device(device)
     file = load_grid(grid)
     sources = open_sources(data)
@@ -63,8 +63,9 @@ def plan(
     datasets = [source.dataset for source in sources]
     networks, recipes = build_rows(file, file.recipes(recipe, overrides), datasets)
     names = tuple(source.title for source in sources)
+    folder = CellFolder(out, names, fold)
     cells = tuple(
-        cell_of(name, load_recipe(row, {"train.seed": seed}), out, names, fold)
+        folder.cell(name, load_recipe(row, {"train.seed": seed}))
         for name, row in recipes.items()
         for seed in range(seeds)
     )
@@ -99,7 +100,7 @@ def build_rows(
         try:
             if model in networks:
                 recipes[name] = _grown(recipes[name], datasets, networks[model]["total_parameters"])
-            networks[name] = _report(recipes[name], datasets)
+            networks[name] = _facts(recipes[name], datasets)
         except UserError as error:
             problems.setdefault(str(error), []).append(name)
     if problems:
@@ -113,11 +114,11 @@ def build_rows(
 def _grown(recipe: Recipe, datasets: Sequence[RawDataset], total: int) -> Recipe:
     """The recipe with a decoder that brings the network to about `total` parameters."""
     for _ in range(2):  # the head grows a little with the stages it reads
-        network = _report(recipe, datasets)
+        network = _facts(recipe, datasets)
         rest = network["total_parameters"] - network["parameters"]["decoder"]
         recipe = load_recipe(recipe, {"model.decoder.parameters": total - rest})
     return recipe
 
 
-def _report(recipe: Recipe, datasets: Sequence[RawDataset]) -> dict[str, Any]:
-    return report(bind(recipe, *datasets) if datasets else recipe)
+def _facts(recipe: Recipe, datasets: Sequence[RawDataset]) -> dict[str, Any]:
+    return network_facts(bind(recipe, *datasets) if datasets else recipe)

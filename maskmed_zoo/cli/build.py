@@ -23,10 +23,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the report."""
-    from maskmed_zoo.build import report
+    from maskmed_zoo.build import network_facts
     from maskmed_zoo.recipe import load_recipe
 
-    facts = report(load_recipe(args.recipe, args.overrides))
+    facts = network_facts(load_recipe(args.recipe, args.overrides))
     if args.json:
         write_json(facts)
         return

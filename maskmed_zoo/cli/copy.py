@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from maskmed_zoo.cli.output import write
-from maskmed_zoo.errors import RecipeError
+from maskmed_zoo.errors import OutputError, RecipeError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
         with target.open("x", encoding="utf-8") as file:
             file.write(source.read_text(encoding="utf-8"))
     except FileExistsError as error:
-        raise RecipeError(f"{target}: exists already; give another name") from error
+        raise OutputError(f"{target}: exists already; give another name") from error
     except OSError as error:
-        raise RecipeError(f"{target}: cannot be written: {error.strerror}") from error
+        raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
     write(f"{target}")

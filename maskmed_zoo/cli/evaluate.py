@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maskmed_zoo.cli.output import add_device, add_moved_data, add_weights, render
-from maskmed_zoo.errors import UserError
+from maskmed_zoo.errors import ArgumentError, OutputError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +20,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pred", type=Path, metavar="DIR", help="label maps to score, with --ref")
     parser.add_argument("--ref", type=Path, metavar="DIR", help="reference label maps of the same names")
     add_moved_data(parser)
+    parser.add_argument(
+        "--metrics", metavar="NAMES", help="further metrics than Dice, by name and separated by commas: a,b"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to FILE, as JSON")
     add_weights(parser)
     add_device(parser)
@@ -30,27 +33,28 @@ def run(args: argparse.Namespace) -> None:
     from maskmed_zoo.evaluation.table import tables
 
     if args.json and args.json.exists() and not _is_scores(args.json):
-        raise UserError(f"{args.json}: exists and holds no scores, so it is not replaced; give another file")
+        raise OutputError(f"{args.json}: exists and holds no scores, so it is not replaced; give another file")
     result = _scores(args)
     if args.json:
         try:
             args.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{args.json}: cannot be written: {error.strerror}") from error
+            raise OutputError(f"{args.json}: cannot be written: {error.strerror}") from error
     render(*tables(result))
 
 
 def _scores(args: argparse.Namespace) -> dict[str, Any]:
-    if args.run is not None and args.pred is None and args.ref is None:
-        from maskmed_zoo.runner.evaluate import evaluate
-        from maskmed_zoo.runner.run_folder import RunFolder
-
-        return evaluate(RunFolder(args.run), data=args.data, device=args.device, which=args.weights)
-    if args.run is None and args.pred is not None and args.ref is not None:
+    if (args.run is None) == (args.pred is None) or (args.pred is None) != (args.ref is None):
+        raise ArgumentError("evaluate: give either RUN, or --pred DIR and --ref DIR")
+    metrics = args.metrics.split(",") if args.metrics else []
+    if args.pred is not None:
         from maskmed_zoo.evaluation.folders import evaluate_folders
 
-        return evaluate_folders(args.pred, args.ref)
-    raise UserError("evaluate: give either RUN, or --pred DIR and --ref DIR")
+        return evaluate_folders(args.pred, args.ref, metrics=metrics)
+    from maskmed_zoo.runner.evaluate import evaluate
+    from maskmed_zoo.runner.run_folder import RunFolder
+
+    return evaluate(RunFolder(args.run), data=args.data, device=args.device, which=args.weights, metrics=metrics)
 
 
 def _is_scores(path: Path) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from maskmed_zoo import renamed
 from maskmed_zoo.cli.output import add_weights, write
+from maskmed_zoo.export import formats
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     license = parser.add_mutually_exclusive_group(required=True)
     license.add_argument("--license", metavar="L", help="of the weights, as the training data allow: CC-BY-4.0, …")
     license.add_argument("--licence", help=argparse.SUPPRESS)  # its name in earlier versions
+    parser.add_argument("--format", choices=formats.names(), default=formats.DEFAULT, help="default: %(default)s")
     add_weights(parser)
 
 
@@ -25,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from maskmed_zoo.runner.run_folder import RunFolder
 
     if args.licence is not None:
-        renamed.report("'--licence' is now '--license'")
+        renamed.log_once("'--licence' is now '--license'")
         args.license = args.licence
-    export(RunFolder(args.run), args.out, license=args.license, which=args.weights)
+    export(RunFolder(args.run), args.out, license=args.license, which=args.weights, format=args.format)
     write(str(args.out))

@@ -17,12 +17,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print one line if all is well."""
-    from maskmed_zoo.build import report
+    from maskmed_zoo.build import network_facts
     from maskmed_zoo.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
     if recipe.data.channels is None or recipe.data.labels is None:
         write(f"{args.recipe}: valid; channels or labels are left to the data set, so the joints are not checked yet")
         return
-    report(recipe)
+    network_facts(recipe)
     write(f"{args.recipe}: valid")

@@ -38,7 +38,7 @@ from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.fingerprint import Fingerprint, fingerprint
 from maskmed_zoo.data.instances import components, instances_file, read_instances, resample_instances
 from maskmed_zoo.data.resample import resample_image, resample_labels
-from maskmed_zoo.errors import DataError
+from maskmed_zoo.errors import DataError, OutputError
 
 FORMAT = 1
 """Raise this number when what is written, or how it is computed, changes."""
@@ -127,8 +127,8 @@ class CaseCache:
     def prepare(self, cases: Sequence[Case], workers: int = 0, progress: Progress | None = None) -> None:
         """Build what is missing or out of date, with `workers` threads (0: in this one).
 
-        `progress(done, total)` counts all `cases`. Raises `DataError` for a case that cannot be used, or if the folder
-        cannot be written; cases finished before that stay.
+        `progress(done, total)` counts all `cases`. Raises `DataError` for a case that cannot be used, `OutputError` if
+        the folder cannot be written; cases finished before that stay.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -250,9 +250,9 @@ class CaseCache:
             if time.time() - path.stat().st_mtime > ABANDONED:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _unwritable(self, error: OSError) -> DataError:
+    def _unwritable(self, error: OSError) -> OutputError:
         reason = error.strerror or str(error)
-        return DataError(f"{self.folder}: cache cannot be written ({reason}); free space or choose another folder")
+        return OutputError(f"{self.folder}: cache cannot be written ({reason}); free space or choose another folder")
 
 
 Parts = Sequence[tuple[CaseCache, Sequence[Case]]]

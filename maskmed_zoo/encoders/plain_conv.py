@@ -1,7 +1,7 @@
 """nnU-Net's plain convolutional U-Net encoder (Isensee et al. 2021), the encoder of MaskMed §4.
 
 The layers are those of `PlainConvEncoder` of nnU-Net v2, so that with the `unet` decoder its checkpoints load through
-`maskmed_zoo.interop.nnunet.import_state_dict`. No deviation.
+`maskmed_zoo.weights.keys`. No deviation.
 """
 
 from __future__ import annotations

@@ -14,38 +14,44 @@ import torch
 
 from maskmed_zoo import __version__
 from maskmed_zoo.build import model_of
-from maskmed_zoo.errors import CheckpointError
+from maskmed_zoo.errors import ArgumentError, OutputError
+from maskmed_zoo.export import formats
+from maskmed_zoo.export.formats import ExportSource
 from maskmed_zoo.files import make_folder
 from maskmed_zoo.recipe import dump_recipe
 from maskmed_zoo.runner.run_folder import RunFolder, Which
-from maskmed_zoo.weights.card import CARD, FORMAT, README, RECIPE, WEIGHTS, FileFacts, check_folder, readme
+from maskmed_zoo.weights.card import CARD, FORMAT, README, RECIPE, FileFacts, check_folder, readme
 
 SCORES = ("mean_dice", "mean_dice_over_labels", "test_time_augmentation", "overlap", "date")
 
 
-def export(run: RunFolder, out: Path, *, license: str, which: Which = "last") -> dict[str, Any]:
+def export(
+    run: RunFolder, out: Path, *, license: str, which: Which = "last", format: str = formats.DEFAULT
+) -> dict[str, Any]:
     """Write the weights `which` of a run with its recipe and card to `out`, which must be new; returns the card.
 
-    Raises `CheckpointError` for a run without whole weights of its own recipe, and where `out` is there.
+    Raises `CheckpointError` for a run without whole weights of its own recipe, `OutputError` where `out` is there or
+    cannot be written, and `ArgumentError` without a license or for a format that there is none of.
     """
     if out.exists():
-        raise CheckpointError(f"{out}: exists already; give a new folder")
+        raise OutputError(f"{out}: exists already; give a new folder")
     if not license.strip():
-        raise CheckpointError("the license is empty; name the one that weights and training data allow, or 'unknown'")
+        raise ArgumentError("the license is empty; name the one that weights and training data allow, or 'unknown'")
+    form = formats.find(format)
     recipe, manifest = run.recipe(), run.manifest()
     model = model_of(recipe)
     sha256 = run.load_weights(model, which, recipe)  # whole, and of this recipe
     arriving = out.with_name(f".{out.name}.arriving")
     make_folder(arriving)
     try:
-        shutil.copyfile(run.weights_file(which), arriving / WEIGHTS)
+        form.write(ExportSource(run, which, recipe, model), arriving)
         (arriving / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
         card: dict[str, Any] = {
             "format": FORMAT,
             "name": recipe.name,
             "recipe": recipe.name,
             "license": license.strip(),
-            "channels": list(recipe.data.channels or ()),
+            "channels": list(recipe.channels),
             "class_names": list(model.class_names or ()),
             "data": {name: manifest[name] for name in ("dataset", "fold", "seed")},
             "fingerprint": manifest["fingerprint"],
@@ -55,13 +61,13 @@ def export(run: RunFolder, out: Path, *, license: str, which: Which = "last") ->
             "versions": {"maskmed_zoo": __version__, "torch": torch.__version__},
         }
         (arriving / README).write_text(readme(card), encoding="utf-8")
-        files = {name: FileFacts.of(arriving / name) for name in (RECIPE, WEIGHTS, README)}
+        files = {path.name: FileFacts.of(path) for path in sorted(arriving.iterdir())}
         card["files"] = {name: {"size": fact.size, "sha256": fact.sha256} for name, fact in files.items()}
         (arriving / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         check_folder(arriving)
         arriving.replace(out)
     except OSError as error:
-        raise CheckpointError(f"{out}: cannot be written ({error.strerror or error}); free space or rights") from error
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error}); free space or rights") from error
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
     return card

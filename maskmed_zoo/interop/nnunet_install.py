@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from maskmed_zoo.errors import CheckpointError
+from maskmed_zoo.errors import OutputError
 from maskmed_zoo.recipe import Recipe, dump_recipe
 
 PREFIX = "nnUNetTrainer_MaskMed"
@@ -44,12 +44,12 @@ def install(folder: Path, name: str, recipe: Recipe) -> Path:
     try:
         for path, text in texts.items():
             if path.exists() and path.read_text(encoding="utf-8") != text:
-                raise CheckpointError(
+                raise OutputError(
                     f"{path}: exists with other content, and trained models need it; use --set name=… or another --dir"
                 )
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be written ({error.strerror}); give another --dir") from error
+        raise OutputError(f"{error.filename}: cannot be written ({error.strerror}); give another --dir") from error
     return file

@@ -2,7 +2,7 @@
 
 Idea: the plan decides levels, channels, kernels, strides, spacing, patch and batch; the recipe decides neck, head, loss
 and how to train. That is the protocol of MaskMed (§4), and with neck `skip` and head `pointwise` the result is the
-plan's own network, so that `import_state_dict` can fill it from nnU-Net's checkpoint.
+plan's own network, so that `load_weights` can fill it from nnU-Net's checkpoint.
 
 Source: the `architecture` section that nnU-Net v2.3 and later write into `nnUNetPlans.json`. Networks other than
 `PlainConvUNet` and `ResidualEncoderUNet`, 2-D ones, and plans of earlier versions are refused.

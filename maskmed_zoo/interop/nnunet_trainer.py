@@ -37,6 +37,7 @@ from maskmed_zoo.interop.nnunet_network import GroupSchedule, PluginNetwork
 from maskmed_zoo.interop.nnunet_plan import recipe_of_plan
 from maskmed_zoo.model import build_loss
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
+from maskmed_zoo.recipe.difference import first_difference
 from maskmed_zoo.runner.optimizer import build_optimizer
 
 _Base: Any = nnUNetTrainer
@@ -114,10 +115,15 @@ class MaskMedTrainer(_Base):
     def on_train_start(self) -> None:
         """Also write the recipe of the whole network beside the checkpoints, or compare with the one there."""
         super().on_train_start()
-        file, text = Path(self.output_folder, "recipe.yaml"), dump_recipe(self.plan_recipe)
-        if self.current_epoch and file.exists() and dump_recipe(load_recipe(file)) != text:
-            raise CheckpointError(f"{file}: the training run began with another recipe; restore it or start anew")
-        file.write_text(text, encoding="utf-8")
+        file = Path(self.output_folder, "recipe.yaml")
+        if self.current_epoch and file.exists():
+            before, now = (recipe.model_dump(mode="json") for recipe in (load_recipe(file), self.plan_recipe))
+            difference = first_difference(before, now)
+            if difference:
+                raise CheckpointError(
+                    f"{file}: the training run began with another recipe ({difference}); restore it or start anew"
+                )
+        file.write_text(dump_recipe(self.plan_recipe), encoding="utf-8")
 
     def plot_network_architecture(self) -> None:
         """Nothing: nnU-Net's drawing needs a package that no longer works; `maskmed-zoo build` shows the network."""

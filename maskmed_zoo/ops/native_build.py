@@ -45,7 +45,10 @@ def cached(folder: Path | None = None) -> Path:
     """The library's place in `folder`, by default the user's cache."""
     key = hashlib.sha256(SOURCE.read_bytes())
     key.update(" ".join([*FLAGS, sys.platform, platform.machine(), *platform.libc_ver()]).encode())
-    folder = folder or Path.home() / ".cache" / "maskmed-zoo"
+    if folder is None:
+        from maskmed_zoo.files import cache_folder  # building a wheel, there is no package to import from
+
+        folder = cache_folder()
     return folder / f"deformable_attention-{key.hexdigest()[:16]}.so"
 
 

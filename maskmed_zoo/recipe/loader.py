@@ -34,6 +34,11 @@ def recipe_path(name_or_path: str | Path) -> Path:
     Raises `RecipeError` if there is neither.
     """
     path = Path(name_or_path)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        raise RecipeError(
+            f"{path}: is a run or an exported folder, no recipe; zoo.load('{path}') segments with it, "
+            f"zoo.create('{path / 'recipe.yaml'}', pretrained='{path}') gives its network"
+        )
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         if not path.is_file():
             raise RecipeError(f"{path}: no such recipe file; 'maskmed-zoo list --kind model' names those built in")

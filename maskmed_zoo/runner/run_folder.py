@@ -101,11 +101,8 @@ class RunFolder:
         write_atomically(self.recipe_file, lambda p: p.write_text(dump_recipe(recipe), encoding="utf-8"))
 
     def save_weights(self, model: SegmentationModel, which: Which, recipe: Recipe) -> None:
-        """Weights with the class names and what identifies the network in the header."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        section = json.dumps(network_section(recipe))
-        header = {"network": section, "class_names": json.dumps(model.class_names), "recipe": recipe.name}
-        write_atomically(self.weights_file(which), lambda p: save_file(tensors, p, header))
+        """Write the weights of a model of this recipe."""
+        save_model(self.weights_file(which), model, recipe)
 
     def load_weights(self, model: SegmentationModel, which: Which, recipe: Recipe) -> str:
         """Load strictly into `model` and return the file's sha256; `CheckpointError` for another recipe's weights."""
@@ -127,6 +124,14 @@ class RunFolder:
         check_state(model, tensors, path)
         model.load_state_dict(tensors)
         return sha256_of(path)
+
+
+def save_model(path: Path, model: SegmentationModel, recipe: Recipe) -> None:
+    """Weights with the class names and what identifies the network in the header; raises `OutputError`."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    section = json.dumps(network_section(recipe))
+    header = {"network": section, "class_names": json.dumps(model.class_names), "recipe": recipe.name}
+    write_atomically(path, lambda p: save_file(tensors, p, header))
 
 
 def check_state(model: SegmentationModel, tensors: dict[str, torch.Tensor], path: Path) -> None:

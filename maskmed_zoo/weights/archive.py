@@ -7,7 +7,7 @@ import stat
 import zipfile
 from pathlib import Path
 
-from maskmed_zoo.errors import CheckpointError
+from maskmed_zoo.errors import CheckpointError, OutputError
 from maskmed_zoo.weights.card import safe_name
 from maskmed_zoo.weights.files import LARGEST
 
@@ -21,7 +21,7 @@ def unpack(archive: Path, folder: Path, *, largest: int = LARGEST) -> None:
     bytes, whatever the archive says of its size; the folder is then not there.
     """
     if folder.exists():
-        raise CheckpointError(f"{folder}: exists already; give a new folder")
+        raise OutputError(f"{folder}: exists already; give a new folder")
     try:
         with zipfile.ZipFile(archive) as file:
             entries = [entry for entry in file.infolist() if not entry.is_dir()]

@@ -25,6 +25,8 @@ from maskmed_zoo.weights.files import LARGEST
 
 FORMAT = 1
 CARD, RECIPE, WEIGHTS, README = "card.json", "recipe.yaml", "weights.safetensors", "README.md"
+RUN_WEIGHTS = "weights_last.safetensors"
+"""Of a run that has finished an epoch."""
 FILES = (RECIPE, WEIGHTS, README)
 """What an exported folder may hold beside its card."""
 LARGEST_CARD = 2**20
@@ -101,12 +103,15 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 
 def weights_in(path: Path) -> Path:
-    """The weights file that a path stands for: itself, or that of an exported folder, which is checked."""
+    """The weights file that a path stands for: itself, a run's last one, or an exported folder's, which is checked."""
     if not path.is_dir():
         return path
     if not (path / CARD).is_file():
+        last = path / RUN_WEIGHTS
+        if last.is_file():
+            return last
         raise CheckpointError(
-            f"{path}: no {CARD}, so no exported weights; of a run give its weights_last.safetensors, or export it first"
+            f"{path}: no {CARD} and no {RUN_WEIGHTS}, so no exported weights; give a file, a run or an exported folder"
         )
     check_folder(path)
     return path / WEIGHTS

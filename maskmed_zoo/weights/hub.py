@@ -13,7 +13,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.errors import CheckpointError, UserError
+from maskmed_zoo.errors import CheckpointError, OutputError, UserError
 from maskmed_zoo.files import sha256_of
 from maskmed_zoo.weights.archive import unpack
 from maskmed_zoo.weights.card import CARD, FILES, LARGEST_CARD, check_folder, read_card
@@ -35,7 +35,7 @@ def pull(source: str, folder: Path, *, revision: str | None = None, sha256: str 
     Raises `CheckpointError`, with nothing left behind but what an interrupted download can be resumed from.
     """
     if folder.exists():
-        raise CheckpointError(f"{folder}: exists already; give a new folder")
+        raise OutputError(f"{folder}: exists already; give a new folder")
     if sha256 is not None and not source.endswith(".zip"):
         raise CheckpointError(f"{source}: only a zip file takes a sha256; a card holds those of its files")
     if revision is not None and not source.startswith(HUB):
@@ -52,7 +52,7 @@ def pull(source: str, folder: Path, *, revision: str | None = None, sha256: str 
         raise
     except OSError as error:
         shutil.rmtree(arriving, ignore_errors=True)
-        raise CheckpointError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
     return card
 
 

@@ -7,12 +7,8 @@ from typing import Any
 
 from maskmed_zoo import registry
 from maskmed_zoo.errors import RegistryError
+from maskmed_zoo.files import cache_folder
 from maskmed_zoo.weights.download import fetch
-
-
-def cache_folder() -> Path:
-    """Where downloaded weights are kept; safe to delete."""
-    return Path.home() / ".cache" / "maskmed_zoo"
 
 
 def published(name: str) -> Path:

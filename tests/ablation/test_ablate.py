@@ -20,7 +20,7 @@ from maskmed_zoo.ablation.cell import Cell, Task, order
 from maskmed_zoo.ablation.cell_process import work
 from maskmed_zoo.ablation.lock import locked
 from maskmed_zoo.ablation.plan import Ablation, plan
-from maskmed_zoo.build import report
+from maskmed_zoo.build import network_facts
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.errors import CheckpointError, DataError, RecipeError, UserError, ZooError
 from maskmed_zoo.runner.evaluate import evaluate
@@ -111,7 +111,7 @@ def test_each_cell_once_and_numbers_by_hand(
     assert row["difference"]["p"] == pytest.approx(wilcoxon(difference.mean(0)).pvalue)
     assert (row["difference"]["cases"], row["difference"]["seeds"]) == (1, [0, 1])
     assert (baseline["difference"], baseline["paper"]) == (None, 0.878)
-    network = report(ablation.cells[2].recipe)
+    network = network_facts(ablation.cells[2].recipe)
     assert (row["parameters"], row["macs"]) == (network["total_parameters"], network["macs"])
     epochs = [cell.epochs() for cell in ablation.cells if cell.row == "query"]
     assert row["seconds_per_step"] == pytest.approx(np.median([float(rows[1]["seconds"]) / 2 for rows in epochs]))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from maskmed_zoo.contracts import Head
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.explain.mask_embeddings import mask_embeddings
 from maskmed_zoo.heads.learned_class import LearnedClassHead
@@ -18,6 +19,7 @@ from tests.contracts.test_components import Case, cases, perturb, stage_spec
 def test_a_head_names_the_layers_that_make_its_masks(case: Case) -> None:
     """Masks are mask embeddings times features, but for a convolution's bias."""
     head, (stages,) = perturb(case.build()).eval(), case.inputs()
+    assert isinstance(head, Head)
     assert head.mask_layers(), f"implement {case.cls.__name__}.mask_layers (see maskmed_zoo.contracts.Head)"
     with torch.inference_mode(), mask_embeddings(head) as embeddings:
         output = head(stages)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from maskmed_zoo.recipe import load_recipe
 from tests.conftest import refusal
 
 
-def bare(name: str, labels: dict[str, int], channels: tuple[str, ...] = ("CT",)) -> RawDataset:
+def bare(name: str, labels: Mapping[str, int], channels: tuple[str, ...] = ("CT",)) -> RawDataset:
     return RawDataset(Path(name), name, channels, Labels(labels), ())
 
 

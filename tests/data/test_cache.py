@@ -16,7 +16,7 @@ from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
 from maskmed_zoo.data.fingerprint import fingerprint
 from maskmed_zoo.data.resample import resample_image, resample_labels
-from maskmed_zoo.errors import DataError
+from maskmed_zoo.errors import DataError, OutputError
 from maskmed_zoo.labels import Labels
 
 NAMES = ("a", "b", "c")
@@ -288,7 +288,7 @@ def test_what_a_case_lists_as_annotated_is_checked_again_when_it_changes(cache, 
 def test_refusals_in_one_line(tmp_path, cache, dataset):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(DataError, match="cache cannot be written") as caught:
+        with pytest.raises(OutputError, match="cache cannot be written") as caught:
             CaseCache(folder, dataset, SPACING).prepare(dataset.cases)
         assert "\n" not in str(caught.value)
     case = dataset.cases[0]

@@ -29,9 +29,7 @@ def patches(dataset: Path, folder: Path, stream: Stream = "train", seed: int = 0
     return joined([(cache, opened.cases)], opened.labels, seed=seed, stream=stream, **settings)
 
 
-def joined(
-    parts: Parts, labels: dict[str, int], stream: Stream = "train", seed: int = 0, **settings: Any
-) -> PatchDataset:
+def joined(parts: Parts, labels: Labels, stream: Stream = "train", seed: int = 0, **settings: Any) -> PatchDataset:
     return PatchDataset(
         parts,
         DataRecipe(**settings),

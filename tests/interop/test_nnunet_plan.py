@@ -13,7 +13,7 @@ import torch
 
 import maskmed_zoo as zoo
 from maskmed_zoo.build import model_of
-from maskmed_zoo.errors import CheckpointError, DataError, JointError
+from maskmed_zoo.errors import CheckpointError, DataError, JointError, OutputError
 from maskmed_zoo.interop.nnunet_install import install, trainer_name
 from maskmed_zoo.interop.nnunet_network import GroupSchedule, PluginNetwork
 from maskmed_zoo.interop.nnunet_plan import read_configuration, recipe_of_plan
@@ -185,9 +185,9 @@ def test_a_trainer_is_written_once(tmp_path: Path) -> None:
     assert file.name == "nnUNetTrainer_MaskMed_pointwise_amos.py"
     assert load_recipe(file.with_suffix(".yaml")) == recipe
     assert install(tmp_path / "trainers", name, recipe) == file
-    with pytest.raises(CheckpointError, match="exists with other content"):
+    with pytest.raises(OutputError, match="exists with other content"):
         install(tmp_path / "trainers", name, load_recipe("pointwise_amos", {"train.epochs": 3}))
     assert load_recipe(file.with_suffix(".yaml")) == recipe
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         install(tmp_path / "file" / "x", name, recipe)

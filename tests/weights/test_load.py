@@ -236,5 +236,5 @@ def test_a_network_made_from_part_of_a_file_says_so(tiny_recipe: Path, caplog: p
 
 
 def test_a_run_is_no_exported_folder(tiny_recipe: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="so no exported weights; of a run give its weights_last"):
+    with pytest.raises(CheckpointError, match="so no exported weights; give a file, a run or an exported folder"):
         zoo.create(tiny_recipe, pretrained=tmp_path)
