@@ -1,0 +1,160 @@
+"""A predictor without a run folder: arrays and files in and out, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import maskmed_zoo as zoo
+from maskmed_zoo.build import model_of
+from maskmed_zoo.contracts import HeadOutput
+from maskmed_zoo.data.formats import read_image, read_labels
+from maskmed_zoo.errors import ArgumentError, CheckpointError, DataError, RecipeError
+from maskmed_zoo.inference.predictor import Predictor
+from maskmed_zoo.inference.sliding_window import Consumer, Place, Windows, visit
+from maskmed_zoo.recipe import load_recipe
+
+OVERRIDES = {"model.head.kind": "pointwise", "model.loss.kind": "ce_dice", "data.normalization": "zscore"}
+
+
+@pytest.fixture
+def predictor(tiny_recipe: Path) -> Predictor:
+    torch.manual_seed(0)
+    recipe = load_recipe(tiny_recipe, OVERRIDES)
+    return Predictor(recipe, model_of(recipe), device="cpu")
+
+
+def image(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def test_arrays_with_spacing(predictor: Predictor) -> None:
+    array = image(1, 9, 20, 18)
+    prediction = predictor.segment(array, spacing=(2.0, 1.0, 1.0))
+    probabilities = predictor.probabilities(array, spacing=(2.0, 1.0, 1.0))
+    assert prediction.labels.shape == (9, 20, 18)
+    assert probabilities.shape == (3, 9, 20, 18)
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(probabilities.argmax(0), prediction.labels)
+    np.testing.assert_array_equal(predictor.segment(array[0], spacing=(2.0, 1.0, 1.0)).labels, prediction.labels)
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    affine[:3, 3] = 5
+    placed = predictor.segment(array, affine=affine)
+    np.testing.assert_array_equal(placed.labels, prediction.labels)
+    assert placed.geometry.spacing == (2.0, 1.0, 1.0)
+
+
+def test_another_spacing_is_resampled_and_comes_back(predictor: Predictor) -> None:
+    array = image(1, 9, 11, 13)
+    prediction = predictor.segment(array, spacing=(4.0, 2.5, 1.5))
+    probabilities = predictor.probabilities(array, spacing=(4.0, 2.5, 1.5))
+    assert prediction.labels.shape == probabilities.shape[1:] == (9, 11, 13)
+    agree = (probabilities.argmax(0) == prediction.labels).mean()
+    assert agree > 0.999  # both are trilinear, in another order of operations
+
+
+def test_files_are_those_of_arrays(predictor: Predictor, dataset: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    folder = dataset / "imagesTr"
+    written = predictor.files([folder], tmp_path / "out", progress=lambda *count: seen.append(count))
+    assert [path.name for path in written] == [f"case_0{i}.nii.gz" for i in range(4)]
+    assert seen == [(i, 4) for i in range(1, 5)]
+    volume = read_image(folder / "case_00_0000.nii.gz")
+    np.testing.assert_array_equal(
+        read_labels(written[0]).array, predictor.segment(volume.array, volume.geometry).labels
+    )
+    assert predictor.files([folder], tmp_path / "out") == []
+    stamp = json.loads((tmp_path / "out" / ".maskmed_predictions.json").read_text())
+    assert set(stamp["weights_sha256"].values()) == {predictor.weights_sha256}
+
+
+def test_weights_without_a_file_are_known_by_their_content(predictor: Predictor) -> None:
+    same = Predictor(predictor.recipe, predictor.model, device="cpu")
+    assert same.weights_sha256 == predictor.weights_sha256
+    next(iter(predictor.model.parameters())).data += 1
+    assert Predictor(predictor.recipe, predictor.model, device="cpu").weights_sha256 != predictor.weights_sha256
+
+
+def test_mistakes_are_one_line(predictor: Predictor, tiny_recipe: Path) -> None:
+    for call, error, words in (
+        (lambda: predictor.segment(image(1, 8, 16, 16)), ArgumentError, "give spacing"),
+        (lambda: predictor.segment(image(16, 16), spacing=(1, 1, 1)), ArgumentError, r"got shape \(1?,? ?16, 16\)"),
+        (lambda: predictor.segment(image(2, 8, 16, 16), spacing=(1, 1, 1)), DataError, "2 channels, expected 1"),
+    ):
+        with pytest.raises(error, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    unbound = load_recipe(tiny_recipe, OVERRIDES | {"data.labels": None})
+    with pytest.raises(RecipeError, match=r"leaves data\.labels to the data set"):
+        Predictor(unbound, predictor.model, device="cpu")
+
+
+class FinestDifference:
+    """A consumer whose output has other axes than (k d h w): the largest mask logit of each window."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[int, ...], float] = {}
+
+    def take(self, places, output: HeadOutput) -> None:
+        for place, logits in zip(places, output.stages[0].spatial, strict=True):
+            self.found[tuple(axis.start for axis in place)] = float(logits.max())
+
+
+def test_any_consumer_can_take_the_windows(predictor: Predictor) -> None:
+    prepared = torch.from_numpy(image(1, 12, 24, 20))
+    windows = Windows.of(prepared, (8, 16, 16), 0.5)
+    consumer = FinestDifference()
+    also: Consumer = consumer
+    for places, output in visit(predictor.run, prepared, windows, batch_size=3, device="cpu"):
+        assert not torch.is_inference_mode_enabled()
+        also.take(places, output)
+    assert list(consumer.found) == [tuple(axis.start for axis in place) for place in windows.places]
+    last: Place = windows.places[-1]
+    with torch.inference_mode():
+        whole: Tensor = predictor.run(prepared[(slice(None), *last)][None]).stages[0].spatial
+    assert list(consumer.found.values())[-1] == pytest.approx(float(whole.max()), abs=1e-5)
+
+
+TRAINING = ("maskmed_zoo.runner.train", "maskmed_zoo.runner.trainer", "maskmed_zoo.losses", "maskmed_zoo.data.augment")
+
+
+def test_load_imports_nothing_of_training(tmp_path: Path) -> None:
+    """A run of version 0.1.0 is loaded and used in a fresh process."""
+    run = Path(__file__).resolve().parents[1] / "runner" / "run_of_0_1_0"
+    program = f"""
+import json, sys
+import numpy as np
+import maskmed_zoo as zoo
+predictor = zoo.load({str(run)!r}, device="cpu")
+predictor.segment(np.zeros((1, 9, 18, 20), np.float32), spacing=(2.0, 1.0, 1.0))
+print(json.dumps([m for m in sys.modules if m.startswith("maskmed_zoo")]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = json.loads(done.stdout)
+    assert "maskmed_zoo.inference.predictor" in loaded
+    assert not [module for module in loaded if module.startswith(TRAINING)]
+    components = {m for m in loaded if m.split(".")[1:2] in (["encoders"], ["necks"], ["decoders"], ["heads"])}
+    named = {
+        "encoders.plain_conv",
+        "encoders.pyramid",
+        "necks.fsad",
+        "necks.tokens",
+        "decoders.unet",
+        "heads.masked_query",
+    }
+    named |= {"encoders", "necks", "decoders", "heads", "decoders.pyramid"}
+    assert components <= {f"maskmed_zoo.{name}" for name in named}, "only what the recipe names"
+
+
+def test_what_is_no_run(tmp_path: Path, dataset: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run here"):
+        zoo.load(tmp_path)
+    with pytest.raises(CheckpointError, match="no run here"):
+        zoo.load(dataset)

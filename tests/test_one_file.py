@@ -1,0 +1,155 @@
+"""The promise of the seams: a metric, an image format, an export format and a consumer of windows are one file each.
+
+Each is really added to a copy of the package, nothing else of it is touched, and the command line uses it there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = ROOT / "tests" / "runner" / "run_of_0_1_0"
+METRIC = '''
+"""Volume difference: how much more or less a label takes in the prediction than in the reference."""
+
+from math import prod
+
+from maskmed_zoo.evaluation.metrics import Metric
+
+
+def _of_pair(pair, names):
+    millilitres = prod(pair.spacing) / 1000
+    return {n: abs(pair.voxels[n].prediction - pair.voxels[n].reference) * millilitres for n in names}
+
+
+METRIC = Metric(
+    name="volume_difference", title="Volume difference", unit="mL", higher_is_better=False,
+    definition="absolute difference of the volumes of a label", both_absent=0.0, one_absent=None, compute=_of_pair,
+)
+'''
+IMAGE_FORMAT = '''
+"""NumPy's archives of an array (i, j, k) and its affine."""
+
+import numpy as np
+
+from maskmed_zoo.data.image import Geometry
+
+ENDINGS = WRITES = (".npz",)
+
+
+def read(path):
+    with np.load(path, allow_pickle=False) as archive:
+        array, affine = archive["array"], archive["affine"]
+    return array, Geometry(affine, array.shape)
+
+
+def write(path, stored, geometry):
+    np.savez(path, array=stored, affine=geometry.affine)
+'''
+EXPORT_FORMAT = '''
+"""Only how many parameters there are."""
+
+from maskmed_zoo.weights.card import README, WEIGHTS
+from maskmed_zoo.export.formats import weights
+
+
+def write(source, folder):
+    weights.write(source, folder)
+    (folder / README).write_text(str(sum(p.numel() for p in source.model.parameters())))
+'''
+CONSUMER = """
+import sys, torch
+import maskmed_zoo as zoo
+from maskmed_zoo.inference.sliding_window import Windows, visit
+
+class Foreground:
+    voxels = 0
+    def take(self, places, output):
+        self.voxels += int((output.log_probabilities().argmax(1) > 0).sum())
+
+predictor = zoo.load(sys.argv[1], device="cpu")
+image, counter = torch.zeros(1, 8, 24, 16), Foreground()
+windows = Windows.of(image, (8, 16, 16), 0.5)
+for places, output in visit(predictor.run, image, windows, batch_size=1, device="cpu"):
+    counter.take(places, output)
+print(len(windows.places), counter.voxels >= 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package with three new files, and the files that were there before."""
+    root = tmp_path_factory.mktemp("tree")
+    for name in ("maskmed_zoo", "registry", "recipes"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    package = root / "maskmed_zoo"
+    (package / "evaluation" / "metrics" / "volume_difference.py").write_text(METRIC.lstrip())
+    (package / "data" / "formats" / "numpy_archive.py").write_text(IMAGE_FORMAT.lstrip())
+    (package / "export" / "formats" / "count.py").write_text(EXPORT_FORMAT.lstrip())
+    return root
+
+
+def run(tree: Path, *words: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tree, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_metric_and_an_image_format(tree: Path, tmp_path: Path) -> None:
+    """Images of the new format are predicted from a data set of that ending, and its label maps scored both ways."""
+    program = f"""
+import json, sys
+from pathlib import Path
+import numpy as np
+import maskmed_zoo as zoo
+from maskmed_zoo.cli.main import main
+from maskmed_zoo.data.dataset import open_dataset
+assert zoo.__file__.startswith({str(tree)!r}), zoo.__file__
+root = Path({str(tmp_path)!r})
+affine = np.diag([1.0, 1.0, 2.0, 1.0])
+for folder in ("data/imagesTr", "data/labelsTr", "predictions"):
+    (root / folder).mkdir(parents=True)
+labels = np.zeros((20, 18, 9), np.uint8)
+labels[12:17, 5:11, 3:7] = 1
+image = np.random.default_rng(0).normal(0, 20, labels.shape) + 200.0 * labels
+for name in ("a", "b"):
+    np.savez(root / f"data/imagesTr/{{name}}_0000.npz", array=image, affine=affine)
+    np.savez(root / f"data/labelsTr/{{name}}.npz", array=labels, affine=affine)
+    np.savez(root / f"predictions/{{name}}.npz", array=np.roll(labels, 1, 0) * (name == "a"), affine=affine)
+description = {{"channel_names": {{"0": "CT"}}, "labels": {{"background": 0, "left": 1}}, "file_ending": ".npz"}}
+(root / "data/dataset.json").write_text(json.dumps(description))
+assert open_dataset(root / "data").ending == ".npz"
+written = zoo.load({str(RUN)!r}, device="cpu").files([root / "data/imagesTr"], root / "out")
+assert [path.name for path in written] == ["a.nii.gz", "b.nii.gz"]
+assert zoo.load({str(RUN)!r}, device="cpu").files([root / "data/imagesTr/a_0000.npz"], root / "one.npz")
+np.testing.assert_array_equal(np.load(root / "one.npz")["affine"], affine)
+pair = ["--pred", str(root / "predictions"), "--ref", str(root / "data/labelsTr"), "--json", str(root / "s.json")]
+assert main(["evaluate", *pair, "--metrics", "volume_difference"]) == 0
+scores = json.loads((root / "s.json").read_text())
+print(json.dumps([scores["cases"][0]["dice"], scores["metrics"]["volume_difference"]["cases"]]))
+"""
+    dice, volumes = json.loads(run(tree, "-c", program).splitlines()[-1])
+    assert dice == {"left": pytest.approx(0.8)}
+    assert [case["volume_difference"]["left"] for case in volumes] == [0.0, pytest.approx(5 * 6 * 4 * 2 / 1000)]
+
+
+def test_an_export_format(tree: Path, tmp_path: Path) -> None:
+    words = ("-m", "maskmed_zoo", "export", str(RUN), "--license", "MIT", "--format")
+    run(tree, *words, "count", "--out", str(tmp_path / "out"))
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert set(card["files"]) == {"README.md", "recipe.yaml", "weights.safetensors"}
+    assert "count,weights" in run(tree, "-m", "maskmed_zoo", "export", "--help")
+
+
+def test_a_consumer_of_windows(tree: Path) -> None:
+    assert run(tree, "-c", CONSUMER, str(RUN)).split() == ["2", "True"]
