@@ -13,11 +13,12 @@ import pytest
 
 import maskmed_zoo as zoo
 from maskmed_zoo import registry, renamed
-from maskmed_zoo.ablation.cell import cell_of
+from maskmed_zoo.ablation.cell import CellFolder
 from maskmed_zoo.ablation.grid import load_grid
 from maskmed_zoo.errors import RecipeError, RegistryError
 from maskmed_zoo.recipe import dump_recipe, load_recipe, recipe_type
-from maskmed_zoo.runner.run_folder import RunFolder, network_hash
+from maskmed_zoo.recipe.network import network_difference
+from maskmed_zoo.runner.run_folder import RunFolder
 from tests.conftest import TINY
 
 OLD = TINY.replace("  mirror_axes: [z, y]\n", "  unannotated: marginalise\n")
@@ -31,7 +32,7 @@ TIMM = {
 @pytest.fixture(autouse=True)
 def _afresh(caplog: pytest.LogCaptureFixture) -> None:
     """Each test is a process of its own to the reports, which are made once in a process."""
-    renamed.report.cache_clear()
+    renamed.log_once.cache_clear()
     caplog.set_level(logging.WARNING, "maskmed_zoo")
 
 
@@ -117,10 +118,12 @@ def test_checksums_outlive_a_renaming(tmp_path: Path) -> None:
 
     seen = {key: before["data"][key] for key in ("channels", "labels", "spacing", "normalization")}
     text = json.dumps({"model": before["model"], "data": seen}, sort_keys=True)
-    assert network_hash(recipe) == hashlib.sha256(text.encode()).hexdigest()
+    file = write(tmp_path / "old.yaml", json.dumps(before))
+    assert network_difference(hashlib.sha256(text.encode()).hexdigest(), recipe, file) is None
+    assert network_difference(hashlib.sha256(b"other").hexdigest(), recipe, file) is not None
 
     text = json.dumps([before, ["Boxes"], 0], sort_keys=True)
-    folder = cell_of("row", recipe, tmp_path, ["Boxes"], 0).run.path
+    folder = CellFolder(tmp_path, ["Boxes"], 0).cell("row", recipe).run.path
     assert folder.name == hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
