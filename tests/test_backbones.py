@@ -57,7 +57,7 @@ def test_the_matrix_is_as_large_as_promised():
     assert set(MATRIX.HEADS) == {"pointwise", "masked_query"}
 
 
-@pytest.mark.parametrize(("backbone", "neck", "head"), product(MATRIX.BACKBONES, MATRIX.NECKS, MATRIX.HEADS))
+@pytest.mark.parametrize(("backbone", "neck", "head"), [*product(MATRIX.BACKBONES, MATRIX.NECKS, MATRIX.HEADS)])
 def test_builds_trains_and_predicts(backbone, neck, head):
     torch.manual_seed(0)
     cell = MATRIX.recipe(backbone, neck, head, PATCH)

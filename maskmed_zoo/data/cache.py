@@ -86,7 +86,9 @@ class CachedCase:
     @property
     def coordinates(self) -> dict[int, NDArray[np.int32]]:
         """(n 3) voxel indices z, y, x of each foreground label that is present, 'ignore' left out."""
-        with _reading(self.folder), np.load(self.folder / "coordinates.npz", allow_pickle=False) as archive:
+        path = self.folder / "coordinates.npz"
+        # NumPy leaves a damaged file open that it has opened itself.
+        with _reading(self.folder), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {int(label): archive[label] for label in archive.files}
 
     def _array(self, name: str) -> NDArray[Any]:

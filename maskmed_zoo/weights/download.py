@@ -35,7 +35,11 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
     def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
         where = headers.get("Location") or headers.get("URI") or ""
         there = urllib.parse.urljoin(req.full_url, where)
-        check_url(urllib.parse.quote(there, safe=string.punctuation))  # as urllib asks for it
+        try:
+            check_url(urllib.parse.quote(there, safe=string.punctuation))  # as urllib asks for it
+        except CheckpointError:
+            fp.close()
+            raise
         return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
@@ -108,6 +112,7 @@ def _receive(url: str, partial: Path, size: int | None, largest: int) -> None:
     try:
         response = opener.open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 416 and have:  # the rest is not there: another file, or all of it is here
             partial.unlink()
             raise urllib.error.URLError("the server has no more of it") from error

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from tests.test_packaging import build_wheel, copy_source
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of programs of a new environment that holds the wheel, without extras, and what it depends on."""
     wheel = build_wheel(copy_source(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("wheel"))
     environment = tmp_path_factory.mktemp("environment") / "bare"
@@ -29,7 +31,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert installed.returncode == 0, installed.stderr
-    return programs
+    yield programs
+    shutil.rmtree(environment)  # pytest keeps the folders of three runs
 
 
 def run(programs: Path, *words: str, cwd: Path) -> str:
@@ -54,5 +57,5 @@ def test_trains_two_steps(programs: Path, tmp_path: Path) -> None:
     short = ("--set", "train.epochs=1", "--set", "train.iterations_per_epoch=2")
     where = ("--data", str(data), "--out", "run", "--device", "cpu")
     run(programs, "train", str(recipe), *short, *where, cwd=tmp_path)
-    summary = json.loads((tmp_path / "run" / "validation" / "summary.json").read_text(encoding="utf-8"))
-    assert summary
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
+    assert (tmp_path / "run" / "predictions" / "case_00.nii.gz").is_file()

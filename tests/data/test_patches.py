@@ -182,7 +182,7 @@ def test_labels_of_several_data_sets_get_one_number_by_name(dataset: Path, parti
 def test_instances_go_where_their_labels_go(dataset: Path, tmp_path: Path) -> None:
     stored = nib.load(dataset / "labelsTr" / "case_00.nii.gz")
     for path in sorted((dataset / "labelsTr").iterdir()):
-        labels = np.array(nib.load(path).dataobj)
+        labels = np.asarray(nib.load(path).dataobj).copy()
         labels[1, 1:4, 1:4] = 1
         nib.save(nib.Nifti1Image(labels, stored.affine), path)
     drawn = patches(

@@ -263,7 +263,7 @@ def test_two_channels_and_an_ignore_label_end_to_end(tiny_recipe: Path, dataset:
         path.with_name(path.name.replace("_0000", "_0001")).write_bytes(path.read_bytes())
     for path in sorted((dataset / "labelsTr").glob("*.nii.gz")):
         stored = nib.load(path)
-        labels = np.array(stored.dataobj)
+        labels = np.asarray(stored.dataobj).copy()
         labels[:, :, :2] = 3
         nib.save(nib.Nifti1Image(labels, stored.affine), path)
     description = json.loads((dataset / "dataset.json").read_text())
