@@ -91,7 +91,7 @@ def test_export_of_weights_that_were_not_scored(run: Path, tmp_path: Path) -> No
 def test_the_old_name_of_an_option(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    renamed.report.cache_clear()
+    renamed.log_once.cache_clear()
     assert main(["export", str(run), "--out", str(tmp_path / "out"), "--licence", "CC0-1.0"]) == 0
     assert json.loads((tmp_path / "out" / "card.json").read_text())["license"] == "CC0-1.0"
     assert caplog.messages == ["'--licence' is now '--license'; both are read, the new one is written"]
