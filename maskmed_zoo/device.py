@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from maskmed_zoo.errors import UserError
+from maskmed_zoo.errors import UserError, first_line
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -21,7 +21,7 @@ def pick_device(name: str | None) -> torch.device:
             raise NotImplementedError("it holds no data")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"device '{name}' cannot be used ({reason}); use cpu, cuda, cuda:1, … or mps") from error
     return device
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from maskmed_zoo.errors import CheckpointError
+from maskmed_zoo.errors import CheckpointError, first_line
 from maskmed_zoo.files import write_atomically
 from maskmed_zoo.runner.run_folder import RunFolder, check_state
 from maskmed_zoo.runner.trainer import Trainer
@@ -58,7 +58,7 @@ def load(run: RunFolder, trainer: Trainer) -> Progress:
         with run.metrics_file.open(newline="", encoding="utf-8") as file:
             progress.rows = [dict(row) for row in csv.DictReader(file) if int(row["epoch"]) < progress.epoch]
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(f"{path}: cannot be continued from ({reason}); train into a new folder") from error
     return progress
 

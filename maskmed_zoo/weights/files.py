@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from maskmed_zoo.errors import CheckpointError
+from maskmed_zoo.errors import CheckpointError, first_line
 
 LARGEST = 20 * 2**30
 """Bytes that a file of weights, or all files of an archive together, may have, whatever their card says."""
@@ -83,7 +83,7 @@ def _read_safetensors(path: Path) -> State:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
             return State(tensors, file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({_line(error)}); copy it again") from error
+        raise CheckpointError(f"{path}: not a whole safetensors file ({first_line(error)}); copy it again") from error
 
 
 def _read_pickle(path: Path) -> State:
@@ -98,7 +98,7 @@ def _read_pickle(path: Path) -> State:
                 f"{path}: holds more than tensors and would run code when read; if you trust its source, save its "
                 f"state dict with safetensors there"
             ) from error
-        raise CheckpointError(f"{path}: not a whole torch checkpoint ({_line(error)}); copy it again") from error
+        raise CheckpointError(f"{path}: not a whole torch checkpoint ({first_line(error)}); copy it again") from error
     for key in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -120,8 +120,3 @@ def _check_stored(path: Path) -> None:
         return  # no zip file, or a broken one: torch's to tell
     if is_packed:
         raise CheckpointError(f"{path}: is compressed, which torch's checkpoints are not; refused")
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:120] if text else type(error).__name__

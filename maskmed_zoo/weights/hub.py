@@ -13,7 +13,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.errors import CheckpointError, OutputError, UserError
+from maskmed_zoo.errors import CheckpointError, OutputError, UserError, first_line
 from maskmed_zoo.files import sha256_of
 from maskmed_zoo.weights.archive import unpack
 from maskmed_zoo.weights.card import CARD, FILES, LARGEST_CARD, check_folder, read_card
@@ -64,7 +64,7 @@ def push(folder: Path, repository: str, *, public: bool = False) -> str:
         address = api.create_repo(_repository(repository), private=not public, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=str(folder), allow_patterns=[CARD, *FILES])
     except Exception as error:  # whatever the library, the network or the server says
-        raise CheckpointError(f"{HUB}{repository}: could not be uploaded ({_line(error)})") from error
+        raise CheckpointError(f"{HUB}{repository}: could not be uploaded ({first_line(error)})") from error
     return str(address)
 
 
@@ -111,7 +111,7 @@ def _from_hub(repository: str, arriving: Path, revision: str | None) -> None:
     except UserError:
         raise
     except Exception as error:  # whatever the library, the network or the server says
-        raise CheckpointError(f"{HUB}{repository}: could not be downloaded ({_line(error)})") from error
+        raise CheckpointError(f"{HUB}{repository}: could not be downloaded ({first_line(error)})") from error
     shutil.rmtree(arriving / ".cache", ignore_errors=True)  # the library's own notes
 
 
@@ -126,8 +126,3 @@ def _hub() -> Any:
         return importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise UserError("the hub needs the package huggingface_hub: pip install 'maskmed-zoo[hub]'") from error
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:160] if text else type(error).__name__
