@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -86,6 +85,8 @@ def hungarian(costs: Tensor, present: Tensor) -> Tensor:
     `costs` (b n t), `present` (b t) bool, both on the host. Returns (b n) int64: the target of each query, or -1 for
     no object. Raises `NonFiniteError` for a NaN or infinite cost.
     """
+    from scipy.optimize import linear_sum_assignment  # a third of a second, for those who match
+
     if not costs.isfinite().all():
         raise NonFiniteError("matching cost is not finite")
     assignment = torch.full(costs.shape[:2], -1, dtype=torch.int64)
