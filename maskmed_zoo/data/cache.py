@@ -20,7 +20,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Sequence
@@ -39,13 +38,12 @@ from maskmed_zoo.data.fingerprint import Fingerprint, fingerprint
 from maskmed_zoo.data.instances import components, instances_file, read_instances, resample_instances
 from maskmed_zoo.data.resample import resample_image, resample_labels
 from maskmed_zoo.errors import DataError, OutputError
+from maskmed_zoo.files import remove_abandoned
 
 FORMAT = 1
 """Raise this number when what is written, or how it is computed, changes."""
 LIMIT = 10_000
 """Most intensity samples per channel, and most coordinates per label, that are kept of a case."""
-ABANDONED = 24 * 3600.0
-"""Age, s, from which an unfinished folder belongs to nobody any more."""
 
 Progress = Callable[[int, int], None]
 
@@ -134,7 +132,7 @@ class CaseCache:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            remove_abandoned(self.folder, ".unfinished-*")
         except OSError as error:
             raise self._unwritable(error) from error
         with ThreadPoolExecutor(max(1, workers)) as pool:  # SciPy and zlib do their work outside the interpreter lock
@@ -245,12 +243,6 @@ class CaseCache:
             "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         }
         (folder / "case.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-
-    def _sweep(self) -> None:
-        """Remove what an interrupted process left behind; younger leftovers may be another process at work."""
-        for path in self.folder.glob(".unfinished-*"):
-            if time.time() - path.stat().st_mtime > ABANDONED:
-                shutil.rmtree(path, ignore_errors=True)
 
     def _unwritable(self, error: OSError) -> OutputError:
         reason = error.strerror or str(error)
