@@ -46,8 +46,8 @@ class Metric:
         """Definition, unit, direction and what absent labels get, in one sentence each."""
         unit = f" in {self.unit}" if self.unit else ""
         better = "higher" if self.higher_is_better else "lower"
-        both = "is left out and counted in absent" if self.both_absent is None else f"has {self.both_absent:g}"
-        one = "is computed as any other" if self.one_absent is None else f"has {self.one_absent:g}"
+        both = "is left out and counted in absent" if self.both_absent is None else f"gets {self.both_absent:g}"
+        one = "is computed as any other" if self.one_absent is None else f"gets {self.one_absent:g}"
         return (
             f"{self.title}{unit}: {self.definition} ({better} is better). A label absent in reference and prediction "
             f"{both}; a label that only one of them has {one}."
