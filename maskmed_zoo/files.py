@@ -53,7 +53,7 @@ def make_folder(path: Path) -> None:
 
 
 def remove_abandoned(folder: Path, pattern: str) -> None:
-    """Remove folders that a killed process left unfinished; younger than a day, another process may be at work there."""
+    """Remove folders that a killed process left unfinished; in younger ones another process may be at work."""
     for path in folder.glob(pattern):
         if time.time() - path.stat().st_mtime > ABANDONED:
             shutil.rmtree(path, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Preprocessed cases on disk: what training reads at random, memory-mapped, so that a patch costs only its own bytes.
 
 Idea: reading, reorienting and resampling happen once. Images are resampled but not normalised, because CT statistics
-belong to the training cases of a fold. Labels have the data set's own values, so that trainings on it alone and
+belong to the training cases of a fold. Labels have the data set's own values, so that training on it alone and
 together with others read the same cache. Beside the arrays lie the foreground voxels that oversampling draws from and
 the intensity samples of the fingerprint, both seeded by the case's name.
 Source: nnU-Net's preprocessed folder (`class_locations`, `DatasetFingerprintExtractor`).
@@ -10,7 +10,7 @@ Deviations: each case is its own folder, moved into place whole and rebuilt when
 ```
 FOLDER/NAME-KEY/CASE/  image.npy (c z y x) float32   labels.npy (z y x) uint8 or int16   samples.npy (c n) float32
                        coordinates.npz: label -> (n 3) int32                             case.json
-                       instances.npy (z y x) uint8, int16 or int32, where objects are told apart
+                       instances.npy (z y x) uint8, int16 or int32, where instances are separated
 ```
 """
 
@@ -107,7 +107,7 @@ def _reading(folder: Path) -> Generator[None]:
 class CaseCache:
     """The preprocessed cases of one data set at one spacing (z, y, x) mm, below `folder`.
 
-    `instances`: objects told apart as the connected parts of the resampled labels, or by the data set's map of them.
+    `instances`: separated as the connected parts of the resampled labels, or by the data set's map of them.
     """
 
     def __init__(
