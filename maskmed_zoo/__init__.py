@@ -206,7 +206,7 @@ def evaluate(
     labels: Mapping[str, int] | None = None,
     metrics: Sequence[str] = (),
     data: str | Path | Sequence[str | Path] | None = None,
-    weights: Literal["last", "best"] = "last",
+    weights: Literal["last", "best"] | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
     """Scores of a run on its validation cases, or of a folder of label maps against references, as a JSON-able summary.
@@ -218,10 +218,11 @@ def evaluate(
         labels: label names and values of `pred` and `ref`; default: those of the dataset.json in `ref` or beside it.
         metrics: further ones than Dice, by name.
         data: where the run's data sets are now, if they have moved.
-        weights: which checkpoint of a run.
+        weights: which checkpoint of a run; default: the last.
         device: for a run, as in `train`.
 
-    Raises `ArgumentError` unless either `run`, or `pred` and `ref` are given, and for a metric that there is none of;
+    Raises `ArgumentError` unless either `run`, or `pred` and `ref` are given with what belongs to them, and for a
+    metric that there is none of;
     `DataError` and `CheckpointError` for folders that cannot be used.
     """
     from pathlib import Path
@@ -231,13 +232,17 @@ def evaluate(
     if (run is None) == (pred is None) or (pred is None) != (ref is None):
         raise ArgumentError("evaluate: give either a run, or pred and ref")
     if pred is not None and ref is not None:
+        if (data, weights, device) != (None, None, None):
+            raise ArgumentError("evaluate: data, weights and device belong to a run, not to pred and ref")
         from maskmed_zoo.evaluation.folders import evaluate_folders
 
         return evaluate_folders(pred, ref, labels, metrics=metrics)
+    if labels is not None:
+        raise ArgumentError("evaluate: labels belong to pred and ref; a run has its own")
     from maskmed_zoo.runner.evaluate import evaluate as evaluate_run
     from maskmed_zoo.runner.run_folder import RunFolder
 
-    return evaluate_run(RunFolder(Path(str(run))), data=data, device=device, which=weights, metrics=metrics)
+    return evaluate_run(RunFolder(Path(str(run))), data=data, device=device, which=weights or "last", metrics=metrics)
 
 
 def list(pattern: str = "*", *, kind: str | None = None) -> Sequence[str]:

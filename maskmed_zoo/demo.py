@@ -9,7 +9,7 @@ from typing import Any
 
 from maskmed_zoo.data.formats import read_image, read_labels
 from maskmed_zoo.data.phantom import make_phantom_dataset
-from maskmed_zoo.errors import DataError, UserError
+from maskmed_zoo.errors import DataError, OutputError, UserError
 from maskmed_zoo.evaluation.folders import evaluate_folders
 from maskmed_zoo.files import make_folder
 from maskmed_zoo.recipe import load_recipe
@@ -40,10 +40,13 @@ def demo(out: Path, *, device: str | None = None, display: Display | None = None
     make_folder(out)
     for name in MADE:
         path = out / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be removed ({error.strerror}); give another --out") from error
     mark.touch()
     with display.task("making phantoms") as progress:
         data = make_phantom_dataset(out / MADE[0], cases=CASES, test_cases=TEST_CASES, shape=SHAPE, progress=progress)

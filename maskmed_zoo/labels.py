@@ -33,8 +33,9 @@ class Labels(Mapping[str, int]):
     """
 
     def __init__(self, values: Mapping[str, int], *, gaps: bool = False) -> None:
-        _check(values, gaps)
-        self._values = dict(sorted(values.items(), key=lambda item: item[1]))
+        plain = {name: int(value) if isinstance(value, np.integer) else value for name, value in values.items()}
+        _check(plain, gaps)
+        self._values = dict(sorted(plain.items(), key=lambda item: item[1]))
         self.names = tuple(name for name in self._values if name != IGNORE)
         """Names of the classes, background first; their places are the classes of a network."""
         self.foreground = {name: self._values[name] for name in self.names[1:]}

@@ -112,8 +112,11 @@ def build_model(
 
 
 def build_loss(recipe: ModelRecipe, *, num_classes: int, ignore_label: int | None) -> Loss:
-    """The loss of a recipe."""
-    return _make(recipe.loss, Loss, num_classes=num_classes, ignore_label=ignore_label)
+    """The loss of a recipe; settings that were not read are now."""
+    config = recipe.loss
+    if isinstance(config, UnreadConfig):
+        config = _class(config, Loss).Config.model_validate(config.model_dump())
+    return _make(config, Loss, num_classes=num_classes, ignore_label=ignore_label)
 
 
 def check_loss(recipe: ModelRecipe) -> None:

@@ -72,7 +72,6 @@ class _Registry:
     def __init__(self) -> None:
         self._cards: dict[str, Card] | None = None
         self._classes: dict[str, type[Component]] = {}
-        self.version = 0
 
     @property
     def cards(self) -> dict[str, Card]:
@@ -98,7 +97,6 @@ class _Registry:
     def add_class(self, card: Card, cls: type[Component]) -> None:
         self._add(card, self.cards)
         self._classes[card.name] = cls
-        self.version += 1
 
     def find(self, name: str, kind: str | None = None) -> Card:
         card = self.cards.get(name)
@@ -163,11 +161,6 @@ def _check_class(name: str, kind: str, cls: Any) -> None:
 
 
 _REGISTRY = _Registry()
-
-
-def version() -> int:
-    """Grows with every `register`; what depends on the set of names can be cached by it."""
-    return _REGISTRY.version
 
 
 def names(kind: str | None = None) -> list[str]:

@@ -22,10 +22,10 @@ import torch
 from monai.losses import DiceCELoss
 from monai.networks.nets import DynUNet, SwinUNETR
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import maskmed_zoo as zoo
+from maskmed_zoo.contracts import HeadOutput, StageOutput
 from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.cache import CaseCache, fingerprint_of
 from maskmed_zoo.data.case import load_case
@@ -36,12 +36,12 @@ from maskmed_zoo.data.sources import open_sources
 from maskmed_zoo.evaluation.aggregate import summarize
 from maskmed_zoo.evaluation.case import CaseScores
 from maskmed_zoo.evaluation.metrics.dice import dice_per_label
-from maskmed_zoo.inference.sliding_window import sliding_window
+from maskmed_zoo.inference.probability_map import ProbabilityMap
+from maskmed_zoo.inference.sliding_window import Windows, visit
 from maskmed_zoo.inference.to_image import probabilities_to_labels
 from maskmed_zoo.losses.set_criterion import SetCriterion
 from maskmed_zoo.model import count_parameters
 from maskmed_zoo.recipe import Recipe
-from maskmed_zoo.recipe.schema import class_names
 from maskmed_zoo.runner.optimizer import build_schedule
 
 HERE = Path(__file__).resolve().parent
@@ -93,14 +93,14 @@ def main() -> None:
 
 
 def run(recipe: Recipe, source: Any, network: str, head: str, args: argparse.Namespace) -> None:
-    """One training and its row."""
-    labels, (training, validation) = recipe.data.labels or {}, source.dataset.splits(FOLD)
+    """One training run and its row."""
+    labels, (training, validation) = recipe.labels, source.dataset.splits(FOLD)
     cache = CaseCache(args.out / "cache", source.dataset, recipe.data.spacing)
     cache.prepare((*training, *validation))
     parts = [(cache, training)]
     fingerprint = fingerprint_of(parts)
     patches = PatchDataset(
-        parts, recipe.data, channels=recipe.data.channels or (), labels=labels, fingerprint=fingerprint,
+        parts, recipe.data, channels=recipe.channels, labels=labels, fingerprint=fingerprint,
         seed=args.seed, stream="train",
     )  # fmt: skip
     batch = recipe.train.batch_size
@@ -124,16 +124,19 @@ def run(recipe: Recipe, source: Any, network: str, head: str, args: argparse.Nam
     seconds = time.process_time() - start
     torch.save(model.state_dict(), args.out / f"{network}_{head}_{args.seed}.pth")
     model.eval()
-    scheme, names = schemes(recipe.data.normalization, recipe.data.channels or ()), class_names(labels)
+    scheme, names = schemes(recipe.data.normalization, recipe.channels), labels.names
     scores: list[CaseScores] = []
     for case in validation:
         image, reference, geometry = load_case(case, source.dataset)
         prepared = normalize(resample_image(image, geometry.spacing, recipe.data.spacing), scheme, fingerprint)
-        found = sliding_window(
-            probabilities, torch.from_numpy(prepared), window=PATCH, num_classes=len(labels),
-            overlap=recipe.inference.overlap, batch_size=batch, device=torch.device("cpu"),
-        )  # fmt: skip
-        dice = dice_per_label(probabilities_to_labels(found, image.shape[1:]), reference, range(1, len(labels)))
+        volume = torch.from_numpy(prepared)
+        windows = Windows.of(volume, PATCH, recipe.inference.overlap)
+        found = ProbabilityMap(windows, len(labels))
+        for places, output in visit(probabilities, volume, windows, batch_size=batch, device="cpu"):
+            found.take(places, output)
+        dice = dice_per_label(
+            probabilities_to_labels(found.result(), image.shape[1:]), reference, range(1, len(labels))
+        )
         scores.append(CaseScores(case.identifier, {names[label]: value for label, value in dice.items()}))
     summary = summarize(scores, names[1:])
     row = {
@@ -156,8 +159,8 @@ def run(recipe: Recipe, source: Any, network: str, head: str, args: argparse.Nam
 
 def prepare(
     network: nn.Module, head: str, classes: int, recipe: Recipe
-) -> tuple[nn.Module, list[dict[str, Any]], Step, Callable[[Tensor], Tensor]]:
-    """The model, its parameter groups, its loss on a batch, and what the sliding window asks for: log-probabilities."""
+) -> tuple[nn.Module, list[dict[str, Any]], Step, Callable[[Tensor], HeadOutput]]:
+    """The model, its parameter groups, its loss on a batch, and what the sliding window asks for."""
     rate = recipe.train.optimizer.lr
     if head == "own":
         criterion = DiceCELoss(to_onehot_y=True, softmax=True)
@@ -170,12 +173,12 @@ def prepare(
             return sum(terms, torch.zeros(())) / sum(weights)
 
         groups = [{"params": list(network.parameters()), "lr": rate}]
-        return network, groups, own_loss, lambda image: F.log_softmax(network(image), 1)
+        return network, groups, own_loss, lambda image: HeadOutput([StageOutput(logits=network(image))])
     model = zoo.attach_head(network, HEAD, num_classes=classes, spacing=recipe.data.spacing)
     criterion = SetCriterion(num_classes=classes)
     rates = {"cnn": rate, "transformer": rate * recipe.train.optimizer.transformer_scale}
     groups = [{"params": parameters, "lr": rates[name]} for name, parameters in model.parameter_groups().items()]
-    return model, groups, lambda image, labels: criterion(model(image), labels)[0], model.predict
+    return model, groups, lambda image, labels: criterion(model(image), labels)[0], model
 
 
 if __name__ == "__main__":

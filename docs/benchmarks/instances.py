@@ -21,8 +21,8 @@ import torch
 import maskmed_zoo as zoo
 from maskmed_zoo.data.formats import read_image, read_labels
 from maskmed_zoo.data.phantom import LESION_FIELD_MM, make_phantom_dataset
+from maskmed_zoo.data.predicted import objects_beside
 from maskmed_zoo.evaluation.folders import evaluate_folders
-from maskmed_zoo.evaluation.metrics.objects import objects_beside
 from maskmed_zoo.report.figure import comparison_figure
 from maskmed_zoo.runner.predict import predict
 from maskmed_zoo.runner.run_folder import RunFolder

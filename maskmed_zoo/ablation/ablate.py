@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from maskmed_zoo.ablation.cell import Cell, run_in_process
-from maskmed_zoo.ablation.lock import locked
 from maskmed_zoo.ablation.plan import Ablation
 from maskmed_zoo.ablation.tables import summarize_ablation, write_tables
 from maskmed_zoo.evaluation.aggregate import headline
 from maskmed_zoo.files import make_folder
+from maskmed_zoo.lock import locked
 from maskmed_zoo.runner.display import Display
 
 

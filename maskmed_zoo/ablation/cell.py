@@ -20,8 +20,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
-from maskmed_zoo.ablation.lock import holder
 from maskmed_zoo.errors import UserError
+from maskmed_zoo.lock import holder
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.renamed import as_first_written
 from maskmed_zoo.runner.run_folder import RunFolder

@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
+import maskmed_zoo as zoo
 from maskmed_zoo.cli.output import add_device, add_moved_data, add_weights, render
-from maskmed_zoo.errors import ArgumentError, OutputError
+from maskmed_zoo.errors import OutputError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,29 +32,24 @@ def run(args: argparse.Namespace) -> None:
     """Print the table; a run also gets its predictions/ and evaluation.json."""
     from maskmed_zoo.evaluation.table import tables
 
-    if args.json and args.json.exists() and not _is_scores(args.json):
+    if args.json and args.json.is_file() and not _is_scores(args.json):
         raise OutputError(f"{args.json}: exists and holds no scores, so it is not replaced; give another file")
-    result = _scores(args)
+    folders = args.pred is not None or args.ref is not None
+    result = zoo.evaluate(
+        args.run,
+        pred=args.pred,
+        ref=args.ref,
+        metrics=args.metrics.split(",") if args.metrics else (),
+        data=args.data,
+        weights=None if folders else args.weights,
+        device=None if folders else args.device,
+    )
     if args.json:
         try:
             args.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"{args.json}: cannot be written: {error.strerror}") from error
     render(*tables(result))
-
-
-def _scores(args: argparse.Namespace) -> dict[str, Any]:
-    if (args.run is None) == (args.pred is None) or (args.pred is None) != (args.ref is None):
-        raise ArgumentError("evaluate: give either RUN, or --pred DIR and --ref DIR")
-    metrics = args.metrics.split(",") if args.metrics else []
-    if args.pred is not None:
-        from maskmed_zoo.evaluation.folders import evaluate_folders
-
-        return evaluate_folders(args.pred, args.ref, metrics=metrics)
-    from maskmed_zoo.runner.evaluate import evaluate
-    from maskmed_zoo.runner.run_folder import RunFolder
-
-    return evaluate(RunFolder(args.run), data=args.data, device=args.device, which=args.weights, metrics=metrics)
 
 
 def _is_scores(path: Path) -> bool:

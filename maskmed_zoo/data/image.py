@@ -18,7 +18,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from maskmed_zoo.errors import DataError
+from maskmed_zoo.errors import ArgumentError, DataError
 from maskmed_zoo.settings import Size3, Spacing3
 
 _CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
@@ -85,13 +85,28 @@ class Volume:
         return self.geometry.spacing
 
 
-def geometry_of(array: NDArray[Any], spacing: Spacing3, affine: NDArray[np.float64] | None = None) -> Geometry:
+def geometry_of(
+    array: NDArray[Any], *, spacing: Spacing3 | None = None, affine: NDArray[np.float64] | None = None
+) -> Geometry:
     """The geometry of a canonical array (… z y x) that comes from no file.
 
-    `affine` maps its (x, y, z) indices to RAS+ mm; by default the array lies along the axes with `spacing` (z, y, x).
+    `affine` maps its (x, y, z) indices to RAS+ mm; without one the array lies along the axes with `spacing` (z, y, x).
+    Raises `ArgumentError` for sizes or matrices that no voxels have, and where the axes do not lie as in RAS.
     """
     z, y, x = array.shape[-3:]
-    matrix = np.diag([*spacing[::-1], 1.0]) if affine is None else np.asarray(affine, np.float64)
+    if affine is None:
+        sizes = np.asarray(spacing, np.float64)
+        if sizes.shape != (3,) or not np.isfinite(sizes).all() or not (sizes > 0).all():
+            raise ArgumentError(f"spacing is {spacing}, expected three positive numbers (z, y, x) in mm")
+        affine = np.diag([*sizes[::-1], 1.0])
+    matrix = np.asarray(affine, np.float64)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not abs(np.linalg.det(matrix)) > 0:
+        raise ArgumentError("affine is no invertible 4x4 matrix; expected one from (x, y, z) indices to RAS+ mm")
+    if not np.array_equal(io_orientation(matrix), _CANONICAL):
+        raise ArgumentError(
+            "the array does not lie as in RAS: by its affine an axis is turned or exchanged; turn it first, or read "
+            "the file with maskmed_zoo.data.formats.read_image"
+        )
     return Geometry(matrix, (x, y, z))
 
 

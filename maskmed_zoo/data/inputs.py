@@ -61,4 +61,10 @@ def find_cases(folder: str | Path, channels: int) -> tuple[Case, ...]:
     record = PredictedFolder(folder)
     files = [path for path in image_files(folder) if not record.is_predicted(path.name)]
     plain = channels == 1 and not any(stem_of(path).endswith("_0000") for path in files)
+    changed = [path for path in files if record.is_listed(path.name)]
+    if plain and changed:
+        raise DataError(
+            f"{changed[0]}: was predicted here and changed since; move it away, or name the images one by one"
+        )
+    files = [path for path in files if path not in changed]
     return tuple(Case(name, group, None) for name, group in grouped(folder, files, channels, plain=plain).items())

@@ -16,7 +16,8 @@ after that, so whatever instant a process is killed at, each file there is known
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from maskmed_zoo.data.formats import DEFAULT, ending_of, stem_of
 from maskmed_zoo.files import sha256_of, write_json
 from maskmed_zoo.labels import Labels, LabelsError
+from maskmed_zoo.lock import alone_in
 
 STAMP = ".maskmed_predictions.json"
 SUFFIX = "_instances"
@@ -37,13 +39,23 @@ class PredictedFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.tables = self._read()
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Alone with the folder, among processes that ask for it, and with its record read anew."""
+        with alone_in(self.folder):
+            self.tables = self._read()
+            yield
+
+    def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            content = json.loads((folder / STAMP).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            content = json.loads((self.folder / STAMP).read_text(encoding="utf-8"), parse_constant=_refuse)
+        except (OSError, ValueError, RecursionError):
             content = None
         given = cast(dict[str, Any], content) if isinstance(content, dict) else {}
         keys = (WEIGHTS, LABELS, FILES, REPLACING)
-        self.tables: dict[str, dict[str, Any]] = {k: t if isinstance(t := given.get(k), dict) else {} for k in keys}
+        return {key: table if isinstance(table := given.get(key), dict) else {} for key in keys}
 
     def weights_of(self, name: str) -> str | None:
         """Checksum of the weights that made a label map, None where it is not known or the map was changed since.
@@ -71,23 +83,32 @@ class PredictedFolder:
             known = self._entered(label_map) is not None  # of before the checksums of files
         return known or self._is_content(name, self._coming(label_map)[1].get(name), unknown=False)
 
+    def is_listed(self, name: str) -> bool:
+        """Whether `predict` made a file of this name, or was about to; it may have been changed since."""
+        coming = (self._coming(label_map)[1] for label_map in self.tables[REPLACING])
+        return name in self.tables[FILES] or name in self.tables[WEIGHTS] or any(name in files for files in coming)
+
     def is_predicted(self, name: str) -> bool:
         """Whether a file is listed here, and as `predict` left it."""
-        return name in {*self.tables[FILES], *self.tables[WEIGHTS]} and self.is_known(name, name)
+        return self.is_listed(name) and any(self.is_known(name, map_) for map_ in (name, *self.tables[REPLACING]))
 
     def is_begun(self, name: str, weights_sha256: str) -> bool:
         """Whether these weights were making a label map when they were interrupted."""
         return self._coming(name)[0] == weights_sha256
 
     def announce(self, name: str, weights_sha256: str, labels: Mapping[str, int], files: Mapping[str, str]) -> None:
-        """Write down what is about to be put in place: a label map, and the checksums of its case's files by name."""
+        """Write down what is about to be put in place: a label map, and the checksums of its case's files by name.
+
+        As `enter`, while the record is held.
+        """
         self.tables[LABELS][weights_sha256] = dict(labels)
         self.tables[REPLACING][name] = {WEIGHTS: weights_sha256, FILES: dict(files)}
         self._write()
 
-    def enter(self, name: str) -> None:
-        """Write down that what was announced for a label map is in place."""
+    def enter(self, name: str, gone: Sequence[str] = ()) -> None:
+        """Write down that what was announced for a label map is in place, and which files of the case are gone."""
         weights, files = self._coming(name)
+        self.tables[FILES] = {other: sha256 for other, sha256 in self.tables[FILES].items() if other not in gone}
         del self.tables[REPLACING][name]
         self.tables[WEIGHTS] = dict(sorted((self.tables[WEIGHTS] | {name: weights}).items()))
         self.tables[FILES] = dict(sorted((self.tables[FILES] | files).items()))
@@ -111,6 +132,10 @@ class PredictedFolder:
 
     def _write(self) -> None:
         write_json(self.folder / STAMP, {key: table for key, table in self.tables.items() if table})
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def weights_of(target: Path) -> str | None:

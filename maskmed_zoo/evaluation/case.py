@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.evaluation.joint import joint_histogram
 from maskmed_zoo.evaluation.mean import mean
 from maskmed_zoo.evaluation.metrics import Metric
 from maskmed_zoo.evaluation.metrics.objects import Matches, Separated, match_objects
@@ -40,27 +40,21 @@ class LabelMapPair:
         return {name: value for name, value in self.labels.foreground.items() if name in self.annotated}
 
     @cached_property
-    def voxels(self) -> dict[str, Presence]:
+    def voxels(self) -> dict[str, Voxels]:
         """Voxels of each foreground label on both sides, those of the reference's 'ignore' left out."""
-        counts = [self._counts(array) for array in (self.prediction, self.reference)]
-        return {
-            name: Presence(*(int(side[value]) for side in counts)) for name, value in self.labels.foreground.items()
-        }
-
-    def _counts(self, array: NDArray[Any]) -> NDArray[np.int64]:
-        largest = max(self.labels.values())
-        flat = array.ravel()
-        if self.labels.ignore is not None:
-            flat = flat[self.reference.ravel() != self.labels.ignore]
-        return np.bincount(flat[(flat >= 0) & (flat <= largest)], minlength=largest + 1)
+        values = list(self.labels.foreground.values())
+        joint = joint_histogram(self.prediction, self.reference, values, self.labels.ignore)
+        counts = zip(joint.sum(0).tolist(), joint.sum(1).tolist(), joint.diagonal().tolist(), strict=True)
+        return {name: Voxels(*found) for name, found in zip(self.labels.foreground, list(counts)[1:], strict=True)}
 
 
 @dataclass(frozen=True)
-class Presence:
-    """Voxels of a label in a prediction and in a reference."""
+class Voxels:
+    """Voxels of a label in a prediction, in a reference, and in both at one place."""
 
     prediction: int
     reference: int
+    shared: int
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def evaluate_folders(
     pred, ref, wanted = Path(pred), Path(ref), chosen(metrics)
     names = _names(pred, ref)
     known = _labels(ref, labels)
-    used = known or Labels.found(_values(folder / name for folder in (pred, ref) for name in names))
+    used = known or _found([folder / name for folder in (pred, ref) for name in names])
     source = _beside(ref, ANNOTATED)
     identifiers = [stem_of(Path(name)) for name in names]
     annotated = annotated_labels(source, used, identifiers, others=True) if source else {}
@@ -96,8 +96,18 @@ def _beside(ref: Path, name: str) -> Path | None:
     return next((path for path in (ref / name, ref.parent / name) if path.is_file()), None)
 
 
-def _values(paths: Iterable[Path]) -> set[int]:
-    return {value for path in paths for value in np.unique(read_labels(path).array).tolist()}
+def _found(paths: Sequence[Path]) -> Labels:
+    """Labels named by their values, where nothing describes the maps."""
+    values: set[int] = set()
+    for path in paths:
+        here: set[int] = set(np.unique(read_labels(path).array).tolist())
+        if min(here) < 0:
+            raise DataError(f"{path}: value {min(here)} is no label; labels are 0, 1, 2, …")
+        values |= here
+    try:
+        return Labels.found(values)
+    except LabelsError as error:
+        raise DataError(f"{paths[-1].parent}: labels to score: {error}") from error
 
 
 def _check_values(volume: Volume, labels: Labels) -> set[int]:

@@ -20,7 +20,7 @@ from maskmed_zoo.files import make_folder
 from maskmed_zoo.recipe import dump_recipe
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 from maskmed_zoo.version import __version__
-from maskmed_zoo.weights.card import CARD, FORMAT, README, RECIPE, FileFacts, check_folder, readme
+from maskmed_zoo.weights.card import CARD, FORMAT, README, RECIPE, FileFacts, check_exported, readme
 
 SCORES = ("mean_dice", "mean_dice_over_labels", "test_time_augmentation", "overlap", "date")
 
@@ -64,7 +64,7 @@ def export(
         files = {path.name: FileFacts.of(path) for path in sorted(arriving.iterdir())}
         card["files"] = {name: {"size": fact.size, "sha256": fact.sha256} for name, fact in files.items()}
         (arriving / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-        check_folder(arriving)
+        check_exported(arriving)
         arriving.replace(out)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error}); free space or rights") from error
@@ -79,7 +79,8 @@ def _metrics(run: RunFolder, sha256: str) -> dict[str, Any] | None:
         scores: dict[str, Any] = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if scores.get("weights_sha256") != sha256:
+    is_whole = isinstance(scores, dict) and {"labels", "cases"} <= scores.keys()  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not is_whole or scores.get("weights_sha256") != sha256:
         return None
     labels = {f"dice {name}": row["mean"] for name, row in scores["labels"].items()}
     means = {name: scores[name] for name in SCORES if name in scores}

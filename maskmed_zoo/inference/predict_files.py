@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from maskmed_zoo.inference.write import UNFINISHED, check_targets, is_finished, 
 
 def predict_files(
     predictor: Predictor,
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     overwrite: bool = False,
@@ -33,10 +34,11 @@ def predict_files(
     predicted, where an output would be an input, or label maps are in the way that other weights made, or something
     unknown, which is never replaced.
     """
-    cases = input_cases([Path(path) for path in inputs], predictor.channels)
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    cases = input_cases([Path(path) for path in given], predictor.channels)
     targets = _targets(Path(out), cases)
     weights, has_instances = predictor.weights_sha256, predictor.recipe.data.instances is not None
-    _refuse_inputs(cases, targets, with_instances=has_instances)
+    _refuse_clashes(cases, targets, with_instances=has_instances)
     check_targets(targets, weights, with_instances=has_instances, overwrite=overwrite)
     written: list[Path] = []
     for folder in {target.parent for target in targets}:
@@ -65,19 +67,19 @@ def _targets(out: Path, cases: Sequence[Case]) -> list[Path]:
         raise DataError(f"{out}: one output file for {len(cases)} inputs; give a folder")
     if not single and out.exists() and not is_folder:
         raise DataError(f"{out}: is a file; give a folder, or a name ending in {DEFAULT} for one input")
-    targets = [out] if single else [out / f"{case.identifier}{DEFAULT}" for case in cases]
-    if len(set(targets)) != len(targets):
-        raise DataError(f"{out}: two inputs would be written to the same file; predict them into different folders")
-    return targets
+    return [out] if single else [out / f"{case.identifier}{DEFAULT}" for case in cases]
 
 
-def _refuse_inputs(cases: Sequence[Case], targets: Sequence[Path], *, with_instances: bool) -> None:
-    """Raise `DataError` if a file to write is one of the images to read, under whatever name."""
+def _refuse_clashes(cases: Sequence[Case], targets: Sequence[Path], *, with_instances: bool) -> None:
+    """Raise `DataError` if two cases share a file to write, or one is an image to read, under whatever name."""
+    files = [path for target in targets for path in files_of(target, with_instances=with_instances)]
+    twice = next((path for path, count in Counter(files).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{twice}: two inputs would be written to the same file; predict them into different folders")
     images = {_identity(path) for case in cases for path in case.images}
-    for target in targets:
-        for path in files_of(target, with_instances=with_instances):
-            if path.exists() and _identity(path) in images:
-                raise DataError(f"{path}: is an input, a prediction never replaces one; give another output")
+    for path in files:
+        if path.exists() and _identity(path) in images:
+            raise DataError(f"{path}: is an input, a prediction never replaces one; give another output")
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -36,8 +36,8 @@ class Predictor:
 
     An image is an array (c z y x), or (z y x) for one channel, in the units of its files, with x from left to right, y
     from posterior to anterior and z from inferior to superior (RAS). Where its voxels lie is given by `geometry`, as
-    `maskmed_zoo.data.formats.read_image` gives it, or by `spacing` (z, y, x) in mm, with or without `affine`, the 4x4
-    matrix from (x, y, z) indices to RAS+ mm.
+    `maskmed_zoo.data.formats.read_image` gives it, by `spacing` (z, y, x) in mm, or by `affine`, the 4x4 matrix from
+    (x, y, z) indices to RAS+ mm: one of them.
 
     Args:
         recipe: whose channels and labels are known; it decides spacing, patch, normalization and windows.
@@ -85,7 +85,7 @@ class Predictor:
         """Labels (z y x) of an image on its own voxels and, where the recipe separates instances, those too.
 
         Instances are those of the queries and follow the labels; a head that gives logits has connected parts of them.
-        Raises `ArgumentError` for an array of another form, `DataError` for another number of channels.
+        Raises `ArgumentError` for an array or a place of another form, `DataError` for another number of channels.
         """
         image, geometry = self._image(image, geometry, spacing, affine)
         shape, prepared = image.shape[1:], self.prepare(image, geometry)
@@ -118,7 +118,7 @@ class Predictor:
 
     def files(
         self,
-        inputs: Sequence[str | Path],
+        inputs: str | Path | Sequence[str | Path],
         out: str | Path,
         *,
         overwrite: bool = False,
@@ -156,6 +156,7 @@ class Predictor:
         for places, output in visit(self.run, prepared, windows, batch_size=size, device=self.device):
             for consumer in consumers:
                 consumer.take(places, output)
+            del output  # not beside that of the next windows
 
     def _image(
         self,
@@ -168,8 +169,9 @@ class Predictor:
         array = array[None] if array.ndim == 3 else array
         if array.ndim != 4 or not array.size:
             raise ArgumentError(f"expected an image (c z y x), or (z y x) for one channel, got shape {array.shape}")
-        if geometry is None and spacing is None and affine is None:
-            raise ArgumentError("where do the voxels lie? give spacing=(z, y, x) in mm, or geometry= of a file")
-        if geometry is None:
-            geometry = geometry_of(array, spacing or (1.0, 1.0, 1.0), affine)
+        if sum(given is not None for given in (geometry, spacing, affine)) != 1:
+            raise ArgumentError("where do the voxels lie? give one of spacing=(z, y, x) in mm, affine= and geometry=")
+        geometry = geometry or geometry_of(array, spacing=spacing, affine=affine)
+        if array.shape[1:] != geometry.canonical_shape:
+            raise ArgumentError(f"image of {array.shape[1:]} voxels (z, y, x), its geometry {geometry.canonical_shape}")
         return array, geometry

@@ -113,3 +113,4 @@ def visit(
         with torch.inference_mode():  # not across the yield, where it would be the consumer's mode too
             output = model(torch.stack([image[(slice(None), *place)] for place in places]).to(device))
         yield places, output
+        del output  # may be large: what the consumer keeps, it keeps

@@ -13,7 +13,7 @@ whole one.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,21 +52,35 @@ def write_prediction(target: Path, prediction: Prediction, labels: Labels, weigh
     make_folder(folder)
     record = PredictedFolder(folder)
     values = {name: value for value, name in enumerate(labels.names)}
-    if target.exists():
-        record.announce(target.name, weights_sha256, values, {})
     try:
+        if target.exists():
+            with record.held():
+                record.announce(target.name, weights_sha256, values, {})
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder, ignore_cleanup_errors=True) as name:
             made = Path(name) / target.name
             if prediction.instances is not None:
                 write_instances(made, prediction.instances, labels.names, prediction.geometry)
             write_labels(made, prediction.labels, prediction.geometry)
             files = files_of(made, with_instances=prediction.instances is not None)
-            record.announce(target.name, weights_sha256, values, {path.name: sha256_of(path) for path in files})
-            for path in files:  # the label map last
-                path.replace(folder / path.name)
+            with record.held():
+                _put_in_place(record, target, files, values, weights_sha256)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror or error}); check the folder") from error
-    record.enter(target.name)
+
+
+def _put_in_place(
+    record: PredictedFolder, target: Path, files: Sequence[Path], labels: Mapping[str, int], weights_sha256: str
+) -> None:
+    """Move whole files of a case beside its label map, unless the user has put something there in the meantime."""
+    there = [path for path in files_of(target, with_instances=True) if path.exists()]
+    _refuse_unknown([path for path in there if not record.is_known(path.name, target.name)])
+    record.announce(target.name, weights_sha256, labels, {path.name: sha256_of(path) for path in files})
+    for path in files:  # the label map last
+        path.replace(record.folder / path.name)
+    leftover = {path.name for path in there} - {path.name for path in files}  # of other weights, which had instances
+    for name in leftover:
+        (record.folder / name).unlink()
+    record.enter(target.name, gone=sorted(leftover))
 
 
 def check_targets(targets: Sequence[Path], weights_sha256: str, *, with_instances: bool, overwrite: bool) -> None:
@@ -80,11 +94,7 @@ def check_targets(targets: Sequence[Path], weights_sha256: str, *, with_instance
         unknown += [path for path in files if not record.is_known(path.name, target.name)]
         is_own = record.weights_of(target.name) == weights_sha256 or record.is_begun(target.name, weights_sha256)
         others += [target] if target in files and not is_own else []
-    if unknown:
-        raise DataError(
-            f"{_counted(unknown)}: made by something unknown, or changed since it was predicted, so it is not "
-            f"replaced; give another folder, or move it away"
-        )
+    _refuse_unknown(unknown)
     if others and not overwrite:
         raise DataError(
             f"{_counted(others)}: made by other weights; give another folder, or --overwrite to replace them"
@@ -95,6 +105,14 @@ def is_finished(target: Path, weights_sha256: str, *, with_instances: bool) -> b
     """Whether all files of a case are there and its label map is of these weights."""
     is_whole = all(path.exists() for path in files_of(target, with_instances=with_instances))
     return is_whole and weights_of(target) == weights_sha256
+
+
+def _refuse_unknown(unknown: Sequence[Path]) -> None:
+    if unknown:
+        raise DataError(
+            f"{_counted(unknown)}: made by something unknown, or changed since it was predicted, so it is not "
+            f"replaced; give another folder, or move it away"
+        )
 
 
 def _counted(paths: Sequence[Path]) -> str:

@@ -35,26 +35,27 @@ def network_section(recipe: Recipe) -> dict[str, Any]:
 def network_difference(stored: str, recipe: Recipe, recipe_file: Path) -> str | None:
     """In what the section that weights carry differs from a recipe's, in words; None where they are the same.
 
-    Weights of before the section was kept carry a checksum instead, of what the recipe file beside them says.
+    Weights of before the section was kept carry a checksum instead, of the recipe beside them.
     """
     if not stored.startswith("{"):
-        return None if stored == _checksum(recipe_file) else "model or data sections differ"
+        written: dict[str, Any] = strict_yaml.read(recipe_file).data
+        known = {_checksum(content) for content in (written, recipe.model_dump(mode="json"))}
+        return None if stored in known else "model or data sections differ (which setting, these weights do not say)"
     try:
         section = cast(dict[str, dict[str, Any]], json.loads(stored))
         content = recipe.model_dump(mode="json")
         content["model"] |= {part: section["model"][part] for part in PARTS}
         content["data"] |= {key: section["data"][key] for key in SEEN}
         known = parse_recipe(content, "the weights", unread=("loss",))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its description of the network cannot be read ({type(error).__name__}: {error})"
     except RecipeError as error:
         return str(error.problems[0])
     return first_difference(network_section(known), network_section(recipe))
 
 
-def _checksum(recipe_file: Path) -> str:
-    """What earlier versions wrote into weights, of the recipe file as it stands."""
-    content: dict[str, Any] = strict_yaml.read(recipe_file).data
+def _checksum(content: dict[str, Any]) -> str:
+    """What earlier versions wrote into weights, of a recipe's content."""
     seen = {key: content.get("data", {}).get(key) for key in SEEN}
     text = json.dumps(as_first_written({"model": content.get("model"), "data": seen}), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from maskmed_zoo.build import model_of
+from maskmed_zoo.errors import ArgumentError
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 
@@ -14,6 +16,8 @@ def load(source: RunFolder | str | Path, *, which: Which = "last", device: str |
 
     Raises `CheckpointError` if the run or its weights are missing, broken or of another recipe.
     """
+    if which not in get_args(Which):
+        raise ArgumentError(f"weights: expected 'last' or 'best', got {which!r}")
     run = source if isinstance(source, RunFolder) else RunFolder(Path(source))
     recipe = run.recipe(with_loss=False)
     model = model_of(recipe)

@@ -15,12 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
-from maskmed_zoo.errors import CheckpointError, nearest
+from maskmed_zoo.errors import CheckpointError, DataError, nearest
 from maskmed_zoo.files import make_folder, sha256_of, write_atomically
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 from maskmed_zoo.recipe.network import network_difference, network_section
-from maskmed_zoo.weights.card import CARD, WEIGHTS, check_folder
+from maskmed_zoo.weights.card import CARD, WEIGHTS, check_exported
 
 Which = Literal["best", "last"]
 
@@ -85,7 +85,9 @@ class RunFolder:
         try:
             manifest = json.loads(self.manifest_file.read_text(encoding="utf-8"))
             known = {"data", "dataset", "fold", "seed", "validation", "fingerprint"} <= manifest.keys()
-            if not known or not isinstance(manifest["data"], list):
+            lists = [manifest[key] for key in ("data", "validation", "fingerprint")] if known else []
+            is_listed = all(isinstance(each, list) for each in lists)
+            if not known or not is_listed or not all(isinstance(record, dict) for record in (*lists[0], *lists[2])):
                 raise ValueError("keys are missing, or of an earlier version")
         except (OSError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{self.manifest_file}: cannot be read ({error}); train the run again") from error
@@ -93,8 +95,11 @@ class RunFolder:
 
     def fingerprint(self) -> Fingerprint:
         """Intensity statistics of the training cases, from the manifest or the card, whose files are checked."""
-        stats = check_folder(self.path).get("fingerprint") if self.is_exported else self.manifest()["fingerprint"]
-        return tuple(IntensityStats.from_dict(channel) for channel in stats or ())
+        stats = check_exported(self.path).get("fingerprint") if self.is_exported else self.manifest()["fingerprint"]
+        try:
+            return tuple(IntensityStats.from_dict(channel) for channel in stats or ())
+        except (DataError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{self.path}: its fingerprint cannot be read ({error}); train it again") from error
 
     def write_recipe(self, recipe: Recipe) -> None:
         make_folder(self.path)

@@ -92,7 +92,7 @@ def read_card(path: Path) -> tuple[dict[str, Any], dict[str, FileFacts]]:
     return card, facts
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
+def check_exported(folder: Path) -> dict[str, Any]:
     """The card of an exported folder, after checking every file it names."""
     card, facts = read_card(folder / CARD)
     for name, fact in facts.items():
@@ -113,7 +113,7 @@ def weights_in(path: Path) -> Path:
         raise CheckpointError(
             f"{path}: no {CARD} and no {RUN_WEIGHTS}, so no exported weights; give a file, a run or an exported folder"
         )
-    check_folder(path)
+    check_exported(path)
     return path / WEIGHTS
 
 

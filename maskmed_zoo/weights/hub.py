@@ -16,7 +16,7 @@ from typing import Any
 from maskmed_zoo.errors import CheckpointError, OutputError, UserError, first_line
 from maskmed_zoo.files import sha256_of
 from maskmed_zoo.weights.archive import unpack
-from maskmed_zoo.weights.card import CARD, FILES, LARGEST_CARD, check_folder, read_card
+from maskmed_zoo.weights.card import CARD, FILES, LARGEST_CARD, check_exported, read_card
 from maskmed_zoo.weights.download import InterruptedDownloadError, check_url, fetch
 
 HUB = "hf:"
@@ -58,7 +58,7 @@ def pull(source: str, folder: Path, *, revision: str | None = None, sha256: str 
 
 def push(folder: Path, repository: str, *, public: bool = False) -> str:
     """Upload an exported folder, checked before, to a hub repository, made private if new; returns its address."""
-    check_folder(folder)
+    check_exported(folder)
     api = _hub().HfApi()
     try:
         address = api.create_repo(_repository(repository), private=not public, exist_ok=True)
@@ -78,7 +78,7 @@ def _receive(source: str, arriving: Path, revision: str | None, sha256: str | No
     for path in arriving.iterdir():
         if path.name not in (CARD, *FILES):
             raise CheckpointError(f"{source}: holds '{path.name}', expected {CARD}, {', '.join(FILES)}")
-    return check_folder(arriving)
+    return check_exported(arriving)
 
 
 def _from_address(source: str, arriving: Path) -> None:

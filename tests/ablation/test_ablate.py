@@ -18,11 +18,11 @@ from maskmed_zoo.ablation import cell_process
 from maskmed_zoo.ablation.ablate import ablate
 from maskmed_zoo.ablation.cell import Cell, Task, order
 from maskmed_zoo.ablation.cell_process import work
-from maskmed_zoo.ablation.lock import locked
 from maskmed_zoo.ablation.plan import Ablation, plan
 from maskmed_zoo.build import network_facts
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.errors import CheckpointError, DataError, RecipeError, UserError, ZooError
+from maskmed_zoo.lock import locked
 from maskmed_zoo.runner.evaluate import evaluate
 from maskmed_zoo.runner.trainer import Trainer
 from tests.conftest import make_dataset

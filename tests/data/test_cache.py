@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -210,7 +211,7 @@ def test_an_interrupted_case_is_not_taken_for_whole(cache, dataset, built, monke
 def test_what_a_killed_process_left_is_ignored_and_swept_when_old(cache, dataset, built):
     for name, age in ((".unfinished-young", 60), (".unfinished-old", 2 * 24 * 3600)):
         (cache.folder / name / "case").mkdir(parents=True)
-        stamp = module.time.time() - age
+        stamp = time.time() - age
         os.utime(cache.folder / name, (stamp, stamp))
     (cache.folder / "a").mkdir()  # no case.json: as good as absent
     cache.prepare(dataset.cases)

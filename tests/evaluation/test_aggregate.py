@@ -204,3 +204,18 @@ def test_mistakes_are_one_line(folders, tmp_path: Path) -> None:
     _save(pred / "y.nii.gz", np.zeros((4, 5, 6)))
     with pytest.raises(DataError, match=r"dataset\.json"):
         evaluate_folders(pred, ref)
+
+
+def test_folders_that_nothing_describes(folders) -> None:
+    pred, ref = folders
+    (ref.parent / "dataset.json").unlink()
+    for values, words in (
+        (np.zeros((4, 5, 6)), "no foreground label"),
+        (np.full((4, 5, 6), -1), "value -1 is no label"),
+    ):
+        for folder in folders:
+            for name in "xy":
+                nib.save(nib.Nifti1Image(values.astype(np.int16), np.eye(4)), folder / f"{name}.nii.gz")
+        with pytest.raises(DataError, match=words) as caught:
+            evaluate_folders(pred, ref)
+        assert "\n" not in str(caught.value)

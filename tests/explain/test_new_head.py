@@ -77,7 +77,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
     """A run of the new head, trained until it tells left from right, with two validation cases."""
     with pytest.MonkeyPatch.context() as patch:
         fresh = registry._Registry()
-        fresh.version = 2000 + registry.version()
         patch.setattr(registry, "_REGISTRY", fresh)
         zoo.register("linear_query", kind="head")(LinearQueryHead)
         folder = tmp_path_factory.mktemp("new_head")

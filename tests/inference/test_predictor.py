@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import maskmed_zoo as zoo
 from maskmed_zoo.build import model_of
 from maskmed_zoo.contracts import HeadOutput
 from maskmed_zoo.data.formats import read_image, read_labels
+from maskmed_zoo.data.image import geometry_of
 from maskmed_zoo.errors import ArgumentError, CheckpointError, DataError, RecipeError
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.inference.sliding_window import Consumer, Place, Windows, visit
@@ -87,6 +89,29 @@ def test_mistakes_are_one_line(predictor: Predictor, tiny_recipe: Path) -> None:
         (lambda: predictor.segment(image(1, 8, 16, 16)), ArgumentError, "give spacing"),
         (lambda: predictor.segment(image(16, 16), spacing=(1, 1, 1)), ArgumentError, r"got shape \(1?,? ?16, 16\)"),
         (lambda: predictor.segment(image(2, 8, 16, 16), spacing=(1, 1, 1)), DataError, "2 channels, expected 1"),
+        *(
+            (lambda s=s: predictor.segment(image(1, 8, 16, 16), spacing=s), ArgumentError, "three positive numbers")
+            for s in ((1, 1), (0, 1, 1), 1.0, (1, float("nan"), 1), (1, -1, 1))
+        ),
+        *(
+            (lambda a=a: predictor.segment(image(1, 8, 16, 16), affine=a), ArgumentError, "invertible 4x4 matrix")
+            for a in (np.eye(3), np.zeros((4, 4)), np.full((4, 4), np.nan))
+        ),
+        *(
+            (lambda a=a: predictor.segment(image(1, 8, 16, 16), affine=a), ArgumentError, "does not lie as in RAS")
+            for a in (np.diag([-1.0, 1, 1, 1]), np.eye(4)[[1, 0, 2, 3]])
+        ),
+        (lambda: predictor.segment(image(1, 8, 16, 16), spacing=(1, 1, 1), affine=np.eye(4)), ArgumentError, "one of"),
+        (
+            lambda: predictor.segment(image(1, 8, 16, 16), geometry_of(image(1, 2, 2, 2), spacing=(1, 1, 1))),
+            ArgumentError,
+            r"its geometry \(2, 2, 2\)",
+        ),
+        (lambda: zoo.load("nowhere", weights="lst"), ArgumentError, "'last' or 'best'"),  # type: ignore[arg-type]
+        (lambda: zoo.evaluate(), ArgumentError, "either a run, or pred and ref"),
+        (lambda: zoo.evaluate("run", labels={"background": 0, "a": 1}), ArgumentError, "labels belong to pred and ref"),
+        (lambda: zoo.evaluate(pred="a", ref="b", device="cpu"), ArgumentError, "belong to a run"),
+        (lambda: zoo.evaluate(pred="a", ref="b", metrics="dise"), ArgumentError, "no metric 'dise'"),
     ):
         with pytest.raises(error, match=words) as caught:
             call()
@@ -120,6 +145,26 @@ def test_any_consumer_can_take_the_windows(predictor: Predictor) -> None:
     with torch.inference_mode():
         whole: Tensor = predictor.run(prepared[(slice(None), *last)][None]).stages[0].spatial
     assert list(consumer.found.values())[-1] == pytest.approx(float(whole.max()), abs=1e-5)
+
+
+def test_one_output_is_held_at_a_time(predictor: Predictor) -> None:
+    alive: list[int] = []
+    outputs: weakref.WeakSet[HeadOutput] = weakref.WeakSet()
+
+    def says(_module: nn.Module, _inputs: object, output: HeadOutput) -> None:
+        outputs.add(output)
+
+    predictor.model.register_forward_pre_hook(lambda *_: alive.append(len(outputs)))
+    predictor.model.register_forward_hook(says)
+    predictor.segment(image(1, 12, 24, 20), spacing=(2.0, 1.0, 1.0))
+    assert alive == [0] * 8
+
+
+def test_a_recipe_without_its_loss_reads_it_when_it_is_needed() -> None:
+    from maskmed_zoo.build import network_facts
+
+    recipe = zoo.load(Path(__file__).resolve().parents[1] / "runner" / "earlier_run", device="cpu").recipe
+    assert network_facts(recipe)["num_classes"] == 3
 
 
 TRAINING = ("maskmed_zoo.runner.train", "maskmed_zoo.runner.trainer", "maskmed_zoo.losses", "maskmed_zoo.data.augment")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from maskmed_zoo.cli.main import main
 from maskmed_zoo.data.predicted import STAMP, PredictedFolder, weights_of
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.inference import write as predictions
+from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.runner.evaluate import evaluate
 from maskmed_zoo.runner.load import load
@@ -241,7 +244,7 @@ def test_what_a_killed_process_left_is_removed_once_it_is_a_day_old(
 ) -> None:
     for name, age in (("old", 2 * 24 * 3600), ("young", 60)):
         (tmp_path / "out" / f".predicting-{name}").mkdir(parents=True)
-        os.utime(tmp_path / "out" / f".predicting-{name}", (time.time() - age,) * 2)
+        os.utime(tmp_path / "out" / f".predicting-{name}", (time.time() - age, time.time() - age))
     predict(run, [scans[0]], tmp_path / "out", device="cpu")
     assert [path.name for path in (tmp_path / "out").glob(".predicting-*")] == [".predicting-young"]
 
@@ -265,3 +268,99 @@ def test_scores_replace_scores_alone(run: RunFolder, tmp_path: Path, capsys: pyt
     assert precious.read_text() == '{"labels": {}}'
     for _ in range(2):
         assert main(["evaluate", str(run.path), "--device", "cpu", "--json", str(tmp_path / "scores.json")]) == 0
+
+
+def test_a_file_that_comes_while_others_are_predicted(run: RunFolder, scans: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def comes(done: int, _: int) -> None:
+        if done == 1:
+            (out / "b.nii.gz").write_bytes(b"mine")
+
+    predictor = load(run, device="cpu")
+    refused(
+        lambda: predictor.files(scans, out, overwrite=True, progress=comes), r"b\.nii\.gz: made by something unknown"
+    )
+    assert (out / "b.nii.gz").read_bytes() == b"mine"
+    assert not list(out.glob(".predicting-*"))
+
+
+def test_interrupted_in_the_folder_of_the_images(run: RunFolder, tmp_path: Path, monkeypatch) -> None:
+    """Put in place and not yet entered: what is there is no image, and the next prediction goes on."""
+    folder = tmp_path / "in"
+    shutil.copytree(run.path.parent / "data" / "imagesTr", folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictedFolder, "enter", lambda *_, **__: (_ for _ in ()).throw(_KilledError()))
+        with pytest.raises(_KilledError):
+            predict(run, [folder], folder, device="cpu")
+    assert (folder / "case_00.nii.gz").exists()
+    assert len(predict(run, [folder], folder, device="cpu")) == 3  # one is there, by the record of what was to come
+
+
+def test_a_corrected_map_among_the_images_is_no_image(run: RunFolder, scans: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(run.path.parent / "data" / "imagesTr", folder)
+    predict(run, [folder], folder, device="cpu")
+    corrected = folder / "case_00.nii.gz"
+    corrected.write_bytes(corrected.read_bytes() + b"\0")
+    assert len(predict(run, [folder], tmp_path / "out", device="cpu")) == 4
+    plain = scans[0].parent
+    predict(run, [plain], tmp_path / "plain", device="cpu")
+    for path in (tmp_path / "plain").iterdir():
+        shutil.copy(path, plain / (path.name if path.name == STAMP else f"seg_{path.name}"))
+    record = json.loads((plain / STAMP).read_text())
+    record["files"] = {f"seg_{name}": "0" * 64 for name in record["files"]}
+    (plain / STAMP).write_text(json.dumps(record))
+    refused(lambda: predict(run, [plain], tmp_path / "new", device="cpu"), "was predicted here and changed since")
+
+
+def test_an_instance_map_of_one_case_is_not_the_label_map_of_another(run: RunFolder, scans: list[Path]) -> None:
+    other = scans[1].rename(scans[1].with_name("a_instances.nii.gz"))
+    refused(lambda: predict(run, [scans[0], other], scans[0].parents[1] / "out", device="cpu"), "to the same file")
+
+
+def test_instances_of_other_weights_do_not_stay_beside_a_new_map(
+    run: RunFolder, scans: list[Path], tmp_path: Path
+) -> None:
+    predict(run, [scans[0]], tmp_path, device="cpu")
+    assert (tmp_path / "a_instances.json").exists()
+    plain = load(run, device="cpu")
+    data = plain.recipe.data.model_copy(update={"instances": None})
+    without = Predictor(plain.recipe.model_copy(update={"data": data}), plain.model, plain.fingerprint, device="cpu")
+    assert without.weights_sha256 != plain.weights_sha256
+    without.files(scans[0], tmp_path, overwrite=True)
+    assert {path.name for path in tmp_path.glob("a*")} == {"a.nii.gz"}
+    assert set(json.loads((tmp_path / STAMP).read_text())["files"]) == {"a.nii.gz"}
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from maskmed_zoo.data.image import geometry_of
+from maskmed_zoo.inference.write import Prediction, write_prediction
+from maskmed_zoo.labels import Labels
+array = np.zeros((2, 3, 4), np.uint8)
+for index in range(40):
+    target = Path(sys.argv[1]) / f"{sys.argv[2]}_{index}.nii.gz"
+    prediction = Prediction(array, None, geometry_of(array, spacing=(1, 1, 1)))
+    write_prediction(target, prediction, Labels({"background": 0, "a": 1}), "w" * 64)
+"""
+
+
+def test_two_processes_in_one_folder(tmp_path: Path) -> None:
+    """Each case of both is in the record; nobody is told that a file is not his."""
+    workers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name]) for name in "xy"]
+    assert [worker.wait() for worker in workers] == [0, 0]
+    record = json.loads((tmp_path / STAMP).read_text())
+    wanted = {f"{name}_{index}.nii.gz" for name in "xy" for index in range(40)}
+    assert set(record["weights_sha256"]) == set(record["files"]) == wanted
+    assert "replacing" not in record
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"labels": {"x": NaN}}', "[" * 100_000, '{"files": {"a.nii.gz": 5}}', '{"files": 5}']
+)
+def test_a_damaged_record_is_an_empty_one(run: RunFolder, scans: list[Path], tmp_path: Path, damage: str) -> None:
+    (tmp_path / STAMP).write_text(damage)
+    assert len(predict(run, [scans[0]], tmp_path, device="cpu")) == 1

@@ -18,7 +18,7 @@ import pytest
 import maskmed_zoo as zoo
 from maskmed_zoo.weights import archive
 from maskmed_zoo.weights.archive import unpack
-from maskmed_zoo.weights.card import CARD, FileFacts, check_folder, safe_name
+from maskmed_zoo.weights.card import CARD, FileFacts, check_exported, safe_name
 from maskmed_zoo.weights.hub import pull, push
 from tests.weights.conftest import Server, one_line
 
@@ -84,7 +84,7 @@ def test_a_folder_is_checked_when_it_is_loaded(exported: Path) -> None:
 def test_an_old_card_is_read_and_reported_in_one_line(exported: Path, caplog: pytest.LogCaptureFixture) -> None:
     edit(exported, lambda card: card.update(licence=card.pop("license")))
     caplog.set_level("WARNING", "maskmed_zoo")
-    assert check_folder(exported)["license"] == "CC0-1.0"
+    assert check_exported(exported)["license"] == "CC0-1.0"
     zoo.create(exported / "recipe.yaml", pretrained=exported)
     assert caplog.messages == [f"{exported / CARD}: 'licence' is now 'license'; both are read, the new one is written"]
 
@@ -119,7 +119,7 @@ def test_an_interrupted_pull_goes_on(exported: Path, server: Server, tmp_path: P
     assert "run it again to resume" in one_line(pull, address, out)
     assert not out.exists()
     pull(address, out)
-    assert check_folder(out)["name"] == "tiny"
+    assert check_exported(out)["name"] == "tiny"
     assert ("/m/weights.safetensors", "bytes=50-") in server.asked
     assert [path for path, _ in server.asked].count("/m/recipe.yaml") == 1  # whole the first time
     assert len(wanted) == 3
@@ -141,7 +141,7 @@ def test_spoiled_folders(name: str, exported: Path, server: Server, tmp_path: Pa
     spoil(exported)
     sources = [served(server, exported), str(zipped(exported, tmp_path / "m.zip"))]
     before = sorted(p.name for p in tmp_path.iterdir())
-    assert message in one_line(check_folder, exported)
+    assert message in one_line(check_exported, exported)
     for source in sources:
         one_line(pull, source, tmp_path / "out")
         assert sorted(p.name for p in tmp_path.iterdir()) == before
@@ -149,7 +149,7 @@ def test_spoiled_folders(name: str, exported: Path, server: Server, tmp_path: Pa
 
 def test_links_are_no_files(exported: Path) -> None:
     link(exported)
-    assert "is a link" in one_line(check_folder, exported)
+    assert "is a link" in one_line(check_exported, exported)
 
 
 @pytest.mark.parametrize("name", EVIL)

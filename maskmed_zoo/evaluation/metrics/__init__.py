@@ -65,9 +65,9 @@ def metrics() -> dict[str, Metric]:
     return found
 
 
-def chosen(names: Sequence[str]) -> list[Metric]:
+def chosen(names: str | Sequence[str]) -> list[Metric]:
     """The default metric, then those named; raises `ArgumentError` for a name that there is none of."""
-    known = metrics()
+    known, names = metrics(), [names] if isinstance(names, str) else names
     for name in names:
         if name not in known:
             raise ArgumentError(f"no metric '{name}'{nearest(name, known)} (metrics: {', '.join(sorted(known))})")

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from monai.metrics.meandice import compute_dice
 
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.evaluation.metrics import dice
+from maskmed_zoo.evaluation import joint
 from maskmed_zoo.evaluation.metrics.dice import dice_per_label
 
 SHAPE = (3, 4, 5)
@@ -34,7 +34,7 @@ def _formula(pred: np.ndarray, ref: np.ndarray, label: int, ignore: int | None) 
 @settings(max_examples=80, deadline=None)
 def test_equals_the_formula(pred, ref, labels, ignore, chunk) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dice, "CHUNK_VOXELS", chunk)
+        patch.setattr(joint, "CHUNK_VOXELS", chunk)
         result = dice_per_label(pred, ref, labels, ignore)
     assert list(result) == labels
     for label in labels:

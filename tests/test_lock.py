@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from maskmed_zoo.ablation.lock import holder, locked
 from maskmed_zoo.errors import UserError
+from maskmed_zoo.lock import holder, locked
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from maskmed_zoo.ablation.lock import locked
+from maskmed_zoo.lock import locked
 with locked(Path(sys.argv[1])) as lock:
     print("held" if lock else "busy", flush=True)
     time.sleep(60)

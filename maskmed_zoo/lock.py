@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -42,6 +42,26 @@ def locked(path: Path, *, wait: bool = False) -> Generator[IO[str] | None]:
         file.write(f"pid {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield file
+
+
+@contextmanager
+def alone_in(folder: Path) -> Generator[None]:
+    """Wait for the lock of a folder, which needs no file in it, and hold it.
+
+    Where the system or the disk has no such locks, nothing is held: then one process at a time is up to the caller.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def holder(path: Path) -> str | None:
