@@ -1,6 +1,6 @@
 """Pages made from the code: the recipe's keys from its schema, the components from their cards and configs, what
-every recipe and every row of an ablation is made of, the commands from their parsers, and the measured table of
-backbones.
+every recipe and every row of an ablation is made of, the commands from their parsers, the metrics from their
+declarations, and the measured table of backbones.
 
 Called by conf.py at every build; writes to reference/generated/, which is not kept in the repository.
 """
@@ -19,6 +19,7 @@ from maskmed_zoo import registry
 from maskmed_zoo.ablation.grid import built_in, load_grid
 from maskmed_zoo.ablation.plan import build_rows
 from maskmed_zoo.build import network_facts
+from maskmed_zoo.evaluation.metrics import Metric, metrics
 from maskmed_zoo.recipe import load_recipe, recipe_type
 
 FOLDER = Path(__file__).resolve().parent / "reference" / "generated"
@@ -41,6 +42,7 @@ def main() -> None:
     write("models.md", models_page())
     write("backbones.md", backbones_page())
     write("cli.md", commands.page())
+    write("metrics.md", metrics_page())
 
 
 def write(name: str, text: str) -> None:
@@ -115,6 +117,29 @@ def backbones_page() -> str:
         lines.append(f"| {' | '.join([*named, *numbers, seconds])} |")
     where = {f"{c['machine']}, torch {c['torch']}, patch {c['patch']}, {c['date'][:7]}" for c in measured}
     return "\n".join([*lines, "", f"Measured on: {'; '.join(sorted(where))}.", ""])
+
+
+def metrics_page() -> str:
+    """What every metric declares."""
+    lines: list[str] = []
+    for name, metric in sorted(metrics().items()):
+        lines += [f"## `{name}`", "", *(f"- **{key}**: {value}" for key, value in declared(metric).items()), ""]
+    return "\n".join(lines)
+
+
+def declared(metric: Metric) -> dict[str, str]:
+    """The fields of a metric in words, then the sentences that stand in every file of scores."""
+    return {
+        "title": metric.title,
+        "unit": metric.unit or "none",
+        "better": "higher" if metric.higher_is_better else "lower",
+        "definition": metric.definition,
+        "absent in reference and prediction": "left out and counted"
+        if metric.both_absent is None
+        else f"{metric.both_absent:g}",
+        "absent in one of them": "computed as any other" if metric.one_absent is None else f"{metric.one_absent:g}",
+        "in every file of scores": metric.rules,
+    }
 
 
 def row(label: str, facts: dict[str, Any]) -> str:

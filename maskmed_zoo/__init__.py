@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from maskmed_zoo.version import __version__
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
     from maskmed_zoo.weights.keys import KeyMap
     from maskmed_zoo.weights.load import LoadReport
 
-__version__ = "0.1.0"
 __all__ = [
+    "__version__",
     "attach_head",
     "create",
     "describe",

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from maskmed_zoo.errors import DataError, OutputError
+
+ABANDONED = 24 * 3600.0
+"""Age, s, from which an unfinished folder belongs to nobody any more."""
 
 
 def sha256_of(path: Path) -> str:
@@ -45,6 +50,13 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: cannot be made a folder ({error.strerror}); give another one") from error
+
+
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove folders that a killed process left unfinished; in younger ones another process may be at work."""
+    for path in folder.glob(pattern):
+        if time.time() - path.stat().st_mtime > ABANDONED:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def read_json(path: Path) -> Any:

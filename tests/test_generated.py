@@ -1,4 +1,4 @@
-"""What docs/ makes from the code: the pages of the command line, and the table of components in README.md.
+"""What docs/ makes from the code: the pages of the command line and of the metrics, and README's table of components.
 
 And the promise of CONTRIBUTING that hangs on it: a component of this repository is two files and one command.
 """
@@ -17,6 +17,7 @@ from types import ModuleType
 import pytest
 
 from maskmed_zoo.cli.main import VERBS, main
+from maskmed_zoo.evaluation.metrics import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ("maskmed_zoo", "registry", "recipes", "tests", "docs", "README.md", "CONTRIBUTING.md", "pyproject.toml")
@@ -70,6 +71,17 @@ def test_the_page_of_the_command_line_includes_every_command_and_repeats_no_opti
         )
         assert text.startswith(include), verb
         assert "\n: " not in text, verb
+
+
+def test_every_metric_is_on_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what it declares, in a page that the documentation includes."""
+    monkeypatch.syspath_prepend(ROOT / "docs")  # where `generate` finds the other script
+    page = script("generate").metrics_page()
+    assert set(re.findall(r"^## `(\w+)`$", page, re.MULTILINE)) == set(metrics()) >= {"dice"}
+    for metric in metrics().values():
+        assert all(words in page for words in (metric.title, metric.definition, metric.rules))
+    assert "{include} generated/metrics.md" in (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8")
+    assert "reference/metrics\n" in (ROOT / "docs/index.md").read_text(encoding="utf-8")
 
 
 def test_component_table_in_readme_is_that_of_the_cards() -> None:

@@ -22,9 +22,9 @@ PACKAGE = ROOT / "maskmed_zoo"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part of the package may import, besides itself and the ground. "root" is maskmed_zoo/__init__.py.
-GROUND = {"errors", "files", "labels", "settings", "device", "renamed"}
+GROUND = {"errors", "files", "labels", "settings", "device", "renamed", "version"}
 COMPONENT = {"contracts", "layers", "ops"}
-RUN = {"root", "registry", "contracts", "recipe", "model", "build", "weights"}
+RUN = {"registry", "contracts", "recipe", "model", "build", "weights"}
 RUN |= {"data", "inference", "evaluation", "report"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "settings": set(),
     "device": set(),
     "renamed": set(),
+    "version": set(),
     "contracts": set(),
     "registry": {"contracts"},
     "ops": {"contracts"},
@@ -58,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": RUN | {"runner"},
     "interop": {"contracts", "registry", "recipe", "model", "build", "runner", "weights"},
     "demo": RUN | {"runner"},
-    "root": {"registry", "recipe", "model", "build", "attach", "weights"},
+    "root": RUN | {"attach", "runner"},
     "cli": {"root", "registry", "recipe", "build", "weights", "evaluation"}
     | {"runner", "ablation", "explain", "export", "interop", "demo"},
     "__main__": {"cli"},

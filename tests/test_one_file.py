@@ -1,12 +1,14 @@
 """The promise of the seams: a metric, an image format, an export format and a consumer of windows are one file each.
 
-Each is really added to a copy of the package, nothing else of it is touched, and the command line uses it there.
+Each is really added to a copy of the package and used there; nothing else is touched, but the list of file names that
+exported folders may hold.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,55 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = ROOT / "tests" / "runner" / "run_of_0_1_0"
-METRIC = '''
-"""Volume difference: how much more or less a label takes in the prediction than in the reference."""
-
-from math import prod
-
-from maskmed_zoo.evaluation.metrics import Metric
-
-
-def _of_pair(pair, names):
-    millilitres = prod(pair.spacing) / 1000
-    return {n: abs(pair.voxels[n].prediction - pair.voxels[n].reference) * millilitres for n in names}
-
-
-METRIC = Metric(
-    name="volume_difference", title="Volume difference", unit="mL", higher_is_better=False,
-    definition="absolute difference of the volumes of a label", both_absent=0.0, one_absent=None, compute=_of_pair,
-)
-'''
-IMAGE_FORMAT = '''
-"""NumPy's archives of an array (i, j, k) and its affine."""
-
-import numpy as np
-
-from maskmed_zoo.data.image import Geometry
-
-ENDINGS = WRITES = (".npz",)
-
-
-def read(path):
-    with np.load(path, allow_pickle=False) as archive:
-        array, affine = archive["array"], archive["affine"]
-    return array, Geometry(affine, array.shape)
-
-
-def write(path, stored, geometry):
-    np.savez(path, array=stored, affine=geometry.affine)
-'''
-EXPORT_FORMAT = '''
-"""Only how many parameters there are."""
-
-from maskmed_zoo.weights.card import README, WEIGHTS
-from maskmed_zoo.export.formats import weights
-
-
-def write(source, folder):
-    weights.write(source, folder)
-    (folder / README).write_text(str(sum(p.numel() for p in source.model.parameters())))
-'''
+RUN = ROOT / "tests" / "runner" / "earlier_run"
 CONSUMER = """
 import sys, torch
 import maskmed_zoo as zoo
@@ -85,15 +39,27 @@ print(len(windows.places), counter.voxels >= 0)
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package with three new files, and the files that were there before."""
+    """A copy of the package with the three files that CONTRIBUTING shows."""
     root = tmp_path_factory.mktemp("tree")
     for name in ("maskmed_zoo", "registry", "recipes"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    package = root / "maskmed_zoo"
-    (package / "evaluation" / "metrics" / "volume_difference.py").write_text(METRIC.lstrip())
-    (package / "data" / "formats" / "numpy_archive.py").write_text(IMAGE_FORMAT.lstrip())
-    (package / "export" / "formats" / "count.py").write_text(EXPORT_FORMAT.lstrip())
+    for name, code in examples().items():
+        (root / name).write_text(code, encoding="utf-8")
+    card = root / "maskmed_zoo" / "weights" / "card.py"
+    text = card.read_text(encoding="utf-8")
+    assert text.count("FILES = (RECIPE, WEIGHTS, README)") == 1
+    card.write_text(
+        text.replace("FILES = (RECIPE, WEIGHTS, README)", 'FILES = (RECIPE, WEIGHTS, README, "weights.pt")')
+    )
     return root
+
+
+def examples() -> dict[str, str]:
+    """The files that CONTRIBUTING shows, by their paths."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    found = dict(re.findall(r"`(maskmed_zoo/\S+\.py)`:\n\n```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    assert len(found) == 3
+    return found
 
 
 def run(tree: Path, *words: str) -> str:
@@ -123,9 +89,9 @@ labels = np.zeros((20, 18, 9), np.uint8)
 labels[12:17, 5:11, 3:7] = 1
 image = np.random.default_rng(0).normal(0, 20, labels.shape) + 200.0 * labels
 for name in ("a", "b"):
-    np.savez(root / f"data/imagesTr/{{name}}_0000.npz", array=image, affine=affine)
-    np.savez(root / f"data/labelsTr/{{name}}.npz", array=labels, affine=affine)
-    np.savez(root / f"predictions/{{name}}.npz", array=np.roll(labels, 1, 0) * (name == "a"), affine=affine)
+    np.savez(root / f"data/imagesTr/{{name}}_0000.npz", voxels=image, affine=affine)
+    np.savez(root / f"data/labelsTr/{{name}}.npz", voxels=labels, affine=affine)
+    np.savez(root / f"predictions/{{name}}.npz", voxels=np.roll(labels, 1, 0) * (name == "a"), affine=affine)
 description = {{"channel_names": {{"0": "CT"}}, "labels": {{"background": 0, "left": 1}}, "file_ending": ".npz"}}
 (root / "data/dataset.json").write_text(json.dumps(description))
 assert open_dataset(root / "data").ending == ".npz"
@@ -145,10 +111,10 @@ print(json.dumps([scores["cases"][0]["dice"], scores["metrics"]["volume_differen
 
 def test_an_export_format(tree: Path, tmp_path: Path) -> None:
     words = ("-m", "maskmed_zoo", "export", str(RUN), "--license", "MIT", "--format")
-    run(tree, *words, "count", "--out", str(tmp_path / "out"))
+    run(tree, *words, "state_dict", "--out", str(tmp_path / "out"))
     card = json.loads((tmp_path / "out" / "card.json").read_text())
-    assert set(card["files"]) == {"README.md", "recipe.yaml", "weights.safetensors"}
-    assert "count,weights" in run(tree, "-m", "maskmed_zoo", "export", "--help")
+    assert set(card["files"]) == {"README.md", "recipe.yaml", "weights.safetensors", "weights.pt"}
+    assert "state_dict,weights" in run(tree, "-m", "maskmed_zoo", "export", "--help")
 
 
 def test_a_consumer_of_windows(tree: Path) -> None:

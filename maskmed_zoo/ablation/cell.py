@@ -59,7 +59,7 @@ class Cell:
         return self._beside("failed")
 
     def scores(self) -> dict[str, Any] | None:
-        """`evaluation.json` of the whole training; None where it is missing, cut off or of an earlier epoch."""
+        """`evaluation.json` of the whole training run; None where it is missing, cut off or of an earlier epoch."""
         scores = _read_json(self.run.evaluation_file)
         is_whole = scores is not None and {"mean_dice", "cases", "weights"} <= scores.keys()
         is_final = len(self.epochs()) == self.recipe.train.epochs
@@ -74,7 +74,7 @@ class Cell:
             return []
 
     def resources(self) -> dict[str, Any]:
-        """Peak memory of the training, empty where it is not known."""
+        """Peak memory of the training run, empty where it is not known."""
         return _read_json(self.run.path / RESOURCES) or {}
 
     def state(self) -> str:

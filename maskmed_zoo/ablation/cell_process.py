@@ -1,6 +1,6 @@
 """The process of one cell: `python -m maskmed_zoo.ablation.cell_process`, with the order as JSON on standard input.
 
-Peak memory is read after the training and before the prediction, and only if this process trained: one that merely
+Peak memory is read after training and before the prediction, and only if this process trained: one that merely
 scores a run that was trained before says nothing about training.
 """
 

@@ -10,8 +10,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from maskmed_zoo import __version__
 from maskmed_zoo.errors import UserError, ZooError, nearest
+from maskmed_zoo.version import __version__
 
 VERBS = {
     "list": "names of components and models",

@@ -1,7 +1,7 @@
 """Preprocessed cases on disk: what training reads at random, memory-mapped, so that a patch costs only its own bytes.
 
 Idea: reading, reorienting and resampling happen once. Images are resampled but not normalised, because CT statistics
-belong to the training cases of a fold. Labels have the data set's own values, so that trainings on it alone and
+belong to the training cases of a fold. Labels have the data set's own values, so that training on it alone and
 together with others read the same cache. Beside the arrays lie the foreground voxels that oversampling draws from and
 the intensity samples of the fingerprint, both seeded by the case's name.
 Source: nnU-Net's preprocessed folder (`class_locations`, `DatasetFingerprintExtractor`).
@@ -10,7 +10,7 @@ Deviations: each case is its own folder, moved into place whole and rebuilt when
 ```
 FOLDER/NAME-KEY/CASE/  image.npy (c z y x) float32   labels.npy (z y x) uint8 or int16   samples.npy (c n) float32
                        coordinates.npz: label -> (n 3) int32                             case.json
-                       instances.npy (z y x) uint8, int16 or int32, where objects are told apart
+                       instances.npy (z y x) uint8, int16 or int32, where instances are separated
 ```
 """
 
@@ -20,7 +20,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Sequence
@@ -39,13 +38,12 @@ from maskmed_zoo.data.fingerprint import Fingerprint, fingerprint
 from maskmed_zoo.data.instances import components, instances_file, read_instances, resample_instances
 from maskmed_zoo.data.resample import resample_image, resample_labels
 from maskmed_zoo.errors import DataError, OutputError
+from maskmed_zoo.files import remove_abandoned
 
 FORMAT = 1
 """Raise this number when what is written, or how it is computed, changes."""
 LIMIT = 10_000
 """Most intensity samples per channel, and most coordinates per label, that are kept of a case."""
-ABANDONED = 24 * 3600.0
-"""Age, s, from which an unfinished folder belongs to nobody any more."""
 
 Progress = Callable[[int, int], None]
 
@@ -109,7 +107,7 @@ def _reading(folder: Path) -> Generator[None]:
 class CaseCache:
     """The preprocessed cases of one data set at one spacing (z, y, x) mm, below `folder`.
 
-    `instances`: objects told apart as the connected parts of the resampled labels, or by the data set's map of them.
+    `instances`: separated as the connected parts of the resampled labels, or by the data set's map of them.
     """
 
     def __init__(
@@ -134,7 +132,7 @@ class CaseCache:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            remove_abandoned(self.folder, ".unfinished-*")
         except OSError as error:
             raise self._unwritable(error) from error
         with ThreadPoolExecutor(max(1, workers)) as pool:  # SciPy and zlib do their work outside the interpreter lock
@@ -245,12 +243,6 @@ class CaseCache:
             "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         }
         (folder / "case.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-
-    def _sweep(self) -> None:
-        """Remove what an interrupted process left behind; younger leftovers may be another process at work."""
-        for path in self.folder.glob(".unfinished-*"):
-            if time.time() - path.stat().st_mtime > ABANDONED:
-                shutil.rmtree(path, ignore_errors=True)
 
     def _unwritable(self, error: OSError) -> OutputError:
         reason = error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""Objects of one label told apart: counted in the label map, or read from a map of numbers beside it.
+"""Separated objects of one label: counted in the label map, or read from a map of numbers beside it.
 
 ```
 root/instancesTr/CASE.nii.gz   0 where the label map has background or 'ignore', else the number of the object

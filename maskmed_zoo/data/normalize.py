@@ -44,7 +44,7 @@ def normalize(
         raise DataError(f"image has {array.shape[0]} channels, expected {len(schemes)}; check its channel files")
     if "ct" in schemes and (fingerprint is None or len(fingerprint) != len(schemes)):
         raise DataError(
-            f"'ct' normalisation needs a fingerprint of {len(schemes)} channels; compute it from training cases"
+            f"'ct' normalization needs a fingerprint of {len(schemes)} channels; compute it from training cases"
         )
     result = np.empty(array.shape, np.float32)
     for index, scheme in enumerate(schemes):

@@ -25,8 +25,8 @@ _STREAMS = {"train": 0, "validation": 1}
 class Patch(TypedDict):
     """A patch, or a batch of them with b in front: what `Trainer.step` takes.
 
-    image (c d h w) float32 normalised, labels (d h w) int64, annotated (k) bool: which labels were looked for,
-    background always; instances (d h w) int64: objects of a label told apart, 0 for none.
+    image (c d h w) float32 normalised, labels (d h w) int64, annotated (k) bool: which labels were annotated,
+    background always; instances (d h w) int64: the numbers of separated objects of a label, 0 for none.
     """
 
     image: Tensor
@@ -41,7 +41,7 @@ class PatchDataset(Dataset[Patch]):
     A share of the patches (`foreground_oversampling`) is centred on a voxel of a random foreground label of the
     case, the rest lies anywhere; volumes smaller than the patch are padded with 0, the mean after normalisation.
     Label values are those of `labels`, whatever they are in the case's data set; a label that the data set does not
-    know was not looked for in it.
+    know was not annotated in it.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class PatchDataset(Dataset[Patch]):
         places_of = case.coordinates if wants_foreground else {}
         if places_of:
             places = list(places_of.values())[rng.integers(len(places_of))]
-            centre = places[rng.integers(len(places))]
-            wanted = [int(c) - p // 2 for c, p in zip(centre, size, strict=True)]
+            center = places[rng.integers(len(places))]
+            wanted = [int(c) - p // 2 for c, p in zip(center, size, strict=True)]
             return [min(max(w, lo), hi) for w, lo, hi in zip(wanted, low, high, strict=True)]
         return [int(rng.integers(lo, hi + 1)) for lo, hi in zip(low, high, strict=True)]
 

@@ -3,8 +3,8 @@
 Idea: a real data set has a licence, a download and hours of training; a phantom has none of them and still asks what
 real data ask. Organs are ellipsoids and tubes in a torso of fat, muscle and bowel; each case is the same template under
 a random affine map and a smooth random displacement, then given texture, partial volume and scanner noise. Kidneys and
-lungs come as twins of equal density, shape and texture, so only their place tells left from right; liver and spleen
-differ by few HU; ribs, hips, heart and gallbladder look like labelled organs but are not.
+lungs come as left/right pairs of equal density, shape and texture, so only their place tells left from right; liver
+and spleen differ by few HU; ribs, hips, heart and gallbladder look like labelled organs but are not.
 
 With `content="lesions"` the volumes hold none to six bright nodules and dark cysts in one organ instead, with a map of
 which is which in `instancesTr/`: some touch, and then connected parts of the labels are fewer than lesions.
@@ -161,8 +161,8 @@ def lesion_case(
         labels, numbers = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
         nearest = np.ones(shape)  # where two lesions overlap, a voxel belongs to the one it lies deeper in
         lesions = _lesions(rng, organ, count)
-        for number, (label, centre, radii) in enumerate(lesions, start=1):
-            distance = (((at - centre[:, None, None, None]) / radii[:, None, None, None]) ** 2).sum(0)
+        for number, (label, center, radii) in enumerate(lesions, start=1):
+            distance = (((at - center[:, None, None, None]) / radii[:, None, None, None]) ** 2).sum(0)
             inside = distance < nearest
             nearest[inside], labels[inside], numbers[inside] = distance[inside], label, number
             mean[inside] = 180 if label == LESION_LABELS["nodule"] else 10
@@ -182,11 +182,11 @@ def _lesions(
         direction = rng.normal(size=3)
         direction /= np.linalg.norm(direction)
         if found and rng.random() < 0.4:
-            label, centre, others = found[int(rng.integers(len(found)))]
-            centre = centre + direction * 0.85 * (radii.mean() + others.mean())
+            label, center, others = found[int(rng.integers(len(found)))]
+            center = center + direction * 0.85 * (radii.mean() + others.mean())
         else:
-            centre = direction * organ * 0.75 * rng.random() ** (1 / 3)
-        found.append((label, centre, radii))
+            center = direction * organ * 0.75 * rng.random() ** (1 / 3)
+        found.append((label, center, radii))
     return found
 
 
@@ -229,9 +229,9 @@ def _anatomy(rng: np.random.Generator, at: Array) -> tuple[NDArray[np.uint8], Ar
     paint(ribs, 0, _BONE)
     inside = depth > fat + 9
     paint(inside, 0, (-50, 28))  # bowel and the fat between its loops
-    jitter = {tissue: rng.uniform(-3, 3) for _, tissue, _, _ in _ORGANS}  # the same for both twins
-    for label, tissue, centre, radii in _ORGANS:
-        place = np.asarray(centre) + rng.uniform(-4, 4, 3)
+    jitter = {tissue: rng.uniform(-3, 3) for _, tissue, _, _ in _ORGANS}  # the same for both of a pair
+    for label, tissue, center, radii in _ORGANS:
+        place = np.asarray(center) + rng.uniform(-4, 4, 3)
         radius = np.asarray(radii) * rng.uniform(0.92, 1.08, 3)
         distance = sum(((a - p) / r) ** 2 for a, p, r in zip(at, place, radius, strict=True))
         paint((distance < 1) & (inside if label else depth > fat), label, tissue, jitter[tissue])

@@ -8,7 +8,7 @@ OUT/.maskmed_predictions.json
     replacing        label map -> weights that are making it, and checksums of the files that are to come
 ```
 The names let a label map be compared with references that number the same labels otherwise, as where several data sets
-were merged for the training. The checksums tell what `predict` made from what is the user's: another file of the name,
+were merged in training. The checksums tell what `predict` made from what is the user's: another file of the name,
 or a label map corrected by hand. A case is announced under `replacing` before its files are put in place and entered
 after that, so whatever instant a process is killed at, each file there is known for what it is.
 """

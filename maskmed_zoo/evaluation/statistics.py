@@ -1,7 +1,7 @@
 """Two configurations on the same cases: the paired difference, and whether chance explains it.
 
 Source: Wilcoxon 1945, the signed-rank test, as SciPy has it (two-sided; exact for few cases without ties).
-The test speaks about other cases, not about other trainings: how much trainings differ shows in the spread over seeds.
+The test speaks about other cases, not about other training runs: how much runs differ shows in the spread over seeds.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from maskmed_zoo import __version__
 from maskmed_zoo.build import model_of
 from maskmed_zoo.errors import ArgumentError, OutputError
 from maskmed_zoo.export import formats
@@ -20,6 +19,7 @@ from maskmed_zoo.export.formats import ExportSource
 from maskmed_zoo.files import make_folder
 from maskmed_zoo.recipe import dump_recipe
 from maskmed_zoo.runner.run_folder import RunFolder, Which
+from maskmed_zoo.version import __version__
 from maskmed_zoo.weights.card import CARD, FORMAT, README, RECIPE, FileFacts, check_folder, readme
 
 SCORES = ("mean_dice", "mean_dice_over_labels", "test_time_augmentation", "overlap", "date")

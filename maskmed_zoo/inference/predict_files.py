@@ -10,8 +10,9 @@ from maskmed_zoo.data.formats import DEFAULT, ending_of, written_endings
 from maskmed_zoo.data.inputs import input_cases
 from maskmed_zoo.data.predicted import files_of
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.files import remove_abandoned
 from maskmed_zoo.inference.predictor import Predictor
-from maskmed_zoo.inference.write import check_targets, is_finished, write_prediction
+from maskmed_zoo.inference.write import UNFINISHED, check_targets, is_finished, write_prediction
 
 
 def predict_files(
@@ -38,6 +39,8 @@ def predict_files(
     _refuse_inputs(cases, targets, with_instances=has_instances)
     check_targets(targets, weights, with_instances=has_instances, overwrite=overwrite)
     written: list[Path] = []
+    for folder in {target.parent for target in targets}:
+        remove_abandoned(folder, f"{UNFINISHED}*")
     for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
         if overwrite or not is_finished(target, weights, with_instances=has_instances):
             image, _, geometry = load_case(case, None)

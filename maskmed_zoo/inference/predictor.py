@@ -35,7 +35,7 @@ class Predictor:
     """A trained network with what belongs to it; `maskmed_zoo.load` makes one of a run or of exported weights.
 
     An image is an array (c z y x), or (z y x) for one channel, in the units of its files, with x from left to right, y
-    from posterior to anterior and z from inferior to superior (RAS). Where its voxels lie is told by `geometry`, as
+    from posterior to anterior and z from inferior to superior (RAS). Where its voxels lie is given by `geometry`, as
     `maskmed_zoo.data.formats.read_image` gives it, or by `spacing` (z, y, x) in mm, with or without `affine`, the 4x4
     matrix from (x, y, z) indices to RAS+ mm.
 

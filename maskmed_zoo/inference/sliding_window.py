@@ -103,7 +103,7 @@ def visit(
 ) -> Generator[tuple[list[Place], HeadOutput]]:
     """Places and outputs of the windows of a normalized image (c d h w) float32, batch after batch.
 
-    `model` gets up to `batch_size` windows (b c *window) on `device`, in the order of `windows.places`. It runs in
+    `model` gets up to `batch_size` windows (b c d h w) on `device`, in the order of `windows.places`. It runs in
     inference mode; put it in `eval()` before. A volume smaller than the window is padded with zeros on both sides.
     """
     if windows.shape != tuple(image.shape[1:]):

@@ -1,4 +1,4 @@
-"""Objects of one label told apart: what the queries of a window mean, and one map of all objects of a volume.
+"""Instance segmentation: which objects the queries of a window mean, and one map of all objects of a volume.
 
 A window follows Mask2Former's panoptic rule (arXiv 2112.01527): a query stands for an object if its best class is a
 foreground label of probability `threshold` or more; a voxel goes to the query with the largest class times mask

@@ -53,7 +53,7 @@ def network_difference(stored: str, recipe: Recipe, recipe_file: Path) -> str | 
 
 
 def _checksum(recipe_file: Path) -> str:
-    """What version 0.1.0 wrote into weights, of the recipe file as it stands."""
+    """What earlier versions wrote into weights, of the recipe file as it stands."""
     content: dict[str, Any] = strict_yaml.read(recipe_file).data
     seen = {key: content.get("data", {}).get(key) for key in SEEN}
     text = json.dumps(as_first_written({"model": content.get("model"), "data": seen}), sort_keys=True)

@@ -1,4 +1,4 @@
-"""What a training run leaves after an epoch, and goes on from: weights, metrics, and the state of the trainer."""
+"""What a training run leaves after an epoch, and is resumed from: weights, metrics, and the state of the trainer."""
 
 from __future__ import annotations
 

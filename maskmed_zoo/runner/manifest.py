@@ -59,7 +59,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware."""
     from importlib.metadata import version
 
-    from maskmed_zoo import __version__
+    from maskmed_zoo.version import __version__
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {

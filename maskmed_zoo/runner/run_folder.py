@@ -57,7 +57,7 @@ class RunFolder:
 
     @property
     def is_exported(self) -> bool:
-        """Whether these are exported weights: one set of them, and no training to go on with."""
+        """Whether these are exported weights: one set of them, and no training run to continue."""
         return (self.path / CARD).is_file()
 
     def weights_file(self, which: Which) -> Path:

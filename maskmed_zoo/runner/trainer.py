@@ -41,8 +41,8 @@ class Trainer:
         """One optimiser step on image (b c d h w) and labels (b d h w); returns the loss, its parts, the gradient norm.
 
         `annotated` and `instances` are those of `Loss`. A step whose costs, loss or gradients are not finite changes
-        nothing but the schedule, is told, and returns nothing; raises `NonFiniteError`, naming the step and the
-        tensor, after `max_skipped_steps` such steps in a row.
+        nothing but the schedule, is reported and skipped, and returns nothing; raises `NonFiniteError`, naming the step
+        and the tensor, after `max_skipped_steps` such steps in a row.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -52,10 +52,10 @@ class Trainer:
             self.skipped_in_a_row = 0
         except NonFiniteError as error:
             self.skipped_in_a_row += 1
-            told = f"step {self.iteration}: {error}"
+            report = f"step {self.iteration}: {error}"
             if self.skipped_in_a_row > self.recipe.train.max_skipped_steps:
-                raise NonFiniteError(f"{told}; {self.skipped_in_a_row} such steps in a row") from error
-            self.say(f"{told}; step skipped")
+                raise NonFiniteError(f"{report}; {self.skipped_in_a_row} such steps in a row") from error
+            self.say(f"{report}; step skipped")
             values = {}
         self.schedule.step()
         self.iteration += 1
@@ -85,7 +85,7 @@ class Trainer:
     def validate(self, batches: Iterable[Patch]) -> float:
         """Mean over foreground labels of the Dice over all voxels of the patches; labels in none are left out.
 
-        A label counts in the patches alone in which it was looked for, so that to find it elsewhere is no mistake.
+        A label counts in the patches alone in which it was annotated, so that to find it elsewhere is no mistake.
         """
         self.model.eval()
         classes = self.model.num_classes

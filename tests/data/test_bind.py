@@ -71,7 +71,7 @@ def test_open_settings_are_filled_and_stated_ones_compared(tiny_recipe: Path) ->
     assert "D/dataset.json: channels ['MRI'], A/dataset.json has ['CT']" in refusal(bind, recipe, A, other)
 
 
-def test_twins_are_found_across_data_sets(tiny_recipe: Path) -> None:
+def test_left_right_pairs_are_found_across_data_sets(tiny_recipe: Path) -> None:
     recipe = load_recipe(tiny_recipe, {"data.labels": None, "data.mirror_axes": ["x"]})
     left, right = (bare(side, {"background": 0, f"{side}_lung": 1}) for side in ("left", "right"))
     assert bind(recipe, left).data.labels == left.labels

@@ -195,7 +195,7 @@ def test_an_interrupted_case_is_not_taken_for_whole(cache, dataset, built, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(*((np, "save", save) if step == "image.npy" else (Path, "write_text", write_text)))
-        with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else DataError) as caught:
+        with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else OutputError) as caught:
             cache.prepare(dataset.cases)
     if error is not KeyboardInterrupt:
         assert str(cache.folder) in str(caught.value)

@@ -1,4 +1,4 @@
-"""Objects told apart: counted against a flood fill, resampled against the nearest voxel by brute force, and refused."""
+"""Separated objects: counted against a flood fill, resampled against the nearest voxel by brute force, and refused."""
 
 from __future__ import annotations
 

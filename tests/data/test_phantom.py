@@ -1,4 +1,4 @@
-"""The phantom is a valid nnU-Net raw data set whose twins differ by place alone."""
+"""The phantom is a valid nnU-Net raw data set whose left/right pairs differ by place alone."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_organs_lie_where_they_belong(cases) -> None:
         assert spine[1] < at["aorta"][1] < at["bladder"][1]
 
 
-def test_twins_cannot_be_told_apart_by_density_or_size(cases) -> None:
+def test_left_and_right_do_not_differ_in_density_or_size(cases) -> None:
     for a, b in (("kidney_right", "kidney_left"), ("lung_right", "lung_left")):
         values = [
             [(image[labels == LABELS[n]].mean(), (labels == LABELS[n]).sum()) for n in (a, b)]

@@ -19,7 +19,7 @@ MERGED = {"background": 0, "cord": 1, "jaw": 2, "larynx": 3}
     ("own", "labels", "expected"),
     [
         (MERGED, {"background": 0, "jaw": 1, "larynx": 2, "cord": 3}, [0, 3, 1, 2]),
-        (MERGED, {"background": 0, "jaw": 1, "cord": 2, "ignore": 3}, [0, 2, 1, 0]),  # nobody looked for the larynx
+        (MERGED, {"background": 0, "jaw": 1, "cord": 2, "ignore": 3}, [0, 2, 1, 0]),  # the larynx was not annotated
         (MERGED, {"background": 0, "a": 1, "larynx": 2, "jaw": 3, "cord": 4}, [0, 4, 3, 2]),
         (MERGED, {"background": 0, "mandible": 1, "cord": 2, "larynx": 3}, [0, 1, 2, 3]),  # jaw or mandible?
         ({"background": 0, "jaw": 1}, {"background": 0, "jaw": 2}, [0, 1, 2, 3]),  # not what made this map

@@ -126,8 +126,8 @@ TRAINING = ("maskmed_zoo.runner.train", "maskmed_zoo.runner.trainer", "maskmed_z
 
 
 def test_load_imports_nothing_of_training(tmp_path: Path) -> None:
-    """A run of version 0.1.0 is loaded and used in a fresh process."""
-    run = Path(__file__).resolve().parents[1] / "runner" / "run_of_0_1_0"
+    """A run of an earlier version is loaded and used in a fresh process."""
+    run = Path(__file__).resolve().parents[1] / "runner" / "earlier_run"
     program = f"""
 import json, sys
 import numpy as np

@@ -1,4 +1,4 @@
-"""Files of a predicted case: objects told apart, what counts as finished, and whose weights made them."""
+"""Files of a predicted case: separated objects, what counts as finished, and whose weights made them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels that were not looked for: both losses against brute force in float64, their gradients, and two organs learnt
+"""Labels that were not annotated: both losses against brute force in float64, their gradients, and two organs learnt
 from samples that annotate only one of them each."""
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def test_what_was_not_looked_for_has_no_say_in_the_labels(loss, output):
 @every_loss
 @pytest.mark.parametrize("content", [0, 1, IGNORE])
 def test_samples_with_nothing_to_learn_from_are_finite(loss, output, content):
-    """Only the background looked for, and a patch of one label, looked for or not, or none."""
+    """Only the background annotated, and a patch of one label, annotated or not, or none."""
     labels = torch.full_like(example()[1], content)
     annotated = torch.tensor([[True, False, False, False]] * 3)
     found = run(loss, output, labels, annotated)
@@ -292,7 +292,7 @@ def right_answer(labels: Tensor) -> HeadOutput:
 
 
 def test_who_gets_which_signal():
-    """Organs 2 and 3 are there but were not looked for: their queries claim them, and nothing is held against that."""
+    """Organs 2 and 3 are there but were not annotated: their queries claim them, and nothing is held against that."""
     labels = example()[1][:1] % CLASSES
     annotated = torch.tensor([[True, True, False, False]])
     output = right_answer(labels)

@@ -1,6 +1,6 @@
-"""A run of version 0.1.0 predicts what it predicted then, and settings added since make no stranger of it.
+"""A run of an earlier version predicts what it predicted then, and settings added since make no stranger of it.
 
-`run_of_0_1_0` was written by that version: 150 steps of a tiny MaskMed on made-up boxes (`tests.conftest`), and the
+`earlier_run` was written by that version: 150 steps of a tiny MaskMed on made-up boxes (`tests.conftest`), and the
 labels that it gave for the image below.
 """
 
@@ -28,7 +28,7 @@ from maskmed_zoo.runner.load import load
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 
-RUN = Path(__file__).parent / "run_of_0_1_0"
+RUN = Path(__file__).parent / "earlier_run"
 
 
 def image() -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -232,6 +234,16 @@ def test_interrupted_while_predicting(
     with pytest.raises(_KilledError):
         predict(run, [scans[0]], tmp_path, device="cpu", overwrite=True)
     assert target.read_bytes() == old
+
+
+def test_what_a_killed_process_left_is_removed_once_it_is_a_day_old(
+    run: RunFolder, scans: list[Path], tmp_path: Path
+) -> None:
+    for name, age in (("old", 2 * 24 * 3600), ("young", 60)):
+        (tmp_path / "out" / f".predicting-{name}").mkdir(parents=True)
+        os.utime(tmp_path / "out" / f".predicting-{name}", (time.time() - age,) * 2)
+    predict(run, [scans[0]], tmp_path / "out", device="cpu")
+    assert [path.name for path in (tmp_path / "out").glob(".predicting-*")] == [".predicting-young"]
 
 
 def test_folders_of_before_the_checksums(run: RunFolder, other: RunFolder, scans: list[Path], tmp_path: Path) -> None:

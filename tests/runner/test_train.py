@@ -210,7 +210,7 @@ def test_labels_can_come_from_the_data_set(tiny_recipe: Path, dataset: Path, tmp
     assert run.recipe().data.channels == ("CT",)
 
 
-def test_twins_of_the_data_set_are_not_mirrored(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
+def test_left_right_pairs_of_the_data_set_are_not_mirrored(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
     recipe = load_recipe(tiny_recipe, {"data.labels": None, "data.mirror_axes": ["x"]})
     with pytest.raises(DataError, match="'left' and 'right' are a left/right pair"):
         train(recipe, data=dataset, out=tmp_path / "run", device="cpu")

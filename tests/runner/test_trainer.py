@@ -1,4 +1,4 @@
-"""Validation on patches: Dice over the patches in which a label was looked for."""
+"""Validation on patches: Dice over the patches in which a label was annotated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Says(nn.Module):
 
 
 def batches(ignore: int | None = None) -> list[Any]:
-    """Two batches of two; the third label was looked for in the first sample alone, the second in all but that."""
+    """Two batches of two; the third label was annotated in the first sample alone, the second in all but that."""
     generator = torch.Generator().manual_seed(0)
     reference = torch.randint(0, CLASSES, (4, 5, 6, 7), generator=generator)
     noise = torch.randint(0, CLASSES, reference.shape, generator=generator)

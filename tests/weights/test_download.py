@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: whole and right, gone on with, or not there at all."""
+"""Downloads from a server on this machine: whole and right, resumed, or not there at all."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ HEADER_FIELDS = (
 )
 """What of a header is carried over to a written label map, besides shape and units."""
 UNITS = "xyzt_units"
-_MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # spatial unit codes: unknown, metre, mm, micrometre
+_MILLIMETERS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # spatial unit codes: unknown, metre, mm, micrometre
 _MM = 2
 
 
@@ -61,7 +61,7 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
         raise DataError(f"{path}: voxels of type {data.dtype}, expected plain numbers; save one file per channel")
     i, j, k = shape[:3]
     header = {name: np.array(image.header[name]) for name in (*HEADER_FIELDS, UNITS)}
-    unit_mm = _MILLIMETRES.get(int(header[UNITS]) & 7, 1.0)
+    unit_mm = _MILLIMETERS.get(int(header[UNITS]) & 7, 1.0)
     return data.reshape(i, j, k), Geometry(affine, (i, j, k), unit_mm, NAME, header)
 
 

@@ -117,7 +117,7 @@ def test_nothing_is_not_perfect() -> None:
         assert [got[key] for key in ("pq", "sq", "rq", "lesion_dice", "f1")] == [0, None, 0, 0, 0]
     empty = Matches((), (), 0, 0)
     summary = summarize_objects({"a": {"nodule": empty}, "b": {}}, ["nodule", "cyst"])
-    assert summary["labels"]["cyst"]["absent"] == summary["labels"]["cyst"]["n"] == 0  # nobody looked for it
+    assert summary["labels"]["cyst"]["absent"] == summary["labels"]["cyst"]["n"] == 0  # not annotated
     assert summary["pq"] is None
     json.dumps(summary, allow_nan=False)
 
