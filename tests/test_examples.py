@@ -77,7 +77,7 @@ def test_what_scripts_import_exists() -> None:
     """Benchmarks are too long to be run here; a name that has moved would stop them at their first lines."""
     scripts = [*(EXAMPLES.parent / "docs").rglob("*.py"), *EXAMPLES.rglob("*.py")]
     named = [
-        (script.name, node.module, alias.name)
+        (script.name, str(node.module), alias.name)
         for script in scripts
         for node in ast.walk(ast.parse(script.read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "maskmed_zoo"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import maskmed_zoo as zoo
 from maskmed_zoo.cli.output import add_device, add_moved_data, add_weights, render
-from maskmed_zoo.errors import OutputError
+from maskmed_zoo.errors import ArgumentError, OutputError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json and args.json.is_file() and not _is_scores(args.json):
         raise OutputError(f"{args.json}: exists and holds no scores, so it is not replaced; give another file")
     folders = args.pred is not None or args.ref is not None
+    if folders == (args.run is not None) or (args.pred is None) != (args.ref is None):
+        raise ArgumentError("evaluate: give either RUN, or --pred DIR and --ref DIR")
     result = zoo.evaluate(
         args.run,
         pred=args.pred,

@@ -62,8 +62,9 @@ class PredictedFolder:
 
         Folders of before the checksums of files are taken at their word.
         """
-        if self._is_content(name, self.tables[FILES].get(name), unknown=True):
-            return self._entered(name)
+        made = self._entered(name)
+        if made is not None and self._is_content(name, self.tables[FILES].get(name), unknown=True):
+            return made
         weights, files = self._coming(name)
         return weights if self._is_content(name, files.get(name), unknown=False) else None
 
@@ -99,8 +100,12 @@ class PredictedFolder:
     def announce(self, name: str, weights_sha256: str, labels: Mapping[str, int], files: Mapping[str, str]) -> None:
         """Write down what is about to be put in place: a label map, and the checksums of its case's files by name.
 
-        As `enter`, while the record is held.
+        As `enter`, while the record is held. What is in place of an earlier announcement is entered first.
         """
+        there = {f: sha256 for f, sha256 in self._coming(name)[1].items() if self._is_content(f, sha256, unknown=False)}
+        self.tables[FILES] |= there
+        if name in there:
+            self.tables[WEIGHTS][name] = self._coming(name)[0]
         self.tables[LABELS][weights_sha256] = dict(labels)
         self.tables[REPLACING][name] = {WEIGHTS: weights_sha256, FILES: dict(files)}
         self._write()

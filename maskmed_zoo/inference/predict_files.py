@@ -73,13 +73,13 @@ def _targets(out: Path, cases: Sequence[Case]) -> list[Path]:
 def _refuse_clashes(cases: Sequence[Case], targets: Sequence[Path], *, with_instances: bool) -> None:
     """Raise `DataError` if two cases share a file to write, or one is an image to read, under whatever name."""
     files = [path for target in targets for path in files_of(target, with_instances=with_instances)]
-    twice = next((path for path, count in Counter(files).items() if count > 1), None)
-    if twice is not None:
-        raise DataError(f"{twice}: two inputs would be written to the same file; predict them into different folders")
     images = {_identity(path) for case in cases for path in case.images}
     for path in files:
         if path.exists() and _identity(path) in images:
             raise DataError(f"{path}: is an input, a prediction never replaces one; give another output")
+    twice = next((path for path, count in Counter(files).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{twice}: two inputs would be written to the same file; predict them into different folders")
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -86,11 +87,15 @@ def test_weights_without_a_file_are_known_by_their_content(predictor: Predictor)
 
 def test_mistakes_are_one_line(predictor: Predictor, tiny_recipe: Path) -> None:
     for call, error, words in (
-        (lambda: predictor.segment(image(1, 8, 16, 16)), ArgumentError, "give spacing"),
+        (lambda: predictor.segment(image(1, 8, 16, 16)), ArgumentError, "give one of spacing"),
         (lambda: predictor.segment(image(16, 16), spacing=(1, 1, 1)), ArgumentError, r"got shape \(1?,? ?16, 16\)"),
         (lambda: predictor.segment(image(2, 8, 16, 16), spacing=(1, 1, 1)), DataError, "2 channels, expected 1"),
         *(
-            (lambda s=s: predictor.segment(image(1, 8, 16, 16), spacing=s), ArgumentError, "three positive numbers")
+            (
+                lambda s=s: predictor.segment(image(1, 8, 16, 16), spacing=cast(Any, s)),
+                ArgumentError,
+                "three positive numbers",
+            )
             for s in ((1, 1), (0, 1, 1), 1.0, (1, float("nan"), 1), (1, -1, 1))
         ),
         *(
@@ -108,7 +113,7 @@ def test_mistakes_are_one_line(predictor: Predictor, tiny_recipe: Path) -> None:
             r"its geometry \(2, 2, 2\)",
         ),
         (lambda: zoo.load("nowhere", weights="lst"), ArgumentError, "'last' or 'best'"),  # type: ignore[arg-type]
-        (lambda: zoo.evaluate(), ArgumentError, "either a run, or pred and ref"),
+        (zoo.evaluate, ArgumentError, "either a run, or pred and ref"),
         (lambda: zoo.evaluate("run", labels={"background": 0, "a": 1}), ArgumentError, "labels belong to pred and ref"),
         (lambda: zoo.evaluate(pred="a", ref="b", device="cpu"), ArgumentError, "belong to a run"),
         (lambda: zoo.evaluate(pred="a", ref="b", metrics="dise"), ArgumentError, "no metric 'dise'"),
@@ -149,12 +154,12 @@ def test_any_consumer_can_take_the_windows(predictor: Predictor) -> None:
 
 def test_one_output_is_held_at_a_time(predictor: Predictor) -> None:
     alive: list[int] = []
-    outputs: weakref.WeakSet[HeadOutput] = weakref.WeakSet()
+    outputs: list[weakref.ref[HeadOutput]] = []
 
     def says(_module: nn.Module, _inputs: object, output: HeadOutput) -> None:
-        outputs.add(output)
+        outputs.append(weakref.ref(output))
 
-    predictor.model.register_forward_pre_hook(lambda *_: alive.append(len(outputs)))
+    predictor.model.register_forward_pre_hook(lambda *_: alive.append(sum(ref() is not None for ref in outputs)))
     predictor.model.register_forward_hook(says)
     predictor.segment(image(1, 12, 24, 20), spacing=(2.0, 1.0, 1.0))
     assert alive == [0] * 8

@@ -67,7 +67,7 @@ def test_a_baseline_takes_our_neck_and_head(name, overrides):
 
 
 def test_mednext_supervises_all_its_stages():
-    weights = build.report(zoo.load_recipe("mednext_amos", SMALL))["stages"]
+    weights = build.network_facts(zoo.load_recipe("mednext_amos", SMALL))["stages"]
     assert [stage["weight"] for stage in weights] == pytest.approx([8 / 15, 4 / 15, 2 / 15, 1 / 15])
 
 

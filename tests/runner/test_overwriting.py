@@ -244,7 +244,8 @@ def test_what_a_killed_process_left_is_removed_once_it_is_a_day_old(
 ) -> None:
     for name, age in (("old", 2 * 24 * 3600), ("young", 60)):
         (tmp_path / "out" / f".predicting-{name}").mkdir(parents=True)
-        os.utime(tmp_path / "out" / f".predicting-{name}", (time.time() - age, time.time() - age))
+        then = time.time() - age
+        os.utime(tmp_path / "out" / f".predicting-{name}", (then, then))
     predict(run, [scans[0]], tmp_path / "out", device="cpu")
     assert [path.name for path in (tmp_path / "out").glob(".predicting-*")] == [".predicting-young"]
 
