@@ -96,7 +96,7 @@ def test_a_recipe_whose_patch_does_not_fit():
         "maskmed_hippocampus_cpu", {"model.encoder.channels": [4, 6, 8, 8], "data.patch_size": [40, 56, 41]}
     )
     with pytest.raises(JointError, match=r"\(40, 56, 41\).*nearest valid sizes: \(40, 56, 40\) and \(40, 56, 48\)"):
-        build.report(recipe)
+        build.network_facts(recipe)
 
 
 @pytest.mark.parametrize("patch", [(8, 8), (8, 8, 8, 8), ()])
@@ -251,7 +251,7 @@ def test_twins_differ_in_neck_head_and_loss_only(name):
 
 
 def test_maskmed_amos_is_the_network_of_the_paper():
-    report = build.report(zoo.load_recipe("maskmed_amos"))
+    report = build.network_facts(zoo.load_recipe("maskmed_amos"))
     assert report["num_classes"] == report["num_queries"] == len(report["class_names"]) == 16
     assert report["class_names"][:2] == ["background", "spleen"]
     assert [level["channels"] for level in report["levels"]] == [32, 64, 128, 256, 320, 320]
@@ -276,7 +276,7 @@ def test_maskmed_amos_is_the_network_of_the_paper():
 def test_what_a_report_counts():
     changes = {"model.encoder.channels": [4, 6], "model.encoder.blocks": 1, "data.patch_size": [8, 12, 16]}
     recipe = zoo.load_recipe("pointwise_hippocampus_cpu", changes)
-    report = build.report(recipe)
+    report = build.network_facts(recipe)
     voxels = 8 * 12 * 16
     encoder = voxels * 27 * 4 + voxels // 8 * 27 * 4 * 6
     decoder = voxels // 8 * 8 * 6 * 4 + voxels * 27 * (8 * 4 + 4 * 4)
