@@ -81,7 +81,8 @@ class PredictedFolder:
         if name in self.tables[FILES]:
             known = self._is_content(name, self.tables[FILES][name], unknown=False)
         else:
-            known = self._entered(label_map) is not None  # of before the checksums of files
+            # Records of before the checksums of files name label maps alone.
+            known = label_map not in self.tables[FILES] and self._entered(label_map) is not None
         return known or self._is_content(name, self._coming(label_map)[1].get(name), unknown=False)
 
     def is_listed(self, name: str) -> bool:

@@ -73,11 +73,13 @@ def _put_in_place(
 ) -> None:
     """Move whole files of a case beside its label map, unless the user has put something there in the meantime."""
     there = [path for path in files_of(target, with_instances=True) if path.exists()]
-    _refuse_unknown([path for path in there if not record.is_known(path.name, target.name)])
+    names = {path.name for path in files}
+    unknown = [path for path in there if not record.is_known(path.name, target.name)]
+    _refuse_unknown([path for path in unknown if path.name in names])
+    leftover = {path.name for path in there if path not in unknown} - names  # of other weights, which had instances
     record.announce(target.name, weights_sha256, labels, {path.name: sha256_of(path) for path in files})
     for path in files:  # the label map last
         path.replace(record.folder / path.name)
-    leftover = {path.name for path in there} - {path.name for path in files}  # of other weights, which had instances
     for name in leftover:
         (record.folder / name).unlink()
     record.enter(target.name, gone=sorted(leftover))

@@ -334,6 +334,21 @@ def test_instances_of_other_weights_do_not_stay_beside_a_new_map(
     assert set(json.loads((tmp_path / STAMP).read_text())["files"]) == {"a.nii.gz"}
 
 
+def test_a_users_file_named_like_an_instance_map(run: RunFolder, scans: list[Path], tmp_path: Path) -> None:
+    """A run without instances leaves it alone; one with instances refuses to write there, its map known or not."""
+    mine = tmp_path / "a_instances.nii.gz"
+    mine.write_bytes(b"mine")
+    plain = load(run, device="cpu")
+    data = plain.recipe.data.model_copy(update={"instances": None})
+    without = Predictor(plain.recipe.model_copy(update={"data": data}), plain.model, plain.fingerprint, device="cpu")
+    for _ in range(2):
+        assert len(without.files(scans[0], tmp_path, overwrite=True)) == 1
+        refused(
+            lambda: plain.files(scans[0], tmp_path, overwrite=True), r"a_instances\.nii\.gz: made by something unknown"
+        )
+    assert mine.read_bytes() == b"mine"
+
+
 WRITER = """
 import sys
 from pathlib import Path
