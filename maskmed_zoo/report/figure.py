@@ -54,7 +54,7 @@ def comparison_figure(
     for name, image, reference, prediction in rows:
         if any(a is not None and (a.ndim != 3 or a.shape != image.shape) for a in (image, reference, prediction)):
             raise DataError(f"case '{name}': image, reference and prediction must be 3-D (z y x) of one shape")
-    names = list(label_names) if label_names[:1] == ["background"] else ["background", *label_names]
+    names = [*([] if label_names[0] == "background" else ["background"]), *label_names]
     colors = label_colors(len(names))
 
     views = [view for row in rows for view in _views(row, spacing)]

@@ -131,3 +131,14 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UserError, match=r"maskmed-zoo\[report\]"):
         comparison_figure(tmp_path / "a.png", [("c", image, labels, labels)], NAMES, (1, 1, 1))
     assert not (tmp_path / "a.png").exists()
+
+
+def test_names_are_those_of_the_values(tmp_path: Path) -> None:
+    """A list or a tuple, with background or without: the same picture, and the legend names each label as it is."""
+    image, labels = _case()
+    pictures = {
+        comparison_figure(tmp_path / f"{index}.png", [("c", image, labels, labels)], names, (1, 1, 1)).read_bytes()
+        for index, names in enumerate([NAMES, tuple(NAMES), NAMES[1:], tuple(NAMES[1:])])
+    }
+    assert NAMES[0] == "background"
+    assert len(pictures) == 1
