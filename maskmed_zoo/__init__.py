@@ -171,9 +171,9 @@ def train(
         resume: continue the run in `out` after its last whole epoch.
         **overrides: recipe settings by path, with `__` for the dot: `train__epochs=10`.
 
-    Progress goes to standard error. Raises `RecipeError` for a wrong name, key or value, `DataError` for data that
-    cannot be used or contradict the recipe, `CheckpointError` for a folder that holds another run, and
-    `NonFiniteError` if training diverges.
+    Progress goes to standard error; `zoo.evaluate(run)` then scores the validation cases. Raises `RecipeError` for a
+    wrong name, key or value, `DataError` for data that cannot be used or contradict the recipe, `CheckpointError` for a
+    folder that holds another run, and `NonFiniteError` if training diverges.
     """
     from pathlib import Path
 

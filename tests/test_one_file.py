@@ -47,10 +47,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).write_text(code, encoding="utf-8")
     card = root / "maskmed_zoo" / "weights" / "card.py"
     text = card.read_text(encoding="utf-8")
-    assert text.count("FILES = (RECIPE, WEIGHTS, README)") == 1
-    card.write_text(
-        text.replace("FILES = (RECIPE, WEIGHTS, README)", 'FILES = (RECIPE, WEIGHTS, README, "weights.pt")')
-    )
+    assert text.count("FILES = (RECIPE, WEIGHTS, README") == 1
+    names = "" if '"weights.pt"' in text else '"weights.pt", '
+    card.write_text(text.replace("FILES = (RECIPE, WEIGHTS, README", f"FILES = ({names}RECIPE, WEIGHTS, README"))
     return root
 
 

@@ -76,6 +76,8 @@ def grouped(folder: Path, files: Sequence[Path], channels: int, *, plain: bool =
         match = _CHANNEL.fullmatch(stem_of(path))
         if plain:
             found[stem_of(path)] = {0: path}
+        elif match is None and path.with_name(f"{stem_of(path)}_0000{ending}").exists():
+            raise DataError(f"{path}: no channel number, and no image beside one; is it a label map? move it away")
         elif match is None:
             raise DataError(f"{path}: no channel number; rename it to {stem_of(path)}_0000{ending}")
         elif int(match[2]) >= channels:

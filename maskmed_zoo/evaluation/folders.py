@@ -17,7 +17,7 @@ from maskmed_zoo.data.formats import read_labels, stem_of, written_endings
 from maskmed_zoo.data.image import Volume, check_same_geometry
 from maskmed_zoo.data.instances import components
 from maskmed_zoo.data.predicted import is_objects_file, labels_of, objects_beside, renumbered
-from maskmed_zoo.errors import DataError
+from maskmed_zoo.errors import ArgumentError, DataError
 from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
@@ -85,6 +85,8 @@ def _labels(ref: Path, labels: Mapping[str, int] | None) -> Labels | None:
     if labels is None:
         source = _beside(ref, "dataset.json")
         return declared_labels(source) if source else None
+    if not isinstance(labels, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(f"labels to score: expected names and values, as {{'liver': 1}}, got {labels!r}")
     try:
         return labels if isinstance(labels, Labels) else Labels(labels, gaps=True)
     except LabelsError as error:

@@ -165,10 +165,22 @@ class Predictor:
         spacing: Spacing3 | None,
         affine: NDArray[np.float64] | None,
     ) -> tuple[NDArray[np.float32], Geometry]:
-        array = np.asarray(image, np.float32)
+        try:
+            array = np.asarray(image, np.float32)
+        except (TypeError, ValueError) as error:
+            what = type(image).__name__
+            raise ArgumentError(
+                f"expected an array of numbers (c z y x), got {what}; for files there is files()"
+            ) from error
         array = array[None] if array.ndim == 3 else array
         if array.ndim != 4 or not array.size:
             raise ArgumentError(f"expected an image (c z y x), or (z y x) for one channel, got shape {array.shape}")
+        if not np.isfinite(array).all():
+            raise ArgumentError("the image holds NaN or infinity; replace them by a finite value")
+        if not isinstance(geometry, Geometry | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArgumentError(
+                f"geometry is {geometry!r}, expected that of a file; give a spacing as spacing=(z, y, x)"
+            )
         if sum(given is not None for given in (geometry, spacing, affine)) != 1:
             raise ArgumentError("where do the voxels lie? give one of spacing=(z, y, x) in mm, affine= and geometry=")
         geometry = geometry or geometry_of(array, spacing=spacing, affine=affine)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import get_args
 
 from maskmed_zoo.build import model_of
-from maskmed_zoo.errors import ArgumentError
+from maskmed_zoo.errors import ArgumentError, CheckpointError
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.runner.run_folder import RunFolder, Which
+from maskmed_zoo.weights.card import check_exported
 
 
 def load(source: RunFolder | str | Path, *, which: Which = "last", device: str | None = None) -> Predictor:
@@ -19,6 +20,8 @@ def load(source: RunFolder | str | Path, *, which: Which = "last", device: str |
     if which not in get_args(Which):
         raise ArgumentError(f"weights: expected 'last' or 'best', got {which!r}")
     run = source if isinstance(source, RunFolder) else RunFolder(Path(source))
+    if which == "best" and run.is_exported and check_exported(run.path).get("weights") != "best":
+        raise CheckpointError(f"{run.path}: the last weights of a run were exported here, not the best; export those")
     recipe = run.recipe(with_loss=False)
     model = model_of(recipe)
     sha256 = run.load_weights(model, which, recipe)

@@ -89,6 +89,13 @@ def test_mistakes_are_one_line(predictor: Predictor, tiny_recipe: Path) -> None:
     for call, error, words in (
         (lambda: predictor.segment(image(1, 8, 16, 16)), ArgumentError, "give one of spacing"),
         (lambda: predictor.segment(image(16, 16), spacing=(1, 1, 1)), ArgumentError, r"got shape \(1?,? ?16, 16\)"),
+        (lambda: predictor.segment(cast(Any, "scan.nii.gz"), spacing=(1, 1, 1)), ArgumentError, "got str; for files"),
+        (lambda: predictor.segment(image(1, 8, 16, 16) * np.nan, spacing=(1, 1, 1)), ArgumentError, "NaN or infinity"),
+        (
+            lambda: predictor.segment(image(1, 8, 16, 16), cast(Any, (1, 1, 1))),
+            ArgumentError,
+            "give a spacing as spacing",
+        ),
         (lambda: predictor.segment(image(2, 8, 16, 16), spacing=(1, 1, 1)), DataError, "2 channels, expected 1"),
         *(
             (

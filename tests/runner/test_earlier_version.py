@@ -60,6 +60,8 @@ def test_predicts_the_same_labels(caplog: pytest.LogCaptureFixture) -> None:
 def test_is_exported_with_a_header_of_today(tmp_path: Path) -> None:
     export(RunFolder(RUN), tmp_path / "out", license="MIT")
     check(tmp_path / "out")
+    with pytest.raises(CheckpointError, match="the last weights of a run were exported here, not the best"):
+        zoo.load(tmp_path / "out", weights="best")
     assert "marginalize" in (tmp_path / "out" / "recipe.yaml").read_text()
     with safe_open(tmp_path / "out" / "weights.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["network"])["model"]["neck"]["kind"] == "fsad"
