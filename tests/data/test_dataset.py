@@ -340,3 +340,10 @@ def test_real_datasets(name, count):
     image, labels, geometry = load_case(dataset.cases[0], dataset)
     assert labels is not None
     assert image.shape[1:] == labels.shape == geometry.canonical_shape
+
+
+def test_earlier_names_of_modules_still_import() -> None:
+    from maskmed_zoo.data import formats, nifti, normalize, preprocess
+
+    assert nifti.read_image is formats.read_image
+    assert preprocess.normalize is normalize.normalize
