@@ -24,7 +24,6 @@ from maskmed_zoo.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
-    from typing import Literal
 
     from torch import Tensor, nn
 
