@@ -1,6 +1,7 @@
 """The exception tree: a user's mistake is a `UserError` (exit code 2), anything else a failure (exit code 1).
 
-Every message is one line that says what is wrong, where, what was expected and what to do.
+Every message is one line that says what is wrong, where, what was expected and what to do. What it quotes, names, keys,
+values, may come from anywhere, so control characters are shown as escapes, and no line is longer than a page.
 """
 
 from __future__ import annotations
@@ -8,9 +9,26 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000
+"""Characters of a line."""
+
+
+def printable(text: str) -> str:
+    """One line as a terminal can show it: control characters as escapes, the middle left out where it is too long."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
 
 class ZooError(Exception):
     """Base of all errors raised on purpose by this package."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class UserError(ZooError):

@@ -1,4 +1,8 @@
-"""Files and folders, as every part of the package writes them: whole or not at all."""
+"""Files and folders, as every part of the package reads and writes them: within limits, and whole or not at all.
+
+No file decides how much memory or time it costs: `read_text` and `read_json` bound size, depth and digits, and never
+wait for a pipe. `write_atomically` leaves the old file or the new one, on the disk and not only in its cache.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,22 @@ import os
 import shutil
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.errors import DataError, OutputError
+from maskmed_zoo.errors import DataError, OutputError, UserError, first_line
 
 ABANDONED = 24 * 3600.0
-"""Age, s, from which an unfinished folder belongs to nobody any more."""
+"""Age, s, from which something unfinished belongs to nobody any more."""
+LARGEST_TEXT = 32 * 2**20
+"""Bytes that a text file may have: Python's objects for it take up to forty times as much."""
+DEEPEST = 64
+"""Levels of lists and mappings, one in the other."""
+UNFINISHED = ".partial-"
+"""Before the name of a file that is being written."""
 
 
 def sha256_of(path: Path) -> str:
@@ -26,17 +37,44 @@ def sha256_of(path: Path) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step; raises `OutputError`."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step; raises `OutputError`.
+
+    Whatever `write` raises, a link at `path` is replaced and not followed, and what was there before stays until the
+    new file is on the disk. The temporary name ends as `path` does, for writers that go by the ending.
+    """
     try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); free space or rights") from error
+        temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}-{path.name[-20:]}")
+        try:
+            write(temporary)
+            temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except UserError:
+        raise
+    except Exception as error:  # torch and safetensors have errors of their own for a full disk
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: BaseException) -> OutputError:
+    """The error for something at `path` that could not be written."""
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return OutputError(f"{path}: cannot be written ({reason}); check the name, the rights and the free space")
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk; some disks have no such thing for folders."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def _umask() -> int:
@@ -49,25 +87,82 @@ def make_folder(path: Path) -> None:
     """Make a folder and its parents; raises `OutputError` if that cannot be done."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be made a folder ({error.strerror}); give another one") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"{path}: cannot be made a folder ({reason}); give another one") from error
 
 
 def remove_abandoned(folder: Path, pattern: str) -> None:
-    """Remove folders that a killed process left unfinished; in younger ones another process may be at work."""
+    """Remove what a killed process left unfinished in a folder; at something younger another process may be at work."""
     for path in folder.glob(pattern):
-        if time.time() - path.stat().st_mtime > ABANDONED:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            if time.time() - path.lstat().st_mtime <= ABANDONED:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of the user's; raises `DataError` that says where it is wrong."""
+def read_text(path: Path, *, largest: int = LARGEST_TEXT, error: type[UserError] = DataError) -> str:
+    """The UTF-8 text of a plain file of at most `largest` bytes, without a byte-order mark; raises `error`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}:{error.colno}: invalid JSON ({error.msg}); correct it there") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); save it again") from error
+        if path.exists() and not path.is_file():
+            raise error(f"{path}: is no plain file; give another one")
+        with path.open("rb") as file:
+            content = file.read(largest + 1)
+        if len(content) > largest:
+            raise error(f"{path}: more than {largest} bytes, which no file of this kind has; give another one")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: is no UTF-8 text (byte {problem.start}); save it again as such") from problem
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise error(f"{path}: cannot be read ({reason}); check the path and the rights") from problem
+
+
+def read_json(path: Path, *, largest: int = LARGEST_TEXT, error: type[UserError] = DataError) -> Any:
+    """The content of a JSON file, whoever wrote it; raises `error` that says where it is wrong.
+
+    A key that stands twice is refused: which of the two was meant? So are NaN and infinity, which are no JSON.
+    """
+    return parse_json(read_text(path, largest=largest, error=error), str(path), error=error)
+
+
+def parse_json(text: str, place: str, *, error: type[UserError] = DataError) -> Any:
+    """The content of JSON text that stands at `place`; raises `error` as `read_json` does."""
+    try:
+        content = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+    except json.JSONDecodeError as problem:
+        where = f"{place}:{problem.lineno}:{problem.colno}"
+        raise error(f"{where}: invalid JSON ({problem.msg}); correct it there") from problem
+    except RecursionError as problem:
+        raise error(f"{place}: nested more than {DEEPEST} levels deep; refused") from problem
+    except ValueError as problem:  # of the two functions below, or an integer of thousands of digits
+        raise error(f"{place}: invalid JSON ({first_line(problem)}); correct it there") from problem
+    check_depth(content, place, error=error)
+    return content
+
+
+def check_depth(content: Any, place: str, *, error: type[UserError]) -> None:
+    """Raise `error` for lists and mappings nested more than `DEEPEST` levels deep."""
+    level, depth = [content], 0
+    while level := [x for c in level if isinstance(c, dict | list) for x in (c.values() if isinstance(c, dict) else c)]:
+        depth += 1
+        if depth > DEEPEST:
+            raise error(f"{place}: nested more than {DEEPEST} levels deep; refused")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {name!r} stands twice")
+    return found
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def write_json(path: Path, content: Any) -> None:
