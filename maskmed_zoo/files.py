@@ -167,8 +167,12 @@ def _no_number(constant: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON document; raises `OutputError` if that cannot be done."""
-    text = json.dumps(content, indent=1, allow_nan=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, UTF-8; raises `OutputError` if that cannot be done."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def cache_folder() -> Path:

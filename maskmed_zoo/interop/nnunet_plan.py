@@ -10,12 +10,12 @@ Source: the `architecture` section that nnU-Net v2.3 and later write into `nnUNe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.errors import DataError, JointError
+from maskmed_zoo.errors import DataError, JointError, first_line
+from maskmed_zoo.files import read_json
 from maskmed_zoo.labels import Labels, LabelsError
 from maskmed_zoo.recipe import Recipe, load_recipe
 
@@ -43,11 +43,24 @@ def recipe_of_plan(
         dataset: nnU-Net's `dataset.json`, for names of channels and labels; None leaves them to the data set.
         twin: nnU-Net's own neck, head and loss in place of the recipe's.
 
-    Raises `JointError` for a network that has no counterpart here, `DataError` for labels that are regions.
+    Raises `JointError` for a network that has no counterpart here, and for what is no configuration of a plan,
+    `DataError` for labels that are regions.
     """
+    try:
+        settings = _settings(configuration, dataset)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise JointError(
+            f"not a whole configuration of an nnU-Net plan, or no dataset.json of nnU-Net ({what}); give those that "
+            f"nnU-Net wrote"
+        ) from error
+    return load_recipe(recipe, settings | (TWIN if twin else {}))
+
+
+def _settings(configuration: Mapping[str, Any], dataset: Mapping[str, Any] | None) -> dict[str, Any]:
     encoder, decoder = _parts(configuration)
     channels, labels = (None, None) if dataset is None else (_channels(dataset, configuration), _labels(dataset))
-    settings = {
+    return {
         "model.encoder": encoder,
         "model.decoder": decoder,
         "data.mirror_axes": [],  # nnU-Net mirrors by its own rule
@@ -58,13 +71,13 @@ def recipe_of_plan(
         "data.patch_size": [int(x) for x in configuration["patch_size"]],
         "train.batch_size": int(configuration["batch_size"]),
     }
-    return load_recipe(recipe, settings | (TWIN if twin else {}))
 
 
 def read_configuration(plans: Path, name: str) -> dict[str, Any]:
     """The configuration `name` of a plans file, with what it inherits; raises `DataError` where it is not there."""
+    content = read_json(plans)
     try:
-        every: dict[str, dict[str, Any]] = json.loads(plans.read_text(encoding="utf-8"))["configurations"]
+        every: dict[str, dict[str, Any]] = content["configurations"]
         whole: dict[str, Any] = {}
         wanted: str | None = name
         for _ in range(len(every)):
@@ -72,7 +85,7 @@ def read_configuration(plans: Path, name: str) -> dict[str, Any]:
                 break
             whole = every[wanted] | whole
             wanted = every[wanted].get("inherits_from")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{plans}: no configuration '{name}' in an nnU-Net plan here ({type(error).__name__}: {error}); "
             f"give nnUNetPlans.json or the plans.json of a trained model"

@@ -13,7 +13,7 @@ import torch
 
 import maskmed_zoo as zoo
 from maskmed_zoo.build import model_of
-from maskmed_zoo.errors import CheckpointError, DataError, JointError, OutputError
+from maskmed_zoo.errors import CheckpointError, DataError, JointError, OutputError, RecipeError
 from maskmed_zoo.interop.nnunet_install import install, trainer_name
 from maskmed_zoo.interop.nnunet_network import GroupSchedule, PluginNetwork
 from maskmed_zoo.interop.nnunet_plan import read_configuration, recipe_of_plan
@@ -128,10 +128,21 @@ def test_a_configuration_inherits(tmp_path: Path) -> None:
     assert read_configuration(path, "3d_fullres") == configuration()
     assert read_configuration(path, "3d_lowres")["spacing"] == [4, 2, 2]
     assert read_configuration(path, "3d_lowres")["architecture"] == configuration()["architecture"]
-    for text in (path.read_text(), "{", "[]", "{}"):
+    for text in (path.read_text(), "[]", "{}"):
         path.write_text(text)
         with pytest.raises(DataError, match="no configuration '2d'"):
             read_configuration(path, "2d")
+    path.write_text("{")
+    with pytest.raises(DataError, match=r"plans\.json:1:2: invalid JSON"):
+        read_configuration(path, "2d")
+
+
+@pytest.mark.parametrize("key", ["spacing", "patch_size", "batch_size", "architecture"])
+@pytest.mark.parametrize("value", [None, -3, "x", {}, [None], float("nan")])
+def test_what_is_no_configuration_is_refused(key: str, value: Any) -> None:
+    with pytest.raises((JointError, RecipeError)) as caught:
+        recipe_of_plan("maskmed_amos", configuration() | {key: value}, dataset=DATASET)
+    assert str(caught.value)
 
 
 def test_the_network_as_nnunet_calls_it() -> None:
@@ -189,5 +200,5 @@ def test_a_trainer_is_written_once(tmp_path: Path) -> None:
         install(tmp_path / "trainers", name, load_recipe("pointwise_amos", {"train.epochs": 3}))
     assert load_recipe(file.with_suffix(".yaml")) == recipe
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be made a folder"):
         install(tmp_path / "file" / "x", name, recipe)
