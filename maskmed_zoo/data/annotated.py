@@ -49,8 +49,8 @@ def annotated_labels(
     for case in cases:
         if case not in listed:
             raise DataError(
-                f"{source}: case '{case}' is not listed{hint(case, listed)}; add the label values annotated in it, {sorted(names)} if it "
-                f"is complete"
+                f"{source}: case '{case}' is not listed{hint(case, listed)}; add the label values annotated in it, "
+                f"{sorted(names)} if it is complete"
             )
     return listed
 
