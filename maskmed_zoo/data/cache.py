@@ -37,9 +37,11 @@ from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.fingerprint import Fingerprint, fingerprint
 from maskmed_zoo.data.instances import components, instances_file, read_instances, resample_instances
-from maskmed_zoo.data.resample import resample_image, resample_labels
+from maskmed_zoo.data.predicted import refuse_shared_names
+from maskmed_zoo.data.resample import check_resampled, resample_image, resample_labels
 from maskmed_zoo.errors import DataError, OutputError
 from maskmed_zoo.files import remove_abandoned
+from maskmed_zoo.memory import within_memory
 
 FORMAT = 2
 """Raise this number when what is written, or how it is computed, changes."""
@@ -105,7 +107,16 @@ def _reading(folder: Path) -> Generator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(f"{folder}: case '{folder.name}' is not in the cache; prepare it first") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         raise DataError(f"{folder}: damaged cache entry ({error}); delete this folder and prepare again") from error
 
 
@@ -135,6 +146,8 @@ class CaseCache:
         `progress(done, total)` counts all `cases`. Raises `DataError` for a case that cannot be used, `OutputError` if
         the folder cannot be written; cases finished before that stay.
         """
+        if self.instances is not None:
+            refuse_shared_names({case.identifier for case in cases})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_abandoned(self.folder, ".unfinished-*")
@@ -166,7 +179,12 @@ class CaseCache:
         request = self._request(case)
         if self._is_current(case, request):
             return
+        with within_memory(f"{case.images[0]}: this case"):
+            self._build(case, request)
+
+    def _build(self, case: Case, request: dict[str, Any]) -> None:
         image, labels, geometry = load_case(case, self.dataset)
+        check_resampled(geometry, self.spacing, 2 * len(image) + 2)
         if labels is None:
             raise DataError(
                 f"{case.images[0]}: case '{case.identifier}' has no label map, the cache is for training cases"

@@ -2,8 +2,8 @@
 
 Source: nnU-Net's `default_normalization_schemes.py`, and its mapping from names of channels to schemes (Isensee et al.,
 Nat Methods 18, 203, 2021).
-Deviations: z-scores, ranges and CT statistics are those of the resampled image (nnU-Net normalizes first); there is no crop to
-the non-zero region.
+Deviations: z-scores, ranges and CT statistics are those of the resampled image (nnU-Net normalizes first); there is no
+crop to the non-zero region.
 """
 
 from __future__ import annotations
