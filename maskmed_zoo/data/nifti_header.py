@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from maskmed_zoo.data.file_kind import kind_of
@@ -102,7 +103,7 @@ def scaling_of(header: Header, path: Path) -> tuple[float, float]:
     """Slope and intercept from stored to real values; raises `DataError` for an intercept that is no number."""
     try:
         slope, intercept = header.get_slope_inter()
-    except ValueError as error:  # nibabel's HeaderDataError
+    except HeaderDataError as error:
         raise DataError(f"{path}: scl_inter cannot be used ({first_line(error)}); {_REPAIR}") from error
     return (1.0 if slope is None else slope), (0.0 if intercept is None else intercept)
 
@@ -127,7 +128,7 @@ def repaired(header: Header, path: Path) -> tuple[Header, NDArray[np.float64]]:
         if code not in _CODES:
             raise DataError(f"{path}: {name} {code} is none of NIfTI's, 0 to {_CODES[-1]}; {_REPAIR}")
     sizes = np.asarray(header["pixdim"][1:4], np.float64)
-    has_sizes = bool(np.isfinite(sizes).all() and (sizes > 0).all())
+    has_sizes = bool(((sizes > 1e-30) & (sizes < 1e30)).all())  # what 32 bits hold, and never NaN
     fixed["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
     if codes["sform_code"] == 0:
         if not has_sizes:

@@ -138,8 +138,9 @@ def _header(geometry: Geometry, dtype: npt.DTypeLike) -> nib.Nifti1Header:
     header.set_data_dtype(dtype)
     header.set_data_shape(geometry.shape)
     if geometry.format == NAME:
-        for name in CARRIED:
-            header[name] = geometry.header[name]
+        with np.errstate(over="ignore"):  # in the fields that say nothing of this grid
+            for name in CARRIED:
+                header[name] = geometry.header[name]
     else:
         affine = np.diag([geometry.unit_mm] * 3 + [1.0]) @ geometry.affine
         header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
