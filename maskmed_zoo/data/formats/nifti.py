@@ -20,7 +20,7 @@ import numpy.typing as npt
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.image import Geometry, check_plausible, is_same_grid
+from maskmed_zoo.data.image import Geometry, check_plausible, is_same_grid, times
 from maskmed_zoo.data.nifti_header import LONGEST, Promise, parse, promise_of, repaired, scaling_of, unit_mm, unreadable
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.memory import check_available
@@ -56,6 +56,7 @@ def read(path: Path) -> tuple[NDArray[Any], Geometry]:
             head = file.read(LONGEST)
             header = parse(head, path)
             promise = promise_of(header, path)
+            _check_there(promise, path)
             fixed, affine = repaired(header, path)
             scaling, unit = scaling_of(header, path), unit_mm(header, path)
             shape = (promise.shape[0], promise.shape[1], promise.shape[2])
@@ -81,19 +82,24 @@ def _check_compression(start: bytes, path: Path) -> None:
     raise unreadable(path, "not gzip-compressed as its name says", f"rename it to {name}, or compress it with gzip")
 
 
-def _content(file: gzip.GzipFile | BufferedReader, head: bytes, promise: Promise, path: Path) -> bytearray:
-    """A file from its start to its last voxel; raises `DataError` if it holds less, or much more, than promised.
-
-    Whatever the header or the compression promise, no more is taken into memory than there is in the file.
-    """
-    there, packed = path.stat().st_size, path.suffix == ".gz"
-    if promise.end > there * (MOST_PACKED if packed else 1):
+def _check_there(promise: Promise, path: Path) -> None:
+    """Raise `DataError` where a file cannot hold what its header promises, or the memory cannot."""
+    there = path.stat().st_size
+    if promise.end > there * (MOST_PACKED if path.suffix == ".gz" else 1):
         raise unreadable(
             path,
             f"{promise.end} bytes promised, {there} there",
             "the file is cut off, or its header wrong: copy it again",
         )
-    check_available(2 * promise.end + 4 * promise.count, f"{path}: an image of {promise.shape} voxels")
+    check_available(2 * promise.end + 4 * promise.count, f"{path}: an image of {times(promise.shape)} voxels")
+
+
+def _content(file: gzip.GzipFile | BufferedReader, head: bytes, promise: Promise, path: Path) -> bytearray:
+    """A file from its start to its last voxel; raises `DataError` if it holds less, or much more, than promised.
+
+    Whatever the header or the compression promise, no more is taken into memory than there is in the file.
+    """
+    packed = path.suffix == ".gz"
     content = bytearray(head[: promise.end])
     while len(content) < promise.end and (piece := file.read(min(PIECE, promise.end - len(content)))):
         content += piece
@@ -104,7 +110,7 @@ def _content(file: gzip.GzipFile | BufferedReader, head: bytes, promise: Promise
     more = max(len(head) - promise.end, 0)
     while more <= BEHIND and (piece := file.read(BEHIND if packed else 0)):  # to the checksum
         more += len(piece)
-    if (more if packed else there - promise.end) > BEHIND:
+    if (more if packed else path.stat().st_size - promise.end) > BEHIND:
         raise DataError(
             f"{path}: holds far more than the {promise.end} bytes that its header promises; correct the shape there"
         )
