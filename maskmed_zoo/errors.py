@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 LONGEST = 2000
 """Characters of a line."""
+LONGEST_NAME = 255
+"""Characters of a name that anything may be called by; to compare longer ones takes minutes."""
 
 
 def printable(text: str) -> str:
@@ -72,7 +74,9 @@ class NonFiniteError(ZooError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the known name nearest to `name`, or an empty string."""
+    """`"; did you mean 'x'?"` for the known name nearest to `name`, or an empty string; what follows needs a `;`."""
+    if len(name) > LONGEST_NAME:
+        return ""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{matches[0]}'?" if matches else ""
 

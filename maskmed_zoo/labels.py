@@ -7,6 +7,7 @@ it has the highest value and is no class. Names carry the meaning: where two set
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from pydantic_core import CoreSchema, core_schema
 
 BACKGROUND, IGNORE = "background", "ignore"
+HIGHEST = 2**15 - 1
+"""The largest value: label maps are kept as int16."""
 
 
 class LabelsError(ValueError):
@@ -28,8 +31,9 @@ class LabelsError(ValueError):
 class Labels(Mapping[str, int]):
     """An immutable mapping of label names to values, 'ignore' included, in the order of the values.
 
-    Raises `LabelsError` unless values are whole numbers, 'background' is 0, 'ignore', if any, is the highest, there is
-    a foreground label, and, unless `gaps` are allowed, the values are 0, 1, 2, ….
+    Raises `LabelsError` unless names can be read, values are whole numbers up to `HIGHEST`, 'background' is 0,
+    'ignore', if any, is the highest, there is a foreground label, and, unless `gaps` are allowed, the values are
+    0, 1, 2, ….
     """
 
     def __init__(self, values: Mapping[str, int], *, gaps: bool = False) -> None:
@@ -95,12 +99,16 @@ class Labels(Mapping[str, int]):
 
 
 def _check(values: Mapping[str, int], gaps: bool) -> None:
-    numbers: Mapping[str, Any] = values
-    for name, value in numbers.items():
+    given: Mapping[Any, Any] = values
+    for name, value in given.items():
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise LabelsError(f"a label is called {name!r}", "give it a name of letters that can be seen")
         if type(value) is not int or value < 0:
-            raise LabelsError(f"label '{name}' has value {value!r}", f'expected an integer as in "{name}": 1')
-    _check_background(values)
-    twice = {value for value in values.values() if list(values.values()).count(value) > 1}
+            raise LabelsError(f"label '{name}' has value {value!r}", f"expected an integer as in {_pair(name, value)}")
+        if value > HIGHEST:
+            raise LabelsError(f"label '{name}' has value {value}", f"expected at most {HIGHEST}; renumber the labels")
+    _check_reserved(values)
+    twice = {value for value, count in Counter(values.values()).items() if count > 1}
     if twice:
         names = ", ".join(f"'{name}'" for name, value in values.items() if value == min(twice))
         raise LabelsError(f"{names} have the same value {min(twice)}", "give each label a value of its own")
@@ -118,7 +126,35 @@ def _check(values: Mapping[str, int], gaps: bool) -> None:
         raise LabelsError("there is no foreground label", "labels need at least one beside background")
 
 
-def _check_background(values: Mapping[str, int]) -> None:
+def _pair(name: str, value: Any) -> str:
+    """What the entry of a label should have been: a number without quotes, or name and value exchanged."""
+    text = value.strip() if isinstance(value, str) else ""
+    if max(len(name), len(text)) > 99:
+        value = 1
+    elif name.isdecimal() and text and not text.isdecimal():
+        name, value = text, int(name)
+    elif text.isdecimal():
+        value = int(text)
+    elif isinstance(value, float) and value.is_integer() and value >= 0:
+        value = int(value)
+    else:
+        value = 1
+    return f'"{name}": {value}'
+
+
+def _check_reserved(values: Mapping[str, int]) -> None:
+    """Raise `LabelsError` unless 'background' is 0, and for other spellings of the two names that have a meaning."""
+    for name, value in values.items():
+        known = next((k for k in (BACKGROUND, IGNORE) if name.strip().casefold() == k and name != k), None)
+        if known in values:
+            raise LabelsError(f"there are '{known}' and '{name}'", "give one of them another name")
+        if known == BACKGROUND and value != 0:
+            raise LabelsError(
+                f"'{name}' has the value {value}, expected '{BACKGROUND}: 0'",
+                f"rename it to '{BACKGROUND}' and give it the value 0, there and in the label maps",
+            )
+        if known == IGNORE:
+            raise LabelsError(f"a label is called '{name}'", f"rename it to '{IGNORE}' if its voxels do not count")
     if values.get(BACKGROUND) == 0:
         return
     zero = next((name for name, value in values.items() if value == 0), None)

@@ -10,7 +10,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from maskmed_zoo.errors import UserError, ZooError, nearest
+from maskmed_zoo.errors import UserError, ZooError, first_line, nearest
+from maskmed_zoo.memory import REMEDY, is_exhausted
 from maskmed_zoo.version import __version__
 
 VERBS = {
@@ -46,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         importlib.import_module(f"maskmed_zoo.cli.{verb}").run(parser_of(verb).parse_args(words[1:]))
     except ZooError as error:
         return _fail(str(error), 2 if isinstance(error, UserError) else 1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_exhausted(error):
+            raise
+        return _fail(f"{verb} needs more memory than there is ({first_line(error)}); {REMEDY}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return 0

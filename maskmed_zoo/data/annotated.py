@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from maskmed_zoo.data.formats import stem_of
-from maskmed_zoo.errors import DataError, nearest
+from maskmed_zoo.data.names import hint
+from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import read_json
 from maskmed_zoo.labels import Labels
 
@@ -35,7 +36,7 @@ def annotated_labels(
     listed: dict[str, frozenset[str]] = {}
     for case, values in cast(dict[str, Any], content).items():
         if case not in cases and not others:
-            raise DataError(f"{source}: no case '{case}'{nearest(case, cases)}; remove it or add its files")
+            raise DataError(f"{source}: no case '{case}'{hint(case, cases)}; remove it or add its files")
         if not isinstance(values, list) or not values or any(type(v) is not int for v in cast(list[Any], values)):
             raise DataError(
                 f"{source}: case '{case}' has {values!r}, expected the label values that are annotated, as in [1, 2]"
@@ -48,8 +49,8 @@ def annotated_labels(
     for case in cases:
         if case not in listed:
             raise DataError(
-                f"{source}: case '{case}' is not listed; add the label values annotated in it, {sorted(names)} if it "
-                f"is complete"
+                f"{source}: case '{case}' is not listed{hint(case, listed)}; add the label values annotated in it, "
+                f"{sorted(names)} if it is complete"
             )
     return listed
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import zipfile
@@ -36,21 +37,25 @@ from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.fingerprint import Fingerprint, fingerprint
 from maskmed_zoo.data.instances import components, instances_file, read_instances, resample_instances
-from maskmed_zoo.data.resample import resample_image, resample_labels
+from maskmed_zoo.data.predicted import refuse_shared_names
+from maskmed_zoo.data.resample import check_resampled, resample_image, resample_labels
 from maskmed_zoo.errors import DataError, OutputError
 from maskmed_zoo.files import remove_abandoned
+from maskmed_zoo.memory import within_memory
 
-FORMAT = 1
+FORMAT = 2
 """Raise this number when what is written, or how it is computed, changes."""
 LIMIT = 10_000
 """Most intensity samples per channel, and most coordinates per label, that are kept of a case."""
+
+_STATISTICS = ("means", "stds", "lows", "highs")
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class CachedCase:
-    """A preprocessed case: arrays on the cache's spacing, not normalised; `means` and `stds` (c) over all voxels.
+    """A preprocessed case: arrays on the cache's spacing, not normalised, and statistics (c) over all of its voxels.
 
     Arrays are opened when they are asked for and not kept, so that a data set of any size needs neither memory nor
     open files. Each raises `DataError` if its file is missing or damaged.
@@ -60,6 +65,8 @@ class CachedCase:
     folder: Path
     means: NDArray[np.float64]
     stds: NDArray[np.float64]
+    lows: NDArray[np.float64]
+    highs: NDArray[np.float64]
 
     @property
     def image(self) -> NDArray[np.float32]:
@@ -100,7 +107,16 @@ def _reading(folder: Path) -> Generator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(f"{folder}: case '{folder.name}' is not in the cache; prepare it first") from error
-    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         raise DataError(f"{folder}: damaged cache entry ({error}); delete this folder and prepare again") from error
 
 
@@ -130,6 +146,8 @@ class CaseCache:
         `progress(done, total)` counts all `cases`. Raises `DataError` for a case that cannot be used, `OutputError` if
         the folder cannot be written; cases finished before that stay.
         """
+        if self.instances is not None:
+            refuse_shared_names({case.identifier for case in cases})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_abandoned(self.folder, ".unfinished-*")
@@ -154,14 +172,19 @@ class CaseCache:
         folder = self.folder / case.identifier
         with _reading(folder):
             record = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-            means, stds = np.array(record["means"]), np.array(record["stds"])
-        return CachedCase(case.identifier, folder, means, stds)
+            statistics = [np.array(record[name], np.float64) for name in _STATISTICS]
+        return CachedCase(case.identifier, folder, *statistics)
 
     def _ensure(self, case: Case) -> None:
         request = self._request(case)
         if self._is_current(case, request):
             return
+        with within_memory(f"{case.images[0]}: this case"):
+            self._build(case, request)
+
+    def _build(self, case: Case, request: dict[str, Any]) -> None:
         image, labels, geometry = load_case(case, self.dataset)
+        check_resampled(geometry, self.spacing, 2 * len(image) + 2)
         if labels is None:
             raise DataError(
                 f"{case.images[0]}: case '{case.identifier}' has no label map, the cache is for training cases"
@@ -200,7 +223,8 @@ class CaseCache:
                 status = path.stat()
             except OSError as error:
                 raise DataError(f"{path}: no such file, or not readable; check the data set") from error
-            files.append([path.name, status.st_size, status.st_mtime_ns])
+            name = path.relative_to(self.dataset.root) if path.is_relative_to(self.dataset.root) else path.absolute()
+            files.append([str(name), status.st_size, status.st_mtime_ns])
         return {
             "format": FORMAT,
             "spacing": list(self.spacing),
@@ -216,12 +240,12 @@ class CaseCache:
             record = json.loads((folder / "case.json").read_text(encoding="utf-8"))
             sizes = {name: (folder / name).stat().st_size for name in record["sizes"]}
             return record["request"] == request and record["sizes"] == sizes
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False
 
     def _write(self, folder: Path, case: Case, arrays: dict[str, NDArray[Any]], request: dict[str, Any]) -> None:
         image, labels = arrays["image"], arrays["labels"]
-        generator = np.random.default_rng(zlib.crc32(case.identifier.encode()))
+        generator = np.random.default_rng(zlib.crc32(os.fsencode(case.identifier)))
         kept = labels.ravel()
         ignore = self.dataset.labels.ignore
         foreground = np.flatnonzero(kept > 0 if ignore is None else (kept > 0) & (kept != ignore))
@@ -240,6 +264,8 @@ class CaseCache:
             "spacing": list(self.spacing),
             "means": flat.mean(axis=1, dtype=np.float64).tolist(),
             "stds": flat.std(axis=1, dtype=np.float64).tolist(),
+            "lows": flat.min(axis=1).tolist(),
+            "highs": flat.max(axis=1).tolist(),
             "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         }
         (folder / "case.json").write_text(json.dumps(record, indent=1), encoding="utf-8")

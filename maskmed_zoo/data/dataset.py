@@ -1,10 +1,11 @@
 """nnU-Net's raw data folder: which cases there are, what their channels and labels mean, and how they are split.
 
 ```
-root/dataset.json                channel_names, labels, file_ending
+root/dataset.json                channel_names, labels, file_ending; see `data.description`
 root/imagesTr/CASE_0000.nii.gz   one file per channel       root/labelsTr/CASE.nii.gz   root/splits_final.json (or not)
 root/annotated.json              for partial labels, see `data.annotated`
 ```
+Where dataset.json lists its cases under `dataset`, images and label maps are those, wherever they lie.
 Source: nnU-Net v2, documentation/dataset_format.md.
 Deviations: no region labels; `splits_final.json` lies in the raw folder.
 """
@@ -13,15 +14,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 from maskmed_zoo.data.annotated import ANNOTATED, annotated_labels
 from maskmed_zoo.data.case import Case, grouped, image_files
-from maskmed_zoo.data.formats import DEFAULT, stem_of, written_endings
+from maskmed_zoo.data.description import (
+    Listed,
+    channel_names,
+    file_ending,
+    label_values,
+    listed_cases,
+    read_description,
+    remarks,
+)
+from maskmed_zoo.data.formats import DEFAULT, stem_of
+from maskmed_zoo.data.names import hint
 from maskmed_zoo.data.splits import default_folds, read_folds
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.files import read_json
-from maskmed_zoo.labels import Labels, LabelsError
+from maskmed_zoo.labels import Labels
 
 
 class Split(NamedTuple):
@@ -33,7 +43,10 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A checked nnU-Net raw folder; `labels` maps names to values as in dataset.json, 'ignore' included."""
+    """A checked nnU-Net raw folder; `labels` maps names to values as in dataset.json, 'ignore' included.
+
+    `remarks` are lines on what its dataset.json says to no effect.
+    """
 
     root: Path
     name: str
@@ -41,6 +54,7 @@ class RawDataset:
     labels: Labels
     cases: tuple[Case, ...]
     ending: str = DEFAULT
+    remarks: tuple[str, ...] = ()
 
     @property
     def ignore_label(self) -> int | None:
@@ -60,8 +74,12 @@ class RawDataset:
         source = self.root / "splits_final.json"
         by_name = {case.identifier: case for case in self.cases}
         folds = read_folds(source, by_name) if source.exists() else default_folds(sorted(by_name), self.root)
+        where = source if source.exists() else self.root
+        if not folds:
+            raise DataError(
+                f"{where}: no fold {fold}, the list is empty; add folds, or remove it for nnU-Net's default"
+            )
         if not 0 <= fold < len(folds):
-            where = source if source.exists() else self.root
             raise DataError(f"{where}: no fold {fold}; there are {len(folds)}, choose 0 … {len(folds) - 1}")
         chosen = folds[fold]
         return Split(*(tuple(by_name[n] for n in names) for names in (chosen.training, chosen.validation)))
@@ -75,63 +93,45 @@ def open_dataset(root: str | Path) -> RawDataset:
         raise DataError(f"{root}: no such folder; give the data set's folder, the one that holds dataset.json")
     if not source.is_file():
         raise DataError(f"{root}: no dataset.json; describe channel_names, labels and file_ending there")
-    content = read_json(source)
-    if not isinstance(content, dict):
-        raise DataError(f"{source}: expected an object with channel_names, labels and file_ending")
-    description = cast(dict[str, Any], content)
-    ending = description.get("file_ending", DEFAULT)
-    if ending not in written_endings():
-        expected = " or ".join(f"'{known}'" for known in written_endings())
-        raise DataError(f"{source}: file_ending {ending!r}, expected {expected}; convert the files")
-    channels, labels = _channels(description, source), _labels(description, source)
+    description = read_description(source)
+    ending, channels = file_ending(description, source), channel_names(description, source)
+    labels = label_values(description, source)
+    files = listed_cases(description, source, len(channels)) or _in_folders(root, ending, len(channels))
+    annotations = root / ANNOTATED
+    annotated = annotated_labels(annotations, labels, files) if annotations.exists() else {}
+    cases = tuple(Case(name, images, label, annotated.get(name)) for name, (images, label) in files.items())
+    name = description.get("name")
+    return RawDataset(
+        root=root,
+        name=name if isinstance(name, str) and name.strip() else root.name,
+        channels=channels,
+        labels=labels,
+        cases=cases,
+        ending=ending,
+        remarks=remarks(description, source, files),
+    )
+
+
+def _in_folders(root: Path, ending: str, channels: int) -> Listed:
+    """The files of imagesTr and labelsTr by case; raises `DataError` unless each image has a label map, and back."""
     folder = root / "imagesTr"
-    images = grouped(folder, image_files(folder, (ending,)), len(channels))
+    images = grouped(folder, image_files(folder, (ending,)), channels)
     folder = root / "labelsTr"
     maps = {stem_of(path): path for path in image_files(folder, (ending,))}
     for name in images:
         if name not in maps:
             raise DataError(
-                f"{folder}: no {name}{ending} for the image in {root / 'imagesTr'}; add it or remove the image"
+                f"{folder}: no {name}{ending} for the image in {root / 'imagesTr'}{hint(name, maps.keys() - images)}; "
+                f"add it or remove the image"
             )
     for name, path in maps.items():
         if name not in images:
             raise DataError(
                 f"{path}: no image {name}_0000{ending} in {root / 'imagesTr'}; add it or remove the label map"
             )
-    source = root / ANNOTATED
-    annotated = annotated_labels(source, labels, images) if source.exists() else {}
-    cases = tuple(Case(name, files, maps[name], annotated.get(name)) for name, files in images.items())
-    return RawDataset(root, str(description.get("name", root.name)), channels, labels, cases, ending)
+    return {name: (files, maps[name]) for name, files in images.items()}
 
 
 def declared_labels(source: Path) -> Labels:
     """The labels of a dataset.json; raises `DataError` where they cannot be used."""
-    content = read_json(source)
-    return _labels(cast(dict[str, Any], content) if isinstance(content, dict) else {}, source)
-
-
-def _channels(description: dict[str, Any], source: Path) -> tuple[str, ...]:
-    given = description.get("channel_names", description.get("modality"))
-    if not isinstance(given, dict) or not given:
-        raise DataError(f'{source}: no channel_names; write for instance "channel_names": {{"0": "CT"}}')
-    names = cast(dict[str, Any], given)
-    expected = [str(index) for index in range(len(names))]
-    if set(names) != set(expected) or not all(isinstance(name, str) for name in names.values()):
-        raise DataError(
-            f'{source}: channel_names has keys {sorted(names)}, expected {expected}, each with a name ("CT")'
-        )
-    return tuple(str(names[index]) for index in expected)
-
-
-def _labels(description: dict[str, Any], source: Path) -> Labels:
-    given = description.get("labels")
-    if not isinstance(given, dict) or not given:
-        raise DataError(f'{source}: no labels; write for instance "labels": {{"background": 0, "liver": 1}}')
-    labels = cast(dict[str, Any], given)
-    for name, value in labels.items():
-        if isinstance(value, list):
-            raise DataError(f"{source}: label '{name}' is a region {value}, not supported; give each label one integer")
-    try:
-        return Labels(labels)
-    except LabelsError as error:
-        raise DataError(f"{source}: {error}") from error
+    return label_values(read_description(source), source)

@@ -9,7 +9,7 @@ Orientations by nibabel's `io_orientation`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,15 @@ from numpy.typing import NDArray
 from maskmed_zoo.errors import ArgumentError, DataError
 from maskmed_zoo.settings import Size3, Spacing3
 
+TOLERANCE = 0.01
+"""Share of the smallest voxel edge by which the voxels of one grid may be off."""
+SMALLEST, LARGEST = 1.0, 10_000.0
+"""mm that the longest axis of a field of view has at least, a specimen in a micro-CT, and at most, more than a body."""
+SHORTEST_EDGE = 1e-5
+"""mm, 10 nm: below it, no voxel of an image that was made by light or X-rays."""
+FARTHEST = 1e6
+"""mm from the origin, above which the positions of voxels are lost in the 32 bits that files have for them."""
+_UNITS = {1000.0: "metre", 1.0: "mm", 0.001: "micrometre"}
 _CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
 
 
@@ -29,6 +38,7 @@ class Geometry:
     """The voxel grid of a file as stored: `affine` maps (i, j, k) to RAS+ in units of `unit_mm` millimetres.
 
     `header` is what the file format `format` keeps of the file to write the same grid again; no other format reads it.
+    `source` is the file, for messages.
     """
 
     affine: NDArray[np.float64]
@@ -36,6 +46,7 @@ class Geometry:
     unit_mm: float = 1.0
     format: str = ""
     header: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    source: str = ""
 
     @property
     def canonical_shape(self) -> Size3:
@@ -122,9 +133,53 @@ def check_same_geometry(image: Volume, label: Volume) -> None:
     if ours.canonical_shape != theirs.canonical_shape:
         shapes = f"shape {theirs.canonical_shape} (z, y, x), expected {ours.canonical_shape} as {image.path}"
         raise DataError(f"{label.path}: {shapes}; {remedy}")
-    corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in ours.canonical_shape[::-1]))])
-    shift = corners @ (ours.canonical_affine - theirs.canonical_affine).T
-    distance = float(np.linalg.norm(shift, axis=1).max())
-    if distance > 0.01 * min(ours.spacing):
+    distance = _largest_shift(ours, theirs)
+    if distance > TOLERANCE * min(ours.spacing):
         where = f"voxels lie up to {distance:.3g} mm from those of {image.path}, expected the same affine"
         raise DataError(f"{label.path}: {where}; correct the header or {remedy}")
+
+
+def is_same_grid(ours: Geometry, theirs: Geometry) -> bool:
+    """Whether two grids have the same voxels in the world, as `check_same_geometry` asks for."""
+    return ours.shape == theirs.shape and _largest_shift(ours, theirs) <= TOLERANCE * min(ours.spacing)
+
+
+def _largest_shift(ours: Geometry, theirs: Geometry) -> float:
+    """Distance, mm, of the voxel centres that lie furthest from their partners, for grids of one shape."""
+    corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in ours.canonical_shape[::-1]))])
+    shift = corners @ (ours.canonical_affine - theirs.canonical_affine).T
+    return float(np.linalg.norm(shift, axis=1).max())
+
+
+def check_plausible(geometry: Geometry) -> None:
+    """Raise `DataError` for a field of view that no image of a body or a specimen has, and say what its unit would be.
+
+    The affine has to be finite and regular. Bounds are those of `SMALLEST`, `LARGEST`, `SHORTEST_EDGE`, `FARTHEST`.
+    """
+    edges = np.linalg.norm(geometry.affine[:3, :3], axis=0)
+    extent = edges * geometry.shape
+    if _is_plausible(edges, extent, geometry.unit_mm):
+        far = float(np.abs(geometry.affine[:3, 3]).max()) * geometry.unit_mm
+        if far > FARTHEST:
+            raise DataError(f"{geometry.source}: voxels lie {far:.3g} mm from the origin; correct the header's offsets")
+        return
+    stated = _UNITS.get(geometry.unit_mm, f"{geometry.unit_mm:g} mm")
+    others = [name for size, name in _UNITS.items() if _is_plausible(edges, extent, size)]
+    remedy = "correct the header"
+    if others:
+        unit = "mm" if "mm" in others else others[0]
+        remedy = f"in {unit} it would be {times(extent)} {unit}: correct the unit in the header, or the voxel size"
+    raise DataError(
+        f"{geometry.source}: a field of view of {times(extent * geometry.unit_mm)} mm, of {times(geometry.shape)} "
+        f"voxels, is none of a body or a specimen ({SMALLEST:g} mm to {LARGEST / 1000:g} m); the header counts in "
+        f"{stated}; {remedy}"
+    )
+
+
+def _is_plausible(edges: NDArray[np.float64], extent: NDArray[np.float64], unit_mm: float) -> bool:
+    return bool(edges.min() * unit_mm >= SHORTEST_EDGE and SMALLEST <= extent.max() * unit_mm <= LARGEST)
+
+
+def times(numbers: Iterable[float]) -> str:
+    """Sizes along axes, as `0.5 x 20 x 1000`."""
+    return " x ".join(f"{number:.4g}" if abs(number) < 1000 else f"{number:.0f}" for number in numbers)

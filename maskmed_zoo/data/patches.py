@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from maskmed_zoo.data import augment
 from maskmed_zoo.data.cache import CachedCase, Parts
 from maskmed_zoo.data.fingerprint import Fingerprint
-from maskmed_zoo.data.normalize import normalize, schemes
+from maskmed_zoo.data.normalize import check_range, normalize, schemes
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.recipe.schema import DataRecipe
 from maskmed_zoo.settings import Size3
@@ -39,9 +39,9 @@ class PatchDataset(Dataset[Patch]):
     """Endless patches by index.
 
     A share of the patches (`foreground_oversampling`) is centred on a voxel of a random foreground label of the
-    case, the rest lies anywhere; volumes smaller than the patch are padded with 0, the mean after normalisation.
+    case, the rest lies anywhere; volumes smaller than the patch are padded with 0 after normalisation, as in nnU-Net.
     Label values are those of `labels`, whatever they are in the case's data set; a label that the data set does not
-    know was not annotated in it.
+    know was not annotated in it. Raises `DataError` for cases with values that their normalisation cannot take.
     """
 
     def __init__(
@@ -67,6 +67,8 @@ class PatchDataset(Dataset[Patch]):
                 self.cases.append((cache.load(case), table, torch.tensor([name in found for name in names])))
         self.recipe, self.fingerprint = recipe, fingerprint
         self.schemes = schemes(recipe.normalization, channels)
+        for case, _, _ in self.cases:
+            check_range(self.schemes, (case.lows, case.highs), f"case '{case.identifier}'")
         self.seed, self.stream = seed, stream
 
     def __getitem__(self, index: int) -> Patch:
@@ -81,7 +83,8 @@ class PatchDataset(Dataset[Patch]):
         offset = [s + (n - m) // 2 for s, n, m in zip(start, size, source, strict=True)]
         inside, padding = window(annotation.shape, offset, source)
         raw = np.asarray(volume[(slice(None), *inside)])
-        normal = normalize(raw, self.schemes, self.fingerprint, moments=(case.means, case.stds))
+        moments, extremes = (case.means, case.stds), (case.lows, case.highs)
+        normal = normalize(raw, self.schemes, self.fingerprint, moments=moments, extremes=extremes)
         image = torch.from_numpy(np.pad(normal, [(0, 0), *padding]))
         arrays = [table[annotation[inside]], *([case.instances[inside]] if self.recipe.instances else [])]
         maps = torch.from_numpy(np.stack([np.pad(array, padding) for array in arrays]).astype(np.int64))

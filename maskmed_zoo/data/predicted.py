@@ -15,8 +15,7 @@ after that, so whatever instant a process is killed at, each file there is known
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskmed_zoo.data.formats import DEFAULT, ending_of, stem_of
-from maskmed_zoo.files import sha256_of, write_json
+from maskmed_zoo.errors import DataError, UserError
+from maskmed_zoo.files import LARGEST_TEXT, read_json, sha256_of, write_json
 from maskmed_zoo.labels import Labels, LabelsError
 from maskmed_zoo.lock import alone_in
 
@@ -50,8 +50,8 @@ class PredictedFolder:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            content = json.loads((self.folder / STAMP).read_text(encoding="utf-8"), parse_constant=_refuse)
-        except (OSError, ValueError, RecursionError):
+            content = read_json(self.folder / STAMP, largest=16 * LARGEST_TEXT)
+        except UserError:
             content = None
         given = cast(dict[str, Any], content) if isinstance(content, dict) else {}
         keys = (WEIGHTS, LABELS, FILES, REPLACING)
@@ -77,7 +77,14 @@ class PredictedFolder:
             return None
 
     def is_known(self, name: str, label_map: str) -> bool:
-        """Whether a file of the case with this label map is as `predict` left it."""
+        """Whether a file of the case with this label map, and of no other case, is as `predict` left it."""
+        return self.is_label_map(name) == (name == label_map) and self._is_as_left(name, label_map)
+
+    def is_label_map(self, name: str) -> bool:
+        """Whether `predict` made the label map of a case under this name, or was about to."""
+        return name in self.tables[WEIGHTS] or name in self.tables[REPLACING]
+
+    def _is_as_left(self, name: str, label_map: str) -> bool:
         if name in self.tables[FILES]:
             known = self._is_content(name, self.tables[FILES][name], unknown=False)
         else:
@@ -92,7 +99,7 @@ class PredictedFolder:
 
     def is_predicted(self, name: str) -> bool:
         """Whether a file is listed here, and as `predict` left it."""
-        return self.is_listed(name) and any(self.is_known(name, map_) for map_ in (name, *self.tables[REPLACING]))
+        return self.is_listed(name) and any(self._is_as_left(name, map_) for map_ in (name, *self.tables[REPLACING]))
 
     def is_begun(self, name: str, weights_sha256: str) -> bool:
         """Whether these weights were making a label map when they were interrupted."""
@@ -116,7 +123,8 @@ class PredictedFolder:
         weights, files = self._coming(name)
         self.tables[FILES] = {other: sha256 for other, sha256 in self.tables[FILES].items() if other not in gone}
         del self.tables[REPLACING][name]
-        self.tables[WEIGHTS] = dict(sorted((self.tables[WEIGHTS] | {name: weights}).items()))
+        kept = {other: w for other, w in self.tables[WEIGHTS].items() if other not in files}
+        self.tables[WEIGHTS] = dict(sorted((kept | {name: weights}).items()))
         self.tables[FILES] = dict(sorted((self.tables[FILES] | files).items()))
         self._write()
 
@@ -138,10 +146,6 @@ class PredictedFolder:
 
     def _write(self) -> None:
         write_json(self.folder / STAMP, {key: table for key, table in self.tables.items() if table})
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
 
 
 def weights_of(target: Path) -> str | None:
@@ -166,9 +170,31 @@ def objects_beside(label_map: Path) -> Path:
 
 
 def is_objects_file(path: Path) -> bool:
-    """Whether a file of this name lies beside its label map."""
+    """Whether a file is the map of objects of a label map beside it, and not the label map of a case of such a name.
+
+    The record of `predict` says so; without one, it is where there is no image of the name in `imagesTr` beside
+    `labelsTr`, or the like.
+    """
     stem, ending = stem_of(path), ending_of(path) or DEFAULT
-    return stem.endswith(SUFFIX) and path.with_name(f"{stem.removesuffix(SUFFIX)}{ending}").exists()
+    label_map = path.with_name(f"{stem.removesuffix(SUFFIX)}{ending}")
+    if not stem.endswith(SUFFIX) or not path.is_file() or not label_map.exists():
+        return False
+    record = PredictedFolder(path.parent)
+    if record.is_listed(path.name):
+        return not record.is_label_map(path.name)
+    folder = path.parent
+    images = folder.with_name(folder.name.replace("labels", "images", 1))
+    return images == folder or not (images / f"{stem}_0000{ending}").exists()
+
+
+def refuse_shared_names(names: Collection[str]) -> None:
+    """Raise `DataError` where the map of objects of a case would have the name of another's label map."""
+    for name in names:
+        if f"{name}{SUFFIX}" in names:
+            raise DataError(
+                f"cases '{name}' and '{name}{SUFFIX}': the objects of the first would be written over the label map of "
+                f"the second; rename one, or do not separate instances (data.instances)"
+            )
 
 
 def facts_beside(numbers: Path) -> Path:

@@ -8,6 +8,7 @@ Deviation: labels are interpolated linearly along every axis; nnU-Net takes the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from maskmed_zoo.data.image import Geometry, times
+from maskmed_zoo.errors import DataError
+from maskmed_zoo.memory import check_available
+
+LARGEST_FACTOR = 100
+"""By how much an axis may have more or fewer voxels than before; a wrong unit makes 1000."""
+LARGEST_GROWTH = 10_000
+"""By how much a volume may have more voxels than before."""
+FEW = 8
+"""Voxels along an axis that may become a single one."""
 ANISOTROPIC = 3.0
 """Above this ratio of largest to smallest spacing, the thick axis is not interpolated."""
 TIE = 1e-5
@@ -27,6 +38,26 @@ def target_shape(
     """Voxels (z, y, x) that cover the field of view of `shape` at another spacing (mm), at least one along each."""
     z, y, x = (max(1, round(n * a / b)) for n, a, b in zip(shape, spacing_from, spacing_to, strict=True))
     return z, y, x
+
+
+def check_resampled(geometry: Geometry, spacing: Sequence[float], values: int) -> None:
+    """Raise `DataError` where an image would be blown up, or crushed, at another spacing (z, y, x) mm, or not fit.
+
+    `values` is how many numbers of 32 bits are kept for each resampled voxel.
+    """
+    stored = geometry.canonical_shape
+    shape = target_shape(stored, geometry.spacing, spacing)
+    factors = [m / n for n, m in zip(stored, shape, strict=True)]
+    sizes = (
+        f"{geometry.source or 'image'}: {times(stored)} voxels of {times(geometry.spacing)} mm (z, y, x) become "
+        f"{times(shape)} at the spacing {times(spacing)} mm"
+    )
+    remedy = "correct the voxel size in the file, or choose another spacing (data.spacing)"
+    if max(factors) > LARGEST_FACTOR or math.prod(factors) > LARGEST_GROWTH:
+        raise DataError(f"{sizes}, far more than there were; {remedy}")
+    if min(factors) < 1 / LARGEST_FACTOR or any(n > FEW and m == 1 for n, m in zip(stored, shape, strict=True)):
+        raise DataError(f"{sizes}, far fewer than there were; {remedy}")
+    check_available(4 * values * math.prod(shape), f"{sizes}, which")
 
 
 def resample_image(

@@ -6,13 +6,16 @@ identifiers, written out here. Deviation: a data set of fewer than five cases ge
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
-from maskmed_zoo.errors import DataError, nearest
+from maskmed_zoo.data.names import hint
+from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import read_json
 
 
@@ -25,6 +28,7 @@ class Fold:
 
 
 Folds = list[Fold]
+_FORM = '[{"train": ["case_1", …], "val": ["case_2", …]}, …]'
 
 
 def default_folds(names: list[str], root: Path) -> Folds:
@@ -44,13 +48,14 @@ def default_folds(names: list[str], root: Path) -> Folds:
 
 
 def read_folds(source: Path, known: Collection[str]) -> Folds:
-    """The folds of a `splits_final.json`; raises `DataError` for unknown or repeated cases and for empty sides."""
+    """The folds of a `splits_final.json`, perhaps none.
+
+    Raises `DataError` for content of another form, unknown or repeated cases, and empty sides.
+    """
     content = read_json(source)
-    folds: Folds = []
-    try:
-        folds = [Fold([str(n) for n in fold["train"]], [str(n) for n in fold["val"]]) for fold in content]
-    except (TypeError, KeyError) as error:
-        raise DataError(f'{source}: expected a list of folds like {{"train": […], "val": […]}}') from error
+    if not isinstance(content, list):
+        raise DataError(f"{source}: holds {_kind(content)}, expected a list of folds: {_FORM}")
+    folds = [_fold(fold, f"{source}: fold {index}") for index, fold in enumerate(cast(list[Any], content))]
     for index, fold in enumerate(folds):
         train, val = fold.training, fold.validation
         where = f"{source}: fold {index}"
@@ -58,12 +63,35 @@ def read_folds(source: Path, known: Collection[str]) -> Folds:
             raise DataError(f"{where} has {len(train)} training and {len(val)} validation cases; each side needs one")
         for name in (*train, *val):
             if name not in known:
-                raise DataError(f"{where} names unknown case '{name}'{nearest(name, known)} remove it or add its files")
+                raise DataError(f"{where} names unknown case '{name}'{hint(name, known)}; remove it or add its files")
         if overlap := sorted(set(train) & set(val)):
             raise DataError(
                 f"{where} has '{overlap[0]}' in train and val ({len(overlap)} such); keep it in one of them"
             )
         for side in (train, val):
             if len(set(side)) != len(side):
-                raise DataError(f"{where} names a case twice in one list; remove the repetition")
+                name = next(name for name, count in Counter(side).items() if count > 1)
+                raise DataError(f"{where} names the case '{name}' twice in one list; remove the repetition")
     return folds
+
+
+def _fold(content: Any, where: str) -> Fold:
+    """One entry of the list; raises `DataError` unless it holds two lists of text."""
+    sides = cast(dict[str, Any], content) if isinstance(content, dict) else {}
+    if "train" not in sides or "val" not in sides:
+        found = f"has the keys {sorted(sides)}" if sides else f"is {_kind(content)}"
+        raise DataError(f"{where} {found}, expected a list of folds: {_FORM}")
+    for side in ("train", "val"):
+        names = sides[side]
+        if not isinstance(names, list):
+            raise DataError(f"{where} has {_kind(names)} as '{side}', expected a list of case names: {_FORM}")
+        for name in cast(list[Any], names):
+            if not isinstance(name, str):
+                raise DataError(f"{where} has {_kind(name)} in '{side}', expected names of cases, as text: {_FORM}")
+    return Fold(sides["train"], sides["val"])
+
+
+def _kind(content: Any) -> str:
+    """What somebody wrote, in the words of JSON."""
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(content), f"the number {content}")

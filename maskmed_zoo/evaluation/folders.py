@@ -16,7 +16,7 @@ from maskmed_zoo.data.dataset import declared_labels
 from maskmed_zoo.data.formats import read_labels, stem_of, written_endings
 from maskmed_zoo.data.image import Volume, check_same_geometry
 from maskmed_zoo.data.instances import components
-from maskmed_zoo.data.predicted import is_objects_file, labels_of, objects_beside, renumbered
+from maskmed_zoo.data.predicted import PredictedFolder, is_objects_file, labels_of, objects_beside, renumbered
 from maskmed_zoo.errors import ArgumentError, DataError
 from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
@@ -46,7 +46,7 @@ def evaluate_folders(
     source = _beside(ref, ANNOTATED)
     identifiers = [stem_of(Path(name)) for name in names]
     annotated = annotated_labels(source, used, identifiers, others=True) if source else {}
-    has_instances = any(objects_beside(pred / name).is_file() for name in names)
+    has_instances = any(is_objects_file(objects_beside(pred / name)) for name in names)
     cases: list[ScoredCase] = []
     for name, identifier in zip(names, identifiers, strict=True):
         reference, prediction = read_labels(ref / name), read_labels(pred / name)
@@ -56,7 +56,7 @@ def evaluate_folders(
         there = annotated.get(identifier, frozenset(used.foreground))
         _check_values(prediction, used)
         check_annotated(_check_values(reference, used), reference.path, used, there)
-        separated = _separated(prediction, reference, used) if has_instances else None
+        separated = _separated(prediction, reference, used, names) if has_instances else None
         pair = LabelMapPair(identifier, prediction.array, reference.array, used, there, reference.spacing, separated)
         cases.append(score_case(pair, wanted))
     summary = summarize_cases(cases, list(used.foreground), wanted)
@@ -70,7 +70,8 @@ def _names(pred: Path, ref: Path) -> list[str]:
     for folder in (pred, ref):
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder")
-    names = [path.name for path in image_files(ref) if not is_objects_file(path)]
+    record = PredictedFolder(pred)
+    names = [path.name for path in image_files(ref) if not is_objects_file(path) or record.is_label_map(path.name)]
     if not names:
         raise DataError(f"{ref}: no label maps (*{', *'.join(written_endings())})")
     missing = [name for name in names if not (pred / name).is_file()]
@@ -120,20 +121,24 @@ def _check_values(volume: Volume, labels: Labels) -> set[int]:
     return values
 
 
-def _separated(pred: Volume, ref: Volume, labels: Labels) -> Separated:
+def _separated(pred: Volume, ref: Volume, labels: Labels, names: Sequence[str]) -> Separated:
     """The instances of a predicted and a reference label map by the maps that belong to them.
 
     The prediction's is `NAME_instances.nii.gz` beside it. The reference's is the same or, if it lies in a folder like
     `labelsTs`, `instancesTs/NAME.nii.gz`; without either its instances are the connected parts (26 neighbours) of each
-    label. Raises `DataError` for a prediction without a map, maps on other grids and negative numbers.
+    label. A file called so that is one of the `names` to score is no such map. Raises `DataError` for a prediction
+    without a map, maps on other grids and negative numbers.
     """
     folder = ref.path.parent
-    candidates = [objects_beside(ref.path)]
+    candidates = [path for path in (objects_beside(ref.path),) if path.name not in names]
     if folder.name.startswith("labels"):
         candidates.append(folder.with_name(folder.name.replace("labels", "instances", 1)) / ref.path.name)
     theirs = next((path for path in candidates if path.is_file()), None)
     parts = components(ref.array, list(labels.foreground.values())) if theirs is None else _numbers(theirs, ref)
-    return Separated(_numbers(objects_beside(pred.path), pred), parts)
+    ours = objects_beside(pred.path)
+    if not is_objects_file(ours):
+        raise DataError(f"{ours}: no such file with objects, though other predictions have theirs; predict it again")
+    return Separated(_numbers(ours, pred), parts)
 
 
 def _numbers(path: Path, label_map: Volume) -> NDArray[np.int16]:

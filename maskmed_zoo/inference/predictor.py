@@ -17,8 +17,8 @@ from torch import Tensor
 from maskmed_zoo.contracts import HeadOutput
 from maskmed_zoo.data.fingerprint import Fingerprint
 from maskmed_zoo.data.image import Geometry, geometry_of
-from maskmed_zoo.data.normalize import normalize, schemes
-from maskmed_zoo.data.resample import resample_image
+from maskmed_zoo.data.normalize import check_range, normalize, schemes
+from maskmed_zoo.data.resample import check_resampled, resample_image
 from maskmed_zoo.device import autocast, autocast_dtype, pick_device
 from maskmed_zoo.errors import ArgumentError
 from maskmed_zoo.inference.probability_map import ProbabilityMap
@@ -26,6 +26,7 @@ from maskmed_zoo.inference.sliding_window import Consumer, Windows, visit
 from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels
 from maskmed_zoo.inference.to_image import nearest, probabilities_to_labels, resized
 from maskmed_zoo.inference.write import Prediction
+from maskmed_zoo.memory import within_memory
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.settings import Spacing3
@@ -85,9 +86,14 @@ class Predictor:
         """Labels (z y x) of an image on its own voxels and, where the recipe separates instances, those too.
 
         Instances are those of the queries and follow the labels; a head that gives logits has connected parts of them.
-        Raises `ArgumentError` for an array or a place of another form, `DataError` for another number of channels.
+        Raises `ArgumentError` for an array or a place of another form, `DataError` for another number of channels, and
+        for an image that does not fit into memory.
         """
         image, geometry = self._image(image, geometry, spacing, affine)
+        with within_memory(f"{geometry.source or 'image'}: to segment it"):
+            return self._segment(image, geometry)
+
+    def _segment(self, image: NDArray[np.float32], geometry: Geometry) -> Prediction:
         shape, prepared = image.shape[1:], self.prepare(image, geometry)
         windows, probabilities = self._consumers(prepared)
         if self.recipe.data.instances is None:
@@ -114,7 +120,8 @@ class Predictor:
     ) -> NDArray[np.float32]:
         """Probabilities (k z y x) of the labels on the image's own voxels, summing to 1 over k; needs their memory."""
         image, geometry = self._image(image, geometry, spacing, affine)
-        return resized(self.network_probabilities(self.prepare(image, geometry)), image.shape[1:])
+        with within_memory(f"{geometry.source or 'image'}: to segment it"):
+            return resized(self.network_probabilities(self.prepare(image, geometry)), image.shape[1:])
 
     def files(
         self,
@@ -130,11 +137,18 @@ class Predictor:
         return predict_files(self, inputs, out, overwrite=overwrite, progress=progress)
 
     def prepare(self, image: NDArray[np.float32], geometry: Geometry) -> Tensor:
-        """Image (c z y x) in its own units to what the network sees: at its spacing, normalized."""
-        data = self.recipe.data
+        """Image (c z y x) in its own units to what the network sees: at its spacing, normalized.
+
+        Raises `DataError` where it would have far more or far fewer voxels than before, or more than memory holds.
+        """
+        data, where = self.recipe.data, geometry.source or "image"
+        check_resampled(geometry, data.spacing, 2 * len(image) + self.model.num_classes)
         resampled = resample_image(image, geometry.spacing, data.spacing)
         scheme = schemes(data.normalization, self.channels)
-        return torch.from_numpy(normalize(resampled, scheme, self.fingerprint))
+        extremes = resampled.min((1, 2, 3)), resampled.max((1, 2, 3))
+        if len(scheme) == len(image):
+            check_range(scheme, extremes, where)
+        return torch.from_numpy(normalize(resampled, scheme, self.fingerprint, extremes=extremes))
 
     def network_probabilities(self, prepared: Tensor) -> Tensor:
         """Of a prepared image (c z y x): (k z y x) float32 on the CPU, at the network's spacing."""

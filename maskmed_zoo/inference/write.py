@@ -21,9 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.formats import write_labels
+from maskmed_zoo.data.formats import stem_of, write_labels
 from maskmed_zoo.data.image import Geometry
-from maskmed_zoo.data.predicted import PredictedFolder, facts_beside, files_of, objects_beside, weights_of
+from maskmed_zoo.data.predicted import (
+    PredictedFolder,
+    facts_beside,
+    files_of,
+    objects_beside,
+    refuse_shared_names,
+    weights_of,
+)
 from maskmed_zoo.errors import DataError, OutputError
 from maskmed_zoo.files import make_folder, sha256_of, write_json
 from maskmed_zoo.inference.stitcher import Instances
@@ -87,6 +94,8 @@ def _put_in_place(
 
 def check_targets(targets: Sequence[Path], weights_sha256: str, *, with_instances: bool, overwrite: bool) -> None:
     """Raise `DataError` for files in the way: of other weights unless `overwrite`, and in any case the user's own."""
+    if with_instances:
+        refuse_shared_names({stem_of(target) for target in targets})
     records = {folder: PredictedFolder(folder) for folder in {target.parent for target in targets}}
     unknown: list[Path] = []
     others: list[Path] = []

@@ -58,7 +58,8 @@ class DataRecipe(Settings):
     patch_size: PatchSize = Field(description="training and inference window, voxels, (z, y, x)")
     normalization: Literal["auto", "ct", "zscore"] = Field(
         default="auto",
-        description="auto: 'ct' for channels named CT (clip and z-score by the fingerprint), else per case",
+        description="auto: by a channel's name, as in nnU-Net: CT (clip and z-score by the fingerprint), noNorm, "
+        "rescale_to_0_1, rgb_to_0_1, any other per case; else one for all channels",
     )
     foreground_oversampling: Probability = Field(
         default=0.33, description="share of patches centred on a foreground voxel"

@@ -41,6 +41,8 @@ def train(
     display = display or Display()
     target = pick_device(device)
     sources = open_sources(data)
+    for remark in (line for source in sources for line in source.dataset.remarks):
+        display.say(remark)
     recipe = bind(recipe, *(source.dataset for source in sources))
     splits = [source.splits(fold) for source in sources]
     run = RunFolder(out)

@@ -124,10 +124,9 @@ def test_codes_and_forms_survive_as_they_were(tmp_path, codes):
 
 @pytest.mark.parametrize(("unit", "code", "factor"), [("meter", 1, 1000), ("mm", 2, 1), ("micron", 3, 0.001)])
 def test_spacing_is_in_mm_whatever_the_file_counts_in(tmp_path, unit, code, factor):
-    volume = read_image(
-        save(tmp_path / "a.nii", np.zeros((2, 3, 4), np.uint8), np.diag([2, 3, 4, 1.0]), xyzt_units=code)
-    )
-    np.testing.assert_allclose(volume.spacing, np.array([4, 3, 2]) * factor)
+    edges = np.array([2, 3, 4]) / {1000: 10, 1: 1, 0.001: 0.01}[factor]  # so that there is a field of view of cm to m
+    path = save(tmp_path / "a.nii", np.zeros((2, 3, 4), np.uint8), np.diag([*edges, 1.0]), xyzt_units=code)
+    np.testing.assert_allclose(read_image(path).spacing, edges[::-1] * factor, rtol=1e-6)
 
 
 def test_scaled_big_endian_nifti2_and_plain_nii_are_read(tmp_path):

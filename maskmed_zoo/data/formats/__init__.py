@@ -3,7 +3,7 @@
 A format is a module that names the endings it reads (`ENDINGS`) and those it writes (`WRITES`), and has two functions:
 
 * `read(path)` gives the voxels (i, j, k) as stored and their `Geometry`, or raises `DataError` for a file that cannot
-  be used: damaged, not 3-D, empty, or without a size and direction of its voxels;
+  be used: damaged, not 3-D, empty, without a size and direction of its voxels, or not `image.check_plausible`;
 * `write(path, stored, geometry)` writes voxels (i, j, k), uint8 or uint16, onto the grid of `geometry`, and lets
   `OSError` pass.
 
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from maskmed_zoo.data.image import Geometry, Volume
 from maskmed_zoo.errors import DataError, OutputError
+from maskmed_zoo.memory import within_memory
 
 DEFAULT = ".nii.gz"
 """The ending of what is written where nobody says otherwise."""
@@ -76,13 +77,16 @@ def stem_of(path: Path) -> str:
 def read_image(path: str | Path) -> Volume:
     """Read a 3-D image: float32 (z, y, x), in the file's own intensity units (HU for CT).
 
-    Raises `DataError` if the file is missing, damaged, not 3-D, empty, without a usable affine or not finite.
+    Raises `DataError` if the file is missing, damaged, not 3-D, empty, without a usable affine, of a size that no body
+    and no specimen has, not finite, or larger than the memory.
     """
-    data, geometry = _read(Path(path))
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
-        array = geometry.to_canonical(data).astype(np.float32, copy=False)
-    _refuse_non_finite(array, Path(path))
-    return Volume(array, geometry, Path(path))
+    path = Path(path)
+    with within_memory(f"{path}: this image"):
+        data, geometry = _read(path)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
+            array = geometry.to_canonical(data).astype(np.float32, copy=False)
+        _refuse_non_finite(array, path)
+    return Volume(array, geometry, path)
 
 
 def read_labels(path: str | Path) -> Volume:
@@ -91,6 +95,11 @@ def read_labels(path: str | Path) -> Volume:
     Raises `DataError` as `read_image` does, and for values that are not integers (to 0.001) or do not fit int16.
     """
     path = Path(path)
+    with within_memory(f"{path}: this label map"):
+        return _labels(path)
+
+
+def _labels(path: Path) -> Volume:
     data, geometry = _read(path)
     if data.dtype.kind == "f":
         _refuse_non_finite(data, path)
@@ -145,7 +154,8 @@ def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
         known = " or ".join(sorted(formats(), key=len))
         raise DataError(f"{path}: expected a {known} file; convert it to NIfTI")
     if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path")
+        what = "is no plain file; give one" if path.exists() and not path.is_dir() else "no such file; check the path"
+        raise DataError(f"{path}: {what}")
     return formats()[ending].read(path)
 
 

@@ -1,22 +1,29 @@
 """NIfTI, plain or compressed.
 
 Source: the NIfTI-1 standard (https://nifti.nimh.nih.gov). A label map gets the shape, affine, codes and units of its
-image. Deviations: a file is decompressed as a whole, so that a truncated or damaged .gz is noticed wherever the damage
-is; label maps are always written as NIfTI-1 (an affine read from NIfTI-2 is rounded to 32 bits), and compressed.
+image; what is looked at in a header is in `data.nifti_header`. Deviations: a file is decompressed to its end, so that a
+truncated or damaged .gz is noticed wherever the damage is, but only what the header promises is kept; label maps are
+always written as NIfTI-1 (an affine read from NIfTI-2 is rounded to 32 bits, or refused), and compressed.
 """
 
 from __future__ import annotations
 
 import gzip
+import zlib
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.image import Geometry
+from maskmed_zoo.data.image import Geometry, check_plausible, is_same_grid, times
+from maskmed_zoo.data.nifti_header import LONGEST, Promise, parse, promise_of, repaired, scaling_of, unit_mm, unreadable
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.memory import check_available
 
 ENDINGS = (".nii.gz", ".nii")
 WRITES = (".nii.gz",)
@@ -27,58 +34,125 @@ HEADER_FIELDS = (
 )
 """What of a header is carried over to a written label map, besides shape and units."""
 UNITS = "xyzt_units"
-_MILLIMETERS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # spatial unit codes: unknown, metre, mm, micrometre
+CARRIED = (*HEADER_FIELDS, UNITS)
+LONGEST_AXIS = 2**15 - 1
+"""Voxels along an axis that NIfTI-1 can count."""
+MOST_PACKED = 1032
+"""Bytes that one compressed byte can stand for."""
+PIECE = 2**24
+"""Bytes that are decompressed at a time."""
+BEHIND = 2**20
+"""Bytes that may follow the last voxel; more of them are voxels that the header does not know of."""
+_GZIP = b"\x1f\x8b"
 _MM = 2
 
 
 def read(path: Path) -> tuple[NDArray[Any], Geometry]:
     """Scaled voxels (i, j, k) as stored, and their geometry, from the affine and not from pixdim."""
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-        loader = nib.Nifti2Image if nib.Nifti2Header.may_contain_header(raw) else nib.Nifti1Image
-        image = loader.from_bytes(raw)
-    except Exception as error:  # whatever nibabel, gzip or zlib make of damaged bytes
-        raise DataError(f"{path}: not a readable NIfTI file ({_one_line(error)}); copy or convert it again") from error
-    shape = image.shape
-    if any(n < 1 for n in shape):
-        raise DataError(
-            f"{path}: shape {shape} has an empty axis; expected at least one voxel along each: export it again"
+        with path.open("rb") as file:
+            _check_compression(file.read(LONGEST), path)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(LONGEST)
+            header = parse(head, path)
+            promise = promise_of(header, path)
+            _check_there(promise, path)
+            fixed, affine = repaired(header, path)
+            scaling, unit = scaling_of(header, path), unit_mm(header, path)
+            shape = (promise.shape[0], promise.shape[1], promise.shape[2])
+            geometry = Geometry(affine, shape, unit, NAME, {name: np.array(fixed[name]) for name in CARRIED}, str(path))
+            check_plausible(geometry)
+            _check_written(geometry, path)
+            content = _content(file, head, promise, path)
+    except (OSError, EOFError, zlib.error) as error:  # what gzip makes of damaged bytes
+        raise unreadable(path, _one_line(error), "copy or convert it again") from error
+    voxels = np.frombuffer(content, promise.dtype, promise.count, promise.offset).reshape(shape, order="F")
+    return apply_read_scaling(voxels, *scaling), geometry
+
+
+def _check_compression(start: bytes, path: Path) -> None:
+    """Raise `DataError` where a file's name says that it is compressed and its first bytes that it is not, or back."""
+    is_zipped, is_named = start.startswith(_GZIP), path.suffix == ".gz"
+    if is_zipped == is_named:
+        return
+    if is_zipped:
+        raise unreadable(path, "gzip-compressed, its name does not say so", f"rename it to {path.name}.gz")
+    parse(start, path)  # says what it is if it is no NIfTI file at all
+    name = path.name.removesuffix(".gz")
+    raise unreadable(path, "not gzip-compressed as its name says", f"rename it to {name}, or compress it with gzip")
+
+
+def _check_there(promise: Promise, path: Path) -> None:
+    """Raise `DataError` where a file cannot hold what its header promises, or the memory cannot."""
+    there = path.stat().st_size
+    if promise.end > there * (MOST_PACKED if path.suffix == ".gz" else 1):
+        raise unreadable(
+            path,
+            f"{promise.end} bytes promised, {there} there",
+            "the file is cut off, or its header wrong: copy it again",
         )
-    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
-        raise DataError(f"{path}: {len(shape)}-D with shape {shape}, expected 3-D; save one file per volume or channel")
-    affine = np.asarray(image.affine, np.float64)
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not (np.isfinite(affine).all() and lengths.all()) or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
-        raise DataError(f"{path}: the affine is singular, voxels have no size or direction; repair the header")
-    try:
-        data = np.asanyarray(image.dataobj)
-    except Exception as error:
+    check_available(2 * promise.end + 4 * promise.count, f"{path}: an image of {times(promise.shape)} voxels")
+
+
+def _content(file: gzip.GzipFile | BufferedReader, head: bytes, promise: Promise, path: Path) -> bytearray:
+    """A file from its start to its last voxel; raises `DataError` if it holds less, or much more, than promised.
+
+    Whatever the header or the compression promise, no more is taken into memory than there is in the file.
+    """
+    packed = path.suffix == ".gz"
+    content = bytearray(head[: promise.end])
+    while len(content) < promise.end and (piece := file.read(min(PIECE, promise.end - len(content)))):
+        content += piece
+    if len(content) < promise.end:
         raise DataError(
-            f"{path}: voxels cannot be read ({_one_line(error)}); the file is cut off: copy it again"
-        ) from error
-    if data.dtype.kind not in "biuf":
-        raise DataError(f"{path}: voxels of type {data.dtype}, expected plain numbers; save one file per channel")
-    i, j, k = shape[:3]
-    header = {name: np.array(image.header[name]) for name in (*HEADER_FIELDS, UNITS)}
-    unit_mm = _MILLIMETERS.get(int(header[UNITS]) & 7, 1.0)
-    return data.reshape(i, j, k), Geometry(affine, (i, j, k), unit_mm, NAME, header)
+            f"{path}: {len(content)} of {promise.end} bytes of its header's promise; the file is cut off: copy it again"
+        )
+    more = max(len(head) - promise.end, 0)
+    while more <= BEHIND and (piece := file.read(BEHIND if packed else 0)):  # to the checksum
+        more += len(piece)
+    if (more if packed else path.stat().st_size - promise.end) > BEHIND:
+        raise DataError(
+            f"{path}: holds far more than the {promise.end} bytes that its header promises; correct the shape there"
+        )
+    return content
+
+
+def _check_written(geometry: Geometry, path: Path) -> None:
+    """Raise `DataError` unless a label map can be written onto the grid of an image."""
+    if max(geometry.shape) > LONGEST_AXIS:
+        raise DataError(
+            f"{path}: shape {geometry.shape}; label maps are written as NIfTI-1, which has up to {LONGEST_AXIS} voxels "
+            f"along an axis: crop the image"
+        )
+    written = Geometry(np.asarray(_header(geometry, np.uint8).get_best_affine()), geometry.shape, geometry.unit_mm)
+    if not is_same_grid(geometry, written):
+        raise DataError(
+            f"{path}: label maps are written as NIfTI-1, whose 32 bits do not hold this affine; move the image nearer "
+            f"to the origin"
+        )
 
 
 def write(path: Path, stored: NDArray[Any], geometry: Geometry) -> None:
     """Voxels (i, j, k) with the header fields of the image or, of another origin, an sform in mm with code 2."""
+    header = _header(geometry, stored.dtype)
+    path.write_bytes(gzip.compress(nib.Nifti1Image(stored, None, header).to_bytes(), compresslevel=6, mtime=0))
+
+
+def _header(geometry: Geometry, dtype: npt.DTypeLike) -> nib.Nifti1Header:
+    """The header of a label map on a grid."""
     header = nib.Nifti1Header()
-    header.set_data_dtype(stored.dtype)
+    header.set_data_dtype(dtype)
+    header.set_data_shape(geometry.shape)
     if geometry.format == NAME:
-        for name in (*HEADER_FIELDS, UNITS):
-            header[name] = geometry.header[name]
+        with np.errstate(over="ignore"):  # in the fields that say nothing of this grid
+            for name in CARRIED:
+                header[name] = geometry.header[name]
     else:
         affine = np.diag([geometry.unit_mm] * 3 + [1.0]) @ geometry.affine
-        header.set_data_shape(stored.shape)
         header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
         header.set_sform(affine, 2)
         header[UNITS] = _MM
-    path.write_bytes(gzip.compress(nib.Nifti1Image(stored, None, header).to_bytes(), compresslevel=6, mtime=0))
+    return header
 
 
 def _one_line(error: Exception) -> str:
