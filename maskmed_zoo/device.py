@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-from maskmed_zoo.errors import UserError, first_line
+from maskmed_zoo.errors import MemoryShortageError, UserError, first_line
+
+SHORTAGE = ("out of memory", "allocate memory", "not enough memory")
+"""What torch says, on one device or another, where it has no error of its own for it."""
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -24,6 +28,18 @@ def pick_device(name: str | None) -> torch.device:
         reason = first_line(error)
         raise UserError(f"device '{name}' cannot be used ({reason}); use cpu, cuda, cuda:1, … or mps") from error
     return device
+
+
+@contextmanager
+def enough_memory(remedy: str) -> Generator[None]:
+    """Raise `MemoryShortageError` with a remedy where torch or NumPy get no memory; also a decorator."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = str(error).lower()
+        if isinstance(error, RuntimeError) and not any(words in said for words in SHORTAGE):
+            raise
+        raise MemoryShortageError(f"not enough memory ({first_line(error)}); {remedy}") from error
 
 
 def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:

@@ -19,7 +19,7 @@ from maskmed_zoo.data.fingerprint import Fingerprint
 from maskmed_zoo.data.image import Geometry, geometry_of
 from maskmed_zoo.data.normalize import normalize, schemes
 from maskmed_zoo.data.resample import resample_image
-from maskmed_zoo.device import autocast, autocast_dtype, pick_device
+from maskmed_zoo.device import autocast, autocast_dtype, enough_memory, pick_device
 from maskmed_zoo.errors import ArgumentError
 from maskmed_zoo.inference.probability_map import ProbabilityMap
 from maskmed_zoo.inference.sliding_window import Consumer, Windows, visit
@@ -29,6 +29,9 @@ from maskmed_zoo.inference.write import Prediction
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.settings import Spacing3
+
+REMEDY = "lower inference.batch_size in the recipe, crop the image, or take another device"
+"""Against a lack of memory."""
 
 
 class Predictor:
@@ -74,6 +77,7 @@ class Predictor:
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    @enough_memory(REMEDY)
     def segment(
         self,
         image: NDArray[Any],
@@ -104,6 +108,7 @@ class Predictor:
         found = follow_labels(replace(found, ids=nearest(found.ids, shape)), labels, geometry.spacing)
         return Prediction(labels, found, geometry)
 
+    @enough_memory(REMEDY)
     def probabilities(
         self,
         image: NDArray[Any],

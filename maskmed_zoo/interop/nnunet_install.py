@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from maskmed_zoo.errors import OutputError
+from maskmed_zoo.files import make_folder, read_text, write_atomically
 from maskmed_zoo.recipe import Recipe, dump_recipe
 
 PREFIX = "nnUNetTrainer_MaskMed"
@@ -41,15 +42,12 @@ def install(folder: Path, name: str, recipe: Recipe) -> Path:
     """
     file = folder / f"{name}.py"
     texts = {file.with_suffix(".yaml"): dump_recipe(recipe), file: TEXT.format(name=name)}
-    try:
-        for path, text in texts.items():
-            if path.exists() and path.read_text(encoding="utf-8") != text:
-                raise OutputError(
-                    f"{path}: exists with other content, and trained models need it; use --set name=… or another --dir"
-                )
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{error.filename}: cannot be written ({error.strerror}); give another --dir") from error
+    make_folder(folder)
+    for path, text in texts.items():
+        if path.exists() and read_text(path, error=OutputError) != text:
+            raise OutputError(
+                f"{path}: exists with other content, and trained models need it; use --set name=… or another --dir"
+            )
+    for path, text in texts.items():
+        write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
     return file

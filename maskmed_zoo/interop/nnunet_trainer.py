@@ -33,6 +33,7 @@ from maskmed_zoo.build import model_of
 from maskmed_zoo.contracts import HeadOutput
 from maskmed_zoo.device import autocast, autocast_dtype
 from maskmed_zoo.errors import CheckpointError, JointError, NonFiniteError
+from maskmed_zoo.files import write_atomically
 from maskmed_zoo.interop.nnunet_network import GroupSchedule, PluginNetwork
 from maskmed_zoo.interop.nnunet_plan import recipe_of_plan
 from maskmed_zoo.model import build_loss
@@ -123,7 +124,7 @@ class MaskMedTrainer(_Base):
                 raise CheckpointError(
                     f"{file}: the training run began with another recipe ({difference}); restore it or start anew"
                 )
-        file.write_text(dump_recipe(self.plan_recipe), encoding="utf-8")
+        write_atomically(file, lambda path: path.write_text(dump_recipe(self.plan_recipe), encoding="utf-8"))
 
     def plot_network_architecture(self) -> None:
         """Nothing: nnU-Net's drawing needs a package that no longer works; `maskmed-zoo build` shows the network."""
