@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from maskmed_zoo.data.fingerprint import IntensityStats
-from maskmed_zoo.errors import CheckpointError, first_line
+from maskmed_zoo.errors import CheckpointError, UserError, first_line
 from maskmed_zoo.files import read_json
 from maskmed_zoo.labels import Labels
 
@@ -54,7 +54,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         reason = f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
-    except (CheckpointError, ValueError, OverflowError) as error:
+    except (UserError, ValueError, OverflowError) as error:
         reason = first_line(error).removeprefix(f"{path}: ")
     else:
         return {"environment": {}} | content
