@@ -7,7 +7,8 @@ values, may come from anywhere, so control characters are shown as escapes, and 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 
 LONGEST = 2000
 """Characters of a line."""
@@ -71,6 +72,35 @@ class ArgumentError(UserError):
 
 class NonFiniteError(ZooError):
     """NaN or infinity where a number was due; names the tensor."""
+
+
+class MemoryShortageError(UserError):
+    """Less memory than a step or a case needs."""
+
+
+class Failures:
+    """What went wrong with single cases of many, kept until the others are done."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    @contextmanager
+    def kept(self) -> Generator[None]:
+        """Keep a case's `DataError` or `MemoryShortageError`; anything else, such as a full disk, ends the work."""
+        try:
+            yield
+        except (DataError, MemoryShortageError) as error:
+            self.lines += str(error).split("\n")  # not the error itself: it holds on to the arrays of its case
+
+    def tell(self, cases: int, others: str) -> None:
+        """Raise one `DataError` that names all of them, of so many `cases`, and what became of the `others`."""
+        failed = len(self.lines)
+        if failed == 1 < cases:
+            raise DataError(f"{self.lines[0]} (1 of {cases} cases; {others})")
+        if failed > 1:
+            raise DataError("\n".join([*self.lines, f"{failed} of {cases} cases cannot be used; {others}"]))
+        if failed:
+            raise DataError(self.lines[0])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections import Counter
@@ -43,6 +44,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     new file is on the disk. The temporary name ends as `path` does, for writers that go by the ending.
     """
     try:
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode) and not path.is_symlink():
+            raise OutputError(f"{path}: is no plain file, so it is not replaced; give another name, or move it away")
         temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}-{path.name[-20:]}")
         try:
             write(temporary)

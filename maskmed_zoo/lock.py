@@ -1,13 +1,14 @@
 """A lock file between processes: the operating system's lock, so what a dead process held is free by itself.
 
 A child that inherits the open file keeps the lock when its parent is killed. What stands in the file, pid and host, is
-for people to read.
+for people to read. A link or somebody's file in its place is refused, not followed or emptied.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,33 +16,79 @@ from typing import IO
 
 from maskmed_zoo.errors import OutputError, UserError
 
+LONGEST = 1000
+"""Bytes of a lock file."""
+
+
+class NoLocksError(UserError):
+    """A system or a disk without file locks."""
+
 
 @contextmanager
-def locked(path: Path, *, wait: bool = False) -> Generator[IO[str] | None]:
+def locked(path: Path, *, wait: bool = False, keep: bool = True) -> Generator[IO[str] | None]:
     """Hold the lock of file `path`, which is made if missing; None if another process has it and `wait` is false.
 
-    Raises `UserError` where files cannot be locked.
+    The file stays afterwards unless `keep` is false. Raises `OutputError` where it cannot be made, or something else is
+    in its place, and `NoLocksError` where files cannot be locked.
     """
+    with _locked(path, wait) as file:
+        if file is not None:
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        try:
+            yield file
+        finally:
+            if file is not None and not keep:
+                with suppress(OSError):
+                    path.unlink()
+
+
+@contextmanager
+def _locked(path: Path, wait: bool) -> Generator[IO[str] | None]:
     try:
         import fcntl
     except ImportError as error:
-        raise UserError("this system has no file locks (flock); use Linux or macOS") from error
+        raise NoLocksError("this system has no file locks (flock); use Linux or macOS") from error
+    while True:
+        with _opened(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
+            except OSError as error:
+                reason = error.strerror or error
+                raise NoLocksError(f"{path}: cannot be locked ({reason}); give a folder on another disk") from error
+            if _is_at(path, file):  # else the holder before removed it in the meantime
+                yield file
+                return
+
+
+def _opened(path: Path, make: int = os.O_CREAT) -> IO[str]:
     try:
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); give another folder") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        except OSError as error:
-            raise UserError(f"{path}: cannot be locked ({error.strerror}); give a folder on another disk") from error
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield file
+        flags = os.O_RDWR | make | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.fdopen(os.open(path, flags, 0o666), "r+", encoding="utf-8", errors="replace")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = "a link" if path.is_symlink() else getattr(error, "strerror", None) or error
+        raise OutputError(f"{path}: cannot be written ({reason}); give another folder") from error
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or not _is_lock(file.read(LONGEST)):
+        file.close()
+        raise OutputError(f"{path}: is no lock file, so it is left alone; move it away, or give another folder")
+    file.seek(0)
+    return file
+
+
+def _is_lock(text: str) -> bool:
+    return not text or text.startswith("pid ")
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(file.fileno()))
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -66,9 +113,16 @@ def alone_in(folder: Path) -> Generator[None]:
 
 def holder(path: Path) -> str | None:
     """Pid and host of the process that has the lock of `path` now, None if it is free."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    with path.open(encoding="utf-8") as file:
-        text = file.read()
     with locked(path) as lock:
-        return None if lock is not None else text
+        return None if lock is not None else worker(path)
+
+
+def worker(path: Path) -> str:
+    """What stands in a lock file, as far as it can be read."""
+    try:
+        with _opened(path, make=0) as file:
+            return file.read(LONGEST) or "another process"
+    except OutputError:  # by now it is something else
+        return "another process"

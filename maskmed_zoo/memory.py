@@ -7,9 +7,10 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from maskmed_zoo.errors import DataError, first_line
+from maskmed_zoo.errors import MemoryShortageError, first_line
 
 GIB = 2**30
+REMEDY = "free some, crop the image, or take a larger spacing, smaller patches or fewer at a time"
 _CGROUP = Path("/sys/fs/cgroup")
 _TEXTS = (
     *("can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory"),
@@ -36,10 +37,12 @@ def available() -> int | None:
 
 
 def check_available(needed: int, what: str) -> None:
-    """Raise `DataError` if there are less than `needed` bytes for `what`."""
+    """Raise `MemoryShortageError` if there are less than `needed` bytes for `what`."""
     there = available()
     if there is not None and needed > there:
-        raise DataError(f"{what} needs {needed / GIB:.1f} GiB of memory, there are {there / GIB:.1f}; {REMEDY}")
+        raise MemoryShortageError(
+            f"{what} needs {needed / GIB:.1f} GiB of memory, there are {there / GIB:.1f}; {REMEDY}"
+        )
 
 
 def is_exhausted(error: BaseException) -> bool:
@@ -49,14 +52,13 @@ def is_exhausted(error: BaseException) -> bool:
 
 
 @contextmanager
-def within_memory(what: str) -> Generator[None]:
-    """Raise `DataError` where something inside needs more memory than there is."""
+def within_memory(what: str, remedy: str | None = None) -> Generator[None]:
+    """Raise `MemoryShortageError` where something inside needs more memory than there is; also a decorator."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_exhausted(error):
             raise
-        raise DataError(f"{what} needs more memory than there is ({first_line(error)}); {REMEDY}") from error
-
-
-REMEDY = "free some, crop the image, or take a larger spacing, smaller patches or fewer at a time"
+        raise MemoryShortageError(
+            f"{what} needs more memory than there is ({first_line(error)}); {remedy or REMEDY}"
+        ) from error

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskmed_zoo.errors import DataError, OutputError
+from maskmed_zoo.errors import DataError, MemoryShortageError, OutputError
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 TINY = """\
@@ -123,8 +123,8 @@ def real_data() -> Path:
 
 
 def refusal(call: Callable[..., object], *arguments: object) -> str:
-    """The one-line message of the `DataError` or `OutputError` that a call raises."""
-    with pytest.raises((DataError, OutputError)) as caught:
+    """The one-line message of the `DataError`, `MemoryShortageError` or `OutputError` that a call raises."""
+    with pytest.raises((DataError, MemoryShortageError, OutputError)) as caught:
         call(*arguments)
     message = str(caught.value)
     assert "\n" not in message

@@ -10,7 +10,7 @@ from maskmed_zoo.ablation.cell import Cell, run_in_process
 from maskmed_zoo.ablation.plan import Ablation
 from maskmed_zoo.ablation.tables import summarize_ablation, write_tables
 from maskmed_zoo.evaluation.aggregate import headline
-from maskmed_zoo.files import make_folder
+from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned, write_atomically
 from maskmed_zoo.lock import locked
 from maskmed_zoo.runner.display import Display
 
@@ -28,6 +28,8 @@ def ablate(
     """
     display = display or Display()
     make_folder(ablation.out / "cells")
+    for folder in (ablation.out, ablation.out / "cells"):
+        remove_abandoned(folder, f"{UNFINISHED}*")
     work = _Work(ablation, display, show or (lambda _: None))
     while work.one_pass():
         pass
@@ -81,7 +83,7 @@ class _Work:
         failure = run_in_process(cell, self.ablation.task, lock)
         scores = cell.scores()
         if failure is not None or scores is None:
-            cell.failed.write_text(f"{failure}\n", encoding="utf-8")
+            write_atomically(cell.failed, lambda path: path.write_text(f"{failure}\n", encoding="utf-8"))
             self.display.say(f"{title}: failed: {failure}")
         else:
             score = headline(scores)

@@ -8,9 +8,9 @@ somebody works on the cell, `KEY.log`, what the process said, and `KEY.failed`, 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,16 +18,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
-from maskmed_zoo.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field
+
+from maskmed_zoo.errors import DataError, UserError, printable
+from maskmed_zoo.evaluation.written import read_summary
+from maskmed_zoo.files import read_json, read_text, unwritable
 from maskmed_zoo.lock import holder
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.renamed import as_first_written
+from maskmed_zoo.runner.metrics_file import read_rows, trained_epochs
 from maskmed_zoo.runner.run_folder import RunFolder
 
 RESOURCES = "resources.json"
 """In the run folder: peak memory."""
+TAIL = 2**16
+"""Bytes of a log in which its last line is looked for."""
+
+
+class _Resources(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    peak_memory_bytes: Annotated[int, Field(ge=0, lt=2**63)] | None
+    memory: str
 
 
 @dataclass(frozen=True)
@@ -60,22 +74,28 @@ class Cell:
 
     def scores(self) -> dict[str, Any] | None:
         """`evaluation.json` of the whole training run; None where it is missing, cut off or of an earlier epoch."""
-        scores = _read_json(self.run.evaluation_file)
-        is_whole = scores is not None and {"mean_dice", "cases", "weights"} <= scores.keys()
-        is_final = len(self.epochs()) == self.recipe.train.epochs
-        return scores if scores is not None and is_whole and is_final and scores["weights"] == "last" else None
+        scores = read_summary(self.run.evaluation_file)
+        if scores is None or scores.get("weights") != "last":
+            return None
+        trained = scores.get("epochs") or self.trained()  # earlier versions did not write how many there were
+        return scores if trained == self.recipe.train.epochs else None
 
     def epochs(self) -> list[dict[str, str]]:
-        """The rows of `metrics.csv`."""
-        try:
-            with self.run.metrics_file.open(newline="", encoding="utf-8") as file:
-                return list(csv.DictReader(file))
-        except OSError:
-            return []
+        """The rows of `metrics.csv`, of which some may be lost."""
+        return read_rows(self.run.metrics_file, self.recipe.train.iterations_per_epoch)
+
+    def trained(self) -> int:
+        """How many whole epochs `metrics.csv` tells of."""
+        return trained_epochs(self.epochs())
 
     def resources(self) -> dict[str, Any]:
         """Peak memory of the training run, empty where it is not known."""
-        return _read_json(self.run.path / RESOURCES) or {}
+        try:
+            content = read_json(self.run.path / RESOURCES)
+            _Resources.model_validate(content)
+        except (DataError, ValueError, OverflowError):
+            return {}
+        return content
 
     def state(self) -> str:
         """Finished, running, failed, unfinished or new, in words."""
@@ -87,8 +107,14 @@ class Cell:
         if self.scores() is not None:
             return "finished"
         if self.failed.exists():
-            return f"failed: {self.failed.read_text(encoding='utf-8').strip()}"
-        return f"unfinished, {len(self.epochs())} of {self.recipe.train.epochs} epochs" if self.run.exists() else "new"
+            return f"failed: {self._why()}"
+        return f"unfinished, {self.trained()} of {self.recipe.train.epochs} epochs" if self.run.exists() else "new"
+
+    def _why(self) -> str:
+        try:
+            return " ".join(printable(read_text(self.failed)).split()) or "nobody knows why"
+        except DataError as error:
+            return str(error)
 
     def _beside(self, suffix: str) -> Path:
         return self.run.path.with_name(f"{self.run.path.name}.{suffix}")
@@ -160,7 +186,7 @@ def order(cell: Cell, task: Task) -> dict[str, Any]:
 def run_in_process(cell: Cell, task: Task, lock: IO[str]) -> str | None:
     """Train and score a cell in a child that holds `lock` too; returns None, or in one line why that failed."""
     command = [sys.executable, "-m", "maskmed_zoo.ablation.cell_process"]
-    with cell.log.open("w", encoding="utf-8") as log:
+    with _new(cell.log) as log:
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, pass_fds=(lock.fileno(),)
         )
@@ -173,14 +199,22 @@ def run_in_process(cell: Cell, task: Task, lock: IO[str]) -> str | None:
     if child.returncode < 0:
         return f"ended by signal {-child.returncode} ({signal.Signals(-child.returncode).name}); see {cell.log}"
     if child.returncode:
-        lines = cell.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {child.returncode}")
+        return _last_line(cell.log) or f"exit code {child.returncode}"
     return None if cell.scores() is not None else f"ended without a whole {cell.run.evaluation_file}; see {cell.log}"
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _new(path: Path) -> IO[str]:
+    """A new file in place of what was there, a link or not."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        path.unlink(missing_ok=True)
+        return path.open("x", encoding="utf-8")
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _last_line(path: Path) -> str:
+    """The last line that says something, among the last of a text of any length."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        text = file.read().decode("utf-8", errors="replace")
+    return next((printable(line.strip()) for line in reversed(text.split("\n")) if line.strip()), "")

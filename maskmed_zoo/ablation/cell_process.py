@@ -29,7 +29,7 @@ def work(order: dict[str, Any]) -> None:
     recipe = parse_recipe(order["recipe"], "the order of a cell")
     run = RunFolder(Path(order["out"]))
     cell = Cell("", recipe, run)
-    before = len(cell.epochs())
+    before = cell.trained()
     run.evaluation_file.unlink(missing_ok=True)  # of fewer epochs, or cut off: else nobody would have called this
     train(
         recipe,
@@ -39,7 +39,7 @@ def work(order: dict[str, Any]) -> None:
         device=order["device"],
         resume=run.exists(),
     )
-    if len(cell.epochs()) > before:
+    if cell.trained() > before:
         write_json(run.path / RESOURCES, peak_memory(pick_device(order["device"])))
     evaluate(run, data=order["data"], device=order["device"])
 

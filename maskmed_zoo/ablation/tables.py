@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -113,7 +114,8 @@ def _per_step(cells: list[Scored], column: str) -> float | None:
         epochs = cell.epochs()
         epochs = epochs[1:] or epochs
         plain = [epoch for epoch in epochs if not epoch.get("validation_dice")] or epochs
-        values += [float(epoch[column]) / cell.recipe.train.iterations_per_epoch for epoch in plain]
+        seconds = [float(epoch.get(column) or "nan") for epoch in plain]
+        values += [s / cell.recipe.train.iterations_per_epoch for s in seconds if math.isfinite(s)]
     return median(values) if values else None
 
 

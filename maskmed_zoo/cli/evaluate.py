@@ -6,7 +6,6 @@ Give either RUN, whose validation cases are then predicted and whose evaluation.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import maskmed_zoo as zoo
@@ -31,8 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the table; a run also gets its predictions/ and evaluation.json."""
     from maskmed_zoo.evaluation.table import tables
+    from maskmed_zoo.evaluation.written import read_summary
+    from maskmed_zoo.files import write_json
+    from maskmed_zoo.runner.display import Display
 
-    if args.json and args.json.is_file() and not _is_scores(args.json):
+    if args.json and args.json.exists() and read_summary(args.json) is None:
         raise OutputError(f"{args.json}: exists and holds no scores, so it is not replaced; give another file")
     folders = args.pred is not None or args.ref is not None
     if folders == (args.run is not None) or (args.pred is None) != (args.ref is None):
@@ -47,17 +49,9 @@ def run(args: argparse.Namespace) -> None:
         device=None if folders else args.device,
     )
     if args.json:
-        try:
-            args.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{args.json}: cannot be written: {error.strerror}") from error
+        write_json(args.json, result)
     render(*tables(result))
-
-
-def _is_scores(path: Path) -> bool:
-    """Whether a file is what `--json` wrote before."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and "mean_dice" in content
+    left_out = result.get("unreferenced")
+    if left_out:
+        more = ", …" if len(left_out) > 3 else ""
+        Display().say(f"left out, without a reference in {args.ref}: {len(left_out)} ({', '.join(left_out[:3])}{more})")

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
-from maskmed_zoo.errors import UserError, ZooError, first_line, nearest
-from maskmed_zoo.memory import REMEDY, is_exhausted
+from maskmed_zoo.errors import UserError, ZooError, nearest, printable
 from maskmed_zoo.version import __version__
 
+FIRST_FILE = 3
+"""Number of the first file that is no standard stream."""
 VERBS = {
     "list": "names of components and models",
     "describe": "the facts about one of them",
@@ -37,6 +41,7 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
     if not words or words[0].startswith("-"):
         _top_parser().parse_args(words or ["--help"])
         return 0
@@ -45,15 +50,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"no command '{verb}'{nearest(verb, VERBS)} (commands: {', '.join(VERBS)})", 2)
     try:
         importlib.import_module(f"maskmed_zoo.cli.{verb}").run(parser_of(verb).parse_args(words[1:]))
-    except ZooError as error:
-        return _fail(str(error), 2 if isinstance(error, UserError) else 1)
-    except (MemoryError, RuntimeError) as error:
-        if not is_exhausted(error):
-            raise
-        return _fail(f"{verb} needs more memory than there is ({first_line(error)}); {REMEDY}", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        sys.stdout.flush()
+    except (ZooError, KeyboardInterrupt, OSError) as error:
+        return _ended(error)
     return 0
+
+
+def _ended(error: BaseException) -> int:
+    """Say in one line why a command ended; returns its exit code."""
+    if isinstance(error, ZooError):
+        return _fail(str(error), 2 if isinstance(error, UserError) else 1)
+    if isinstance(error, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    _give_up_output()
+    if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough, as 'head' has
+        return 1
+    place = printable(str(getattr(error, "filename", None) or "standard output"))
+    return _fail(f"{place}: cannot be read or written ({getattr(error, 'strerror', None) or error})", 1)
+
+
+def _open_streams() -> None:
+    """Let what is written to a closed standard stream go nowhere, and no file that is opened take its number."""
+    with suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) < FIRST_FILE:
+            pass
+        os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for all that comes
+
+
+def _give_up_output() -> None:
+    """Standard output takes nothing more, also not what Python would write to it at the end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
@@ -80,5 +110,6 @@ def _top_parser() -> argparse.ArgumentParser:
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"{message}\n")
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"{message}\n")
     return code

@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -39,8 +38,9 @@ from maskmed_zoo.data.fingerprint import Fingerprint, fingerprint
 from maskmed_zoo.data.instances import components, instances_file, read_instances, resample_instances
 from maskmed_zoo.data.predicted import refuse_shared_names
 from maskmed_zoo.data.resample import check_resampled, resample_image, resample_labels
-from maskmed_zoo.errors import DataError, OutputError
-from maskmed_zoo.files import remove_abandoned
+from maskmed_zoo.errors import DataError, Failures, OutputError, first_line
+from maskmed_zoo.files import read_json, remove_abandoned, write_json
+from maskmed_zoo.lock import alone_in
 from maskmed_zoo.memory import within_memory
 
 FORMAT = 2
@@ -50,6 +50,8 @@ LIMIT = 10_000
 
 _STATISTICS = ("means", "stds", "lows", "highs")
 
+KEPT = {"image.npy", "labels.npy", "samples.npy", "coordinates.npz"}
+"""Files of every case."""
 Progress = Callable[[int, int], None]
 
 
@@ -67,38 +69,65 @@ class CachedCase:
     stds: NDArray[np.float64]
     lows: NDArray[np.float64]
     highs: NDArray[np.float64]
+    shape: tuple[int, ...]
 
     @property
     def image(self) -> NDArray[np.float32]:
         """(c z y x), a read-only map."""
-        return self._array("image")
+        return self._array("image", "f", self.shape)
 
     @property
     def labels(self) -> NDArray[Any]:
         """(z y x), a read-only map."""
-        return self._array("labels")
+        return self._array("labels", "iu", self.shape[1:])
 
     @property
     def instances(self) -> NDArray[Any]:
         """(z y x) numbers of objects, 0 for none, a read-only map; only where the cache was asked for them."""
-        return self._array("instances")
+        return self._array("instances", "iu", self.shape[1:])
 
     @property
     def samples(self) -> NDArray[np.float32]:
         """(c n) foreground intensities in the image's units, a read-only map."""
-        return self._array("samples")
+        return self._array("samples", "f", (self.shape[0], None))
 
     @property
     def coordinates(self) -> dict[int, NDArray[np.int32]]:
         """(n 3) voxel indices z, y, x of each foreground label that is present, 'ignore' left out."""
         path = self.folder / "coordinates.npz"
         # NumPy leaves a damaged file open that it has opened itself.
-        with _reading(self.folder), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {int(label): archive[label] for label in archive.files}
+        with _reading(self.folder), _plain(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = {int(label): _checked(label, archive[label], "iu", (None, 3)) for label in archive.files}
+            if not all(len(places) for places in found.values()):
+                raise ValueError("a label without a voxel")
+            return found
 
-    def _array(self, name: str) -> NDArray[Any]:
+    def _array(self, name: str, kinds: str, shape: Sequence[int | None]) -> NDArray[Any]:
         with _reading(self.folder):
-            return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            path = _plain(self.folder / f"{name}.npy")
+            return _checked(name, np.load(path, mmap_mode="r", allow_pickle=False), kinds, shape)
+
+
+def _plain(path: Path) -> Path:
+    """A path at which no pipe waits for somebody to write."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path.name} is no plain file")
+    return path
+
+
+def _checked(name: str, array: NDArray[Any], kinds: str, shape: Sequence[int | None]) -> NDArray[Any]:
+    """An array of one of these kinds of numbers; None in its shape stands for any length."""
+    is_fit = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
+    if array.dtype.kind not in kinds or not is_fit:
+        raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
+    return array
+
+
+def _numbers(values: Any, count: int) -> NDArray[np.float64]:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fi" or array.shape != (count,) or not np.isfinite(array).all():
+        raise ValueError(f"expected {count} finite numbers")
+    return array.astype(np.float64)
 
 
 @contextmanager
@@ -107,17 +136,9 @@ def _reading(folder: Path) -> Generator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(f"{folder}: case '{folder.name}' is not in the cache; prepare it first") from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-        EOFError,
-        zlib.error,
-        zipfile.BadZipFile,
-    ) as error:
-        raise DataError(f"{folder}: damaged cache entry ({error}); delete this folder and prepare again") from error
+    except Exception as error:  # NumPy and zipfile raise whatever a damaged file makes them raise
+        reason = first_line(error)
+        raise DataError(f"{folder}: damaged cache entry ({reason}); delete this folder and prepare again") from error
 
 
 class CaseCache:
@@ -140,25 +161,32 @@ class CaseCache:
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
         self.folder = Path(folder) / f"{dataset.root.resolve().name}-{key}"
 
-    def prepare(self, cases: Sequence[Case], workers: int = 0, progress: Progress | None = None) -> None:
+    def prepare(
+        self,
+        cases: Sequence[Case],
+        workers: int = 0,
+        progress: Progress | None = None,
+        failures: Failures | None = None,
+    ) -> None:
         """Build what is missing or out of date, with `workers` threads (0: in this one).
 
-        `progress(done, total)` counts all `cases`. Raises `DataError` for a case that cannot be used, `OutputError` if
-        the folder cannot be written; cases finished before that stay.
+        `progress(done, total)` counts all `cases`. Raises one `DataError` for all cases that cannot be used, after the
+        others, unless they are to be collected in `failures`; `OutputError` if the folder cannot be written.
         """
         if self.instances is not None:
             refuse_shared_names({case.identifier for case in cases})
+        kept = Failures() if failures is None else failures
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(self.folder, ".unfinished-*")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise self._unwritable(error) from error
+        remove_abandoned(self.folder, ".unfinished-*")
         with ThreadPoolExecutor(max(1, workers)) as pool:  # SciPy and zlib do their work outside the interpreter lock
             if workers > 0:
-                tasks = [pool.submit(self._ensure, case) for case in cases]
+                tasks = [pool.submit(self._ensure, case, kept) for case in cases]
                 done = (task.result() for task in as_completed(tasks))
             else:
-                done = (self._ensure(case) for case in cases)
+                done = (self._ensure(case, kept) for case in cases)
             try:
                 for count, _ in enumerate(done, 1):
                     if progress is not None:
@@ -166,21 +194,28 @@ class CaseCache:
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+        if failures is None:
+            kept.tell(len(cases), f"the others are prepared in {self.folder}")
 
     def load(self, case: Case) -> CachedCase:
         """A prepared case; `DataError` if it was not prepared or its record is damaged."""
         folder = self.folder / case.identifier
         with _reading(folder):
-            record = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-            statistics = [np.array(record[name], np.float64) for name in _STATISTICS]
-        return CachedCase(case.identifier, folder, *statistics)
+            record = read_json(folder / "case.json") if folder.is_dir() else {}
+            if not record:
+                raise FileNotFoundError
+            channels = len(case.images)
+            means, stds, lows, highs = (_numbers(record[name], channels) for name in _STATISTICS)
+            shape = tuple(int(size) for size in record["shape"])
+            if len(shape) != 4 or shape[0] != channels:
+                raise ValueError(f"shape {shape}, of {channels} channels")
+        return CachedCase(case.identifier, folder, means, stds, lows, highs, shape)
 
-    def _ensure(self, case: Case) -> None:
-        request = self._request(case)
-        if self._is_current(case, request):
-            return
-        with within_memory(f"{case.images[0]}: this case"):
-            self._build(case, request)
+    def _ensure(self, case: Case, failures: Failures) -> None:
+        with failures.kept(), within_memory(f"{case.images[0]}: this case"):
+            request = self._request(case)
+            if not self._is_current(case, request):
+                self._build(case, request)
 
     def _build(self, case: Case, request: dict[str, Any]) -> None:
         image, labels, geometry = load_case(case, self.dataset)
@@ -204,11 +239,14 @@ class CaseCache:
             whole = unfinished / "case"
             whole.mkdir()
             self._write(whole, case, arrays, request)
-            if target.exists():
-                target.replace(unfinished / "outdated")
-            whole.replace(target)
-        except OSError as error:
-            if not self._is_current(case, request):  # unless another process was faster
+            with alone_in(self.folder):
+                if self._is_current(case, request):  # another process was faster, and may be reading by now
+                    return
+                if os.path.lexists(target):
+                    target.replace(unfinished / "outdated")
+                whole.replace(target)
+        except (OSError, ValueError) as error:
+            if not self._is_current(case, request):
                 raise self._unwritable(error) from error
         finally:
             if unfinished is not None:
@@ -237,10 +275,11 @@ class CaseCache:
     def _is_current(self, case: Case, request: dict[str, Any]) -> bool:
         folder = self.folder / case.identifier
         try:
-            record = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-            sizes = {name: (folder / name).stat().st_size for name in record["sizes"]}
-            return record["request"] == request and record["sizes"] == sizes
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            record = read_json(folder / "case.json")
+            files = [folder / name for name in record["sizes"]]
+            sizes = {path.name: path.stat().st_size for path in files if path.is_file()}
+            return record["request"] == request and record["sizes"] == sizes and sizes.keys() >= KEPT
+        except (DataError, OSError, ValueError, KeyError, TypeError):
             return False
 
     def _write(self, folder: Path, case: Case, arrays: dict[str, NDArray[Any]], request: dict[str, Any]) -> None:
@@ -268,10 +307,10 @@ class CaseCache:
             "highs": flat.max(axis=1).tolist(),
             "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         }
-        (folder / "case.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        write_json(folder / "case.json", record)
 
-    def _unwritable(self, error: OSError) -> OutputError:
-        reason = error.strerror or str(error)
+    def _unwritable(self, error: OSError | ValueError) -> OutputError:
+        reason = getattr(error, "strerror", None) or first_line(error)
         return OutputError(f"{self.folder}: cache cannot be written ({reason}); free space or choose another folder")
 
 

@@ -5,6 +5,7 @@ Source: nnU-Net's `DatasetFingerprintExtractor` (Isensee et al., Nat Methods 18,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,13 +31,18 @@ class IntensityStats:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IntensityStats:
-        """The inverse of `to_dict`; raises `DataError` for missing or non-numeric entries."""
+        """The inverse of `to_dict`; raises `DataError` for entries that are missing or no statistics."""
+        names = list(cls.__dataclass_fields__)
         try:
-            return cls(**{name: float(values[name]) for name in cls.__dataclass_fields__})
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"fingerprint: expected numbers {', '.join(cls.__dataclass_fields__)}, got {values}"
-            ) from error
+            numbers = {name: float(values[name]) for name in names}
+            if any(isinstance(values[name], bool | str) or not math.isfinite(numbers[name]) for name in names):
+                raise ValueError("not a number")
+            found = cls(**numbers)
+            if found.std < 0 or found.percentile_00_5 > found.percentile_99_5:
+                raise ValueError("not statistics")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"fingerprint: expected finite numbers {', '.join(names)}, got {values}") from error
+        return found
 
 
 Fingerprint = tuple[IntensityStats, ...]

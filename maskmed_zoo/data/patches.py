@@ -15,6 +15,7 @@ from maskmed_zoo.data import augment
 from maskmed_zoo.data.cache import CachedCase, Parts
 from maskmed_zoo.data.fingerprint import Fingerprint
 from maskmed_zoo.data.normalize import check_range, normalize, schemes
+from maskmed_zoo.errors import DataError
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.recipe.schema import DataRecipe
 from maskmed_zoo.settings import Size3
@@ -86,7 +87,13 @@ class PatchDataset(Dataset[Patch]):
         moments, extremes = (case.means, case.stds), (case.lows, case.highs)
         normal = normalize(raw, self.schemes, self.fingerprint, moments=moments, extremes=extremes)
         image = torch.from_numpy(np.pad(normal, [(0, 0), *padding]))
-        arrays = [table[annotation[inside]], *([case.instances[inside]] if self.recipe.instances else [])]
+        values = np.asarray(annotation[inside])
+        if values.size and not 0 <= int(values.min()) <= int(values.max()) < len(table):
+            raise DataError(
+                f"{case.folder}: damaged cache entry (labels up to {values.max()}, of {len(table)}); delete this "
+                f"folder and prepare again"
+            )
+        arrays = [table[values], *([case.instances[inside]] if self.recipe.instances else [])]
         maps = torch.from_numpy(np.stack([np.pad(array, padding) for array in arrays]).astype(np.int64))
         if matrix is not None:
             image = augment.apply_matrix(image, matrix, size, nearest=False)

@@ -15,7 +15,6 @@ clinical performance.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -28,6 +27,7 @@ from scipy.ndimage import gaussian_filter, zoom
 from scipy.spatial.transform import Rotation
 
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.files import make_folder, write_atomically, write_json
 from maskmed_zoo.settings import Size3, Spacing3
 
 Array = NDArray[np.float32]
@@ -121,8 +121,8 @@ def make_phantom_dataset(
         "numTraining": cases,
         "file_ending": ".nii.gz",
     }
-    (root / "splits_final.json").write_text(json.dumps(splits, indent=2) + "\n", encoding="utf-8")
-    (root / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_json(root / "splits_final.json", splits)
+    write_json(root / "dataset.json", description)
     return root
 
 
@@ -255,6 +255,6 @@ def _write(path: Path, array: NDArray[np.generic], spacing: Spacing3, orientatio
     affine[:3, 3] = -affine.diagonal()[:3] * (size - 1) / 2 + (3.5, -120.0, 410.0)
     image = nib.Nifti1Image(np.ascontiguousarray(array.transpose()), affine)
     image.header.set_xyzt_units("mm", "sec")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(orientation))
-    nib.save(image.as_reoriented(turn.astype(int).tolist()), path)
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(orientation)).astype(int).tolist()
+    make_folder(path.parent)
+    write_atomically(path, lambda temporary: nib.save(image.as_reoriented(turn), temporary))

@@ -5,7 +5,8 @@ OUT/.maskmed_predictions.json
     weights_sha256   label map -> checksum of the weights that made it
     labels           checksum of weights -> label name -> value
     files            file of a case -> checksum of its content
-    replacing        label map -> weights that are making it, and checksums of the files that are to come
+    requests         label map -> checksum of the image and the settings that it was made with, where these are known
+    replacing        label map -> weights that are making it, the request, and checksums of the files that are to come
 ```
 The names let a label map be compared with references that number the same labels otherwise, as where several data sets
 were merged in training. The checksums tell what `predict` made from what is the user's: another file of the name,
@@ -24,14 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskmed_zoo.data.formats import DEFAULT, ending_of, stem_of
-from maskmed_zoo.errors import DataError, UserError
-from maskmed_zoo.files import LARGEST_TEXT, read_json, sha256_of, write_json
+from maskmed_zoo.errors import DataError
+from maskmed_zoo.files import read_json, sha256_of, write_json
 from maskmed_zoo.labels import Labels, LabelsError
 from maskmed_zoo.lock import alone_in
 
 STAMP = ".maskmed_predictions.json"
 SUFFIX = "_instances"
 WEIGHTS, LABELS, FILES, REPLACING = "weights_sha256", "labels", "files", "replacing"
+REQUESTS, REQUEST = "requests", "request"
 
 
 class PredictedFolder:
@@ -49,13 +51,14 @@ class PredictedFolder:
             yield
 
     def _read(self) -> dict[str, dict[str, Any]]:
+        path = self.folder / STAMP
         try:
-            content = read_json(self.folder / STAMP, largest=16 * LARGEST_TEXT)
-        except UserError:
-            content = None
-        given = cast(dict[str, Any], content) if isinstance(content, dict) else {}
-        keys = (WEIGHTS, LABELS, FILES, REPLACING)
-        return {key: table if isinstance(table := given.get(key), dict) else {} for key in keys}
+            given = _table(read_json(path) if path.exists() else None)
+        except DataError:
+            given = {}
+        tables = {key: _table(given.get(key)) for key in (WEIGHTS, LABELS, FILES, REQUESTS, REPLACING)}
+        tables[FILES] = _checksums(tables[FILES])
+        return tables
 
     def weights_of(self, name: str) -> str | None:
         """Checksum of the weights that made a label map, None where it is not known or the map was changed since.
@@ -67,6 +70,14 @@ class PredictedFolder:
             return made
         weights, files = self._coming(name)
         return weights if self._is_content(name, files.get(name), unknown=False) else None
+
+    def request_of(self, name: str) -> str | None:
+        """Checksum of the image and settings that a label map was made with; None as for `weights_of`, or unknown."""
+        if self.weights_of(name) is None:
+            return None
+        entered = self._entered(name) is not None and self._is_content(name, self.tables[FILES].get(name), unknown=True)
+        request = self.tables[REQUESTS].get(name) if entered else _table(self.tables[REPLACING].get(name)).get(REQUEST)
+        return request if isinstance(request, str) else None
 
     def labels_of(self, name: str) -> Labels | None:
         """The labels of a label map, also of one that was changed since; None where they are not known."""
@@ -105,7 +116,14 @@ class PredictedFolder:
         """Whether these weights were making a label map when they were interrupted."""
         return self._coming(name)[0] == weights_sha256
 
-    def announce(self, name: str, weights_sha256: str, labels: Mapping[str, int], files: Mapping[str, str]) -> None:
+    def announce(
+        self,
+        name: str,
+        weights_sha256: str,
+        labels: Mapping[str, int],
+        files: Mapping[str, str],
+        request: str | None = None,
+    ) -> None:
         """Write down what is about to be put in place: a label map, and the checksums of its case's files by name.
 
         As `enter`, while the record is held. What is in place of an earlier announcement is entered first.
@@ -113,20 +131,28 @@ class PredictedFolder:
         there = {f: sha256 for f, sha256 in self._coming(name)[1].items() if self._is_content(f, sha256, unknown=False)}
         self.tables[FILES] |= there
         if name in there:
-            self.tables[WEIGHTS][name] = self._coming(name)[0]
+            self._enter(name)
         self.tables[LABELS][weights_sha256] = dict(labels)
-        self.tables[REPLACING][name] = {WEIGHTS: weights_sha256, FILES: dict(files)}
+        self.tables[REPLACING][name] = {WEIGHTS: weights_sha256, FILES: dict(files), REQUEST: request}
         self._write()
 
     def enter(self, name: str, gone: Sequence[str] = ()) -> None:
         """Write down that what was announced for a label map is in place, and which files of the case are gone."""
-        weights, files = self._coming(name)
+        files = self._coming(name)[1]
         self.tables[FILES] = {other: sha256 for other, sha256 in self.tables[FILES].items() if other not in gone}
-        del self.tables[REPLACING][name]
-        kept = {other: w for other, w in self.tables[WEIGHTS].items() if other not in files}
-        self.tables[WEIGHTS] = dict(sorted((kept | {name: weights}).items()))
         self.tables[FILES] = dict(sorted((self.tables[FILES] | files).items()))
+        self._enter(name)
+        del self.tables[REPLACING][name]
         self._write()
+
+    def _enter(self, name: str) -> None:
+        """The weights and the request of what was announced for a label map."""
+        weights, files = self._coming(name)
+        kept = {other: known for other, known in self.tables[WEIGHTS].items() if other not in files}
+        self.tables[WEIGHTS] = dict(sorted((kept | {name: weights}).items()))
+        request = _table(self.tables[REPLACING].get(name)).get(REQUEST)
+        others = {other: kept for other, kept in self.tables[REQUESTS].items() if other != name}
+        self.tables[REQUESTS] = others if request is None else dict(sorted((others | {name: request}).items()))
 
     def _entered(self, name: str) -> str | None:
         weights = self.tables[WEIGHTS].get(name)
@@ -134,18 +160,34 @@ class PredictedFolder:
 
     def _coming(self, name: str) -> tuple[str | None, dict[str, Any]]:
         """The weights that are making a label map, None without any, and checksums of the files to come."""
-        entry = self.tables[REPLACING].get(name)
-        facts = cast(dict[str, Any], entry) if isinstance(entry, dict) else {}
-        weights, files = facts.get(WEIGHTS), facts.get(FILES)
-        return weights if isinstance(weights, str) else None, files if isinstance(files, dict) else {}
+        facts = _table(self.tables[REPLACING].get(name))
+        weights = facts.get(WEIGHTS)
+        return weights if isinstance(weights, str) else None, _checksums(_table(facts.get(FILES)))
 
-    def _is_content(self, name: str, sha256: object, *, unknown: bool) -> bool:
+    def _is_content(self, name: str, sha256: str | None, *, unknown: bool) -> bool:
         """Whether a file has this checksum; `unknown` where none is known, or there is no file to compare."""
         path = self.folder / name
-        return unknown if sha256 is None or not path.is_file() else sha256_of(path) == sha256
+        try:
+            return unknown if sha256 is None or not path.is_file() else sha256_of(path) == sha256
+        except OSError:
+            return False
 
     def _write(self) -> None:
         write_json(self.folder / STAMP, {key: table for key, table in self.tables.items() if table})
+
+
+def _table(content: Any) -> dict[str, Any]:
+    """A part of the record; empty where it is damaged."""
+    return cast(dict[str, Any], content) if isinstance(content, dict) else {}
+
+
+def _checksums(files: dict[str, Any]) -> dict[str, str]:
+    """Checksums by name; what is none becomes one that no file has, and what is no name in the folder is left out."""
+    return {
+        name: sha256 if isinstance(sha256, str) else ""
+        for name, sha256 in files.items()
+        if name.isprintable() and Path(name).name == name
+    }
 
 
 def weights_of(target: Path) -> str | None:

@@ -9,14 +9,15 @@ from maskmed_zoo.data.case import Case
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.inputs import input_cases
 from maskmed_zoo.data.sources import Data
-from maskmed_zoo.errors import DataError, UserError, nearest
+from maskmed_zoo.errors import DataError, Failures, UserError, nearest
 from maskmed_zoo.explain import VALIDATION_CASES
 from maskmed_zoo.explain.case import aim_of, foreground_of, read_subject
 from maskmed_zoo.explain.document import write_document
 from maskmed_zoo.explain.places import Point
 from maskmed_zoo.explain.view import Explained, look
-from maskmed_zoo.files import make_folder
+from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned
 from maskmed_zoo.inference.predictor import Predictor
+from maskmed_zoo.memory import within_memory
 from maskmed_zoo.report.canvas import require_matplotlib
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.evaluate import validation_cases
@@ -42,7 +43,8 @@ def explain(
 
     `data` is where the data sets lie now, if they have moved. Attention and sampling are of the window centred on
     `point` (z, y, x, voxels of the image in RAS order), or on `label`, or on the largest label predicted. Raises
-    `UserError` for a label the run does not have, a point outside of an image, or without matplotlib.
+    `UserError` for a label the run does not have, a point outside of an image, or without matplotlib; and one
+    `DataError` for all cases that cannot be used, after the others are written.
     """
     display = display or Display()
     require_matplotlib()
@@ -55,15 +57,20 @@ def explain(
     if label is not None and label not in names:
         raise UserError(f"the run has no label '{label}'{nearest(label, names)} (labels: {', '.join(names)})")
     cases = _cases(predictor, run, images, validation or VALIDATION_CASES, data)
-    explained: list[Explained] = []
-    with display.task("looking into cases") as progress:
-        for name, (case, dataset) in cases.items():
-            subject = read_subject(predictor, name, case, dataset)
-            aim = aim_of(subject, None if label is None else names.index(label), point, names)
-            foreground = look(predictor, subject, foreground_of(subject))
-            explained.append(Explained(name, foreground, chosen=look(predictor, subject, aim)))
-            progress(len(explained), len(cases))
     make_folder(out)
+    remove_abandoned(out, f"{UNFINISHED}*")
+    explained: list[Explained] = []
+    failures = Failures()
+    with display.task("looking into cases") as progress:
+        for done, (name, (case, dataset)) in enumerate(cases.items(), start=1):
+            with failures.kept(), within_memory(f"case '{name}'"):
+                subject = read_subject(predictor, name, case, dataset)
+                aim = aim_of(subject, None if label is None else names.index(label), point, names)
+                foreground = look(predictor, subject, foreground_of(subject))
+                explained.append(Explained(name, foreground, chosen=look(predictor, subject, aim)))
+            progress(done, len(cases))
+    if not explained:
+        failures.tell(len(cases), f"nothing is written to {out}")
     facts = {
         "recipe": predictor.recipe.name,
         "head": predictor.recipe.model.head.model_dump()["kind"],
@@ -75,7 +82,9 @@ def explain(
         "spacing": list(predictor.recipe.data.spacing),
         "window_size": list(predictor.recipe.data.patch_size),
     }
-    return write_document(out, facts, explained, display)
+    written = write_document(out, facts, explained, display)
+    failures.tell(len(cases), f"the others are in {out}")
+    return written
 
 
 def _cases(

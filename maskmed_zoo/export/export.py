@@ -5,8 +5,8 @@ The card names the data set and not where it lies, and no case.
 
 from __future__ import annotations
 
-import json
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import torch
 
 from maskmed_zoo.build import model_of
 from maskmed_zoo.errors import ArgumentError, OutputError
+from maskmed_zoo.evaluation.written import read_summary
 from maskmed_zoo.export import formats
 from maskmed_zoo.export.formats import ExportSource
-from maskmed_zoo.files import make_folder
+from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned, unwritable, write_atomically, write_json
 from maskmed_zoo.recipe import dump_recipe
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 from maskmed_zoo.version import __version__
@@ -41,11 +42,12 @@ def export(
     recipe, manifest = run.recipe(), run.manifest()
     model = model_of(recipe)
     sha256 = run.load_weights(model, which, recipe)  # whole, and of this recipe
-    arriving = out.with_name(f".{out.name}.arriving")
+    arriving = out.with_name(f"{UNFINISHED}{uuid.uuid4().hex}-{out.name[-20:]}")
     make_folder(arriving)
+    remove_abandoned(out.parent, f"{UNFINISHED}*")
     try:
         form.write(ExportSource(run, which, recipe, model), arriving)
-        (arriving / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
+        write_atomically(arriving / RECIPE, lambda path: path.write_text(dump_recipe(recipe), encoding="utf-8"))
         card: dict[str, Any] = {
             "format": FORMAT,
             "name": recipe.name,
@@ -60,14 +62,14 @@ def export(
             "metrics": _metrics(run, sha256),
             "versions": {"maskmed_zoo": __version__, "torch": torch.__version__},
         }
-        (arriving / README).write_text(readme(card), encoding="utf-8")
+        write_atomically(arriving / README, lambda path: path.write_text(readme(card), encoding="utf-8"))
         files = {path.name: FileFacts.of(path) for path in sorted(arriving.iterdir())}
         card["files"] = {name: {"size": fact.size, "sha256": fact.sha256} for name, fact in files.items()}
-        (arriving / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        write_json(arriving / CARD, card)
         check_exported(arriving)
         arriving.replace(out)
     except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error}); free space or rights") from error
+        raise unwritable(out, error) from error
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
     return card
@@ -75,12 +77,8 @@ def export(
 
 def _metrics(run: RunFolder, sha256: str) -> dict[str, Any] | None:
     """The run's scores with these very weights, if it has any."""
-    try:
-        scores: dict[str, Any] = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    is_whole = isinstance(scores, dict) and {"labels", "cases"} <= scores.keys()  # pyright: ignore[reportUnnecessaryIsInstance]
-    if not is_whole or scores.get("weights_sha256") != sha256:
+    scores = read_summary(run.evaluation_file)
+    if scores is None or scores.get("weights_sha256") != sha256:
         return None
     labels = {f"dice {name}": row["mean"] for name, row in scores["labels"].items()}
     means = {name: scores[name] for name in SCORES if name in scores}

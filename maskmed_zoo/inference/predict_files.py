@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from maskmed_zoo import files
 from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.formats import DEFAULT, ending_of, written_endings
 from maskmed_zoo.data.inputs import input_cases
 from maskmed_zoo.data.predicted import files_of
-from maskmed_zoo.errors import DataError
+from maskmed_zoo.errors import DataError, Failures
 from maskmed_zoo.files import remove_abandoned
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.inference.write import UNFINISHED, check_targets, is_finished, write_prediction
+from maskmed_zoo.memory import within_memory
 
 
 def predict_files(
@@ -30,9 +32,9 @@ def predict_files(
     `NAME_instances.nii.gz` and `NAME_instances.json` lie beside it. Cases finished by the same weights are skipped
     unless `overwrite`, which also replaces what other weights made. `progress(done, total)` counts all cases.
 
-    Raises `DataError` for inputs that cannot be used, and then cases before it stay finished; and, before anything is
+    Raises one `DataError` for all inputs that cannot be used, after the others are finished; and, before anything is
     predicted, where an output would be an input, or label maps are in the way that other weights made, or something
-    unknown, which is never replaced.
+    unknown, which is never replaced. Raises `OutputError` where nothing can be written; what is finished stays.
     """
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     cases = input_cases([Path(path) for path in given], predictor.channels)
@@ -41,15 +43,20 @@ def predict_files(
     _refuse_clashes(cases, targets, with_instances=has_instances)
     check_targets(targets, weights, with_instances=has_instances, overwrite=overwrite)
     written: list[Path] = []
+    failures = Failures()
     for folder in {target.parent for target in targets}:
         remove_abandoned(folder, f"{UNFINISHED}*")
+        remove_abandoned(folder, f"{files.UNFINISHED}*")
     for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
         if overwrite or not is_finished(target, weights, with_instances=has_instances):
-            image, _, geometry = load_case(case, None)
-            write_prediction(target, predictor.segment(image, geometry), predictor.labels, weights)
-            written.append(target)
+            with failures.kept(), within_memory(f"case '{case.identifier}'"):
+                image, _, geometry = load_case(case, None)
+                prediction = predictor.segment(image, geometry)
+                write_prediction(target, prediction, predictor.labels, weights, overwrite=overwrite)
+                written.append(target)
         if progress is not None:
             progress(index + 1, len(cases))
+    failures.tell(len(cases), f"the others are in {targets[0].parent}")
     return written
 
 
@@ -72,12 +79,12 @@ def _targets(out: Path, cases: Sequence[Case]) -> list[Path]:
 
 def _refuse_clashes(cases: Sequence[Case], targets: Sequence[Path], *, with_instances: bool) -> None:
     """Raise `DataError` if two cases share a file to write, or one is an image to read, under whatever name."""
-    files = [path for target in targets for path in files_of(target, with_instances=with_instances)]
+    outputs = [path for target in targets for path in files_of(target, with_instances=with_instances)]
     images = {_identity(path) for case in cases for path in case.images}
-    for path in files:
+    for path in outputs:
         if path.exists() and _identity(path) in images:
             raise DataError(f"{path}: is an input, a prediction never replaces one; give another output")
-    twice = next((path for path, count in Counter(files).items() if count > 1), None)
+    twice = next((path for path, count in Counter(outputs).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{twice}: two inputs would be written to the same file; predict them into different folders")
 

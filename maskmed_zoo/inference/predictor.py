@@ -86,8 +86,8 @@ class Predictor:
         """Labels (z y x) of an image on its own voxels and, where the recipe separates instances, those too.
 
         Instances are those of the queries and follow the labels; a head that gives logits has connected parts of them.
-        Raises `ArgumentError` for an array or a place of another form, `DataError` for another number of channels, and
-        for an image that does not fit into memory.
+        Raises `ArgumentError` for an array or a place of another form, `DataError` for another number of channels,
+        and `MemoryShortageError` for an image that does not fit into memory.
         """
         image, geometry = self._image(image, geometry, spacing, affine)
         with within_memory(f"{geometry.source or 'image'}: to segment it"):
@@ -139,7 +139,8 @@ class Predictor:
     def prepare(self, image: NDArray[np.float32], geometry: Geometry) -> Tensor:
         """Image (c z y x) in its own units to what the network sees: at its spacing, normalized.
 
-        Raises `DataError` where it would have far more or far fewer voxels than before, or more than memory holds.
+        Raises `DataError` where it would have far more or far fewer voxels than before, `MemoryShortageError` for more
+        than memory holds.
         """
         data, where = self.recipe.data, geometry.source or "image"
         check_resampled(geometry, data.spacing, 2 * len(image) + self.model.num_classes)

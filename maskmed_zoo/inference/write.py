@@ -21,23 +21,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.formats import stem_of, write_labels
+from maskmed_zoo.data.formats import read_labels, stem_of, write_labels
 from maskmed_zoo.data.image import Geometry
-from maskmed_zoo.data.predicted import (
-    PredictedFolder,
-    facts_beside,
-    files_of,
-    objects_beside,
-    refuse_shared_names,
-    weights_of,
-)
-from maskmed_zoo.errors import DataError, OutputError
-from maskmed_zoo.files import make_folder, sha256_of, write_json
+from maskmed_zoo.data.predicted import PredictedFolder, facts_beside, files_of, objects_beside, refuse_shared_names
+from maskmed_zoo.errors import DataError
+from maskmed_zoo.files import make_folder, sha256_of, unwritable, write_json
 from maskmed_zoo.inference.stitcher import Instances
 from maskmed_zoo.labels import Labels
 
 UNFINISHED = ".predicting-"
 """Before the name of a folder in which a case is put together."""
+ELSEWHERE = "give another folder, or move it away"
+"""What to do about a file in the way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +44,20 @@ class Prediction:
     geometry: Geometry
 
 
-def write_prediction(target: Path, prediction: Prediction, labels: Labels, weights_sha256: str) -> None:
-    """Write a case's files.
+def write_prediction(
+    target: Path,
+    prediction: Prediction,
+    labels: Labels,
+    weights_sha256: str,
+    *,
+    overwrite: bool = True,
+    request: str | None = None,
+) -> None:
+    """Write a case's files; `request` is the checksum of the image and settings that they were made with.
 
     Everything is written under other names first, so that an earlier prediction stays whole until the new one is.
-    Raises `DataError` for a label map that cannot be stored, `OutputError` if a file cannot be written.
+    Raises `DataError` for a label map that cannot be stored, and unless `overwrite` where another process has put one
+    of other weights there, `OutputError` if a file cannot be written.
     """
     folder = target.parent
     make_folder(folder)
@@ -62,6 +66,7 @@ def write_prediction(target: Path, prediction: Prediction, labels: Labels, weigh
     try:
         if target.exists():
             with record.held():
+                _refuse_others(record, target, weights_sha256, overwrite)
                 record.announce(target.name, weights_sha256, values, {})
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder, ignore_cleanup_errors=True) as name:
             made = Path(name) / target.name
@@ -70,13 +75,30 @@ def write_prediction(target: Path, prediction: Prediction, labels: Labels, weigh
             write_labels(made, prediction.labels, prediction.geometry)
             files = files_of(made, with_instances=prediction.instances is not None)
             with record.held():
-                _put_in_place(record, target, files, values, weights_sha256)
+                _refuse_others(record, target, weights_sha256, overwrite)
+                _put_in_place(record, target, files, labels=values, weights_sha256=weights_sha256, request=request)
     except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror or error}); check the folder") from error
+        raise unwritable(target, error) from error
+
+
+def _refuse_others(record: PredictedFolder, target: Path, weights_sha256: str, overwrite: bool) -> None:
+    if not overwrite and target.exists() and _is_others(record, target, weights_sha256):
+        raise DataError(f"{target}: made by other weights in the meantime; give another folder, or --overwrite")
+
+
+def _is_others(record: PredictedFolder, target: Path, weights_sha256: str) -> bool:
+    """Whether a label map that is there is not of these weights, nor being replaced by them."""
+    return record.weights_of(target.name) != weights_sha256 and not record.is_begun(target.name, weights_sha256)
 
 
 def _put_in_place(
-    record: PredictedFolder, target: Path, files: Sequence[Path], labels: Mapping[str, int], weights_sha256: str
+    record: PredictedFolder,
+    target: Path,
+    files: Sequence[Path],
+    *,
+    labels: Mapping[str, int],
+    weights_sha256: str,
+    request: str | None,
 ) -> None:
     """Move whole files of a case beside its label map, unless the user has put something there in the meantime."""
     there = [path for path in files_of(target, with_instances=True) if path.exists()]
@@ -84,7 +106,7 @@ def _put_in_place(
     unknown = [path for path in there if not record.is_known(path.name, target.name)]
     _refuse_unknown([path for path in unknown if path.name in names])
     leftover = {path.name for path in there if path not in unknown} - names  # of other weights, which had instances
-    record.announce(target.name, weights_sha256, labels, {path.name: sha256_of(path) for path in files})
+    record.announce(target.name, weights_sha256, labels, {path.name: sha256_of(path) for path in files}, request)
     for path in files:  # the label map last
         path.replace(record.folder / path.name)
     for name in leftover:
@@ -92,7 +114,9 @@ def _put_in_place(
     record.enter(target.name, gone=sorted(leftover))
 
 
-def check_targets(targets: Sequence[Path], weights_sha256: str, *, with_instances: bool, overwrite: bool) -> None:
+def check_targets(
+    targets: Sequence[Path], weights_sha256: str, *, with_instances: bool, overwrite: bool, remedy: str = ELSEWHERE
+) -> None:
     """Raise `DataError` for files in the way: of other weights unless `overwrite`, and in any case the user's own."""
     if with_instances:
         refuse_shared_names({stem_of(target) for target in targets})
@@ -103,26 +127,35 @@ def check_targets(targets: Sequence[Path], weights_sha256: str, *, with_instance
         record = records[target.parent]
         files = [path for path in files_of(target, with_instances=with_instances) if path.exists()]
         unknown += [path for path in files if not record.is_known(path.name, target.name)]
-        is_own = record.weights_of(target.name) == weights_sha256 or record.is_begun(target.name, weights_sha256)
-        others += [target] if target in files and not is_own else []
-    _refuse_unknown(unknown)
+        others += [target] if target in files and _is_others(record, target, weights_sha256) else []
+    _refuse_unknown(unknown, remedy)
     if others and not overwrite:
         raise DataError(
             f"{_counted(others)}: made by other weights; give another folder, or --overwrite to replace them"
         )
 
 
-def is_finished(target: Path, weights_sha256: str, *, with_instances: bool) -> bool:
-    """Whether all files of a case are there and its label map is of these weights."""
-    is_whole = all(path.exists() for path in files_of(target, with_instances=with_instances))
-    return is_whole and weights_of(target) == weights_sha256
+def is_finished(target: Path, weights_sha256: str, *, with_instances: bool, request: str | None = None) -> bool:
+    """Whether all files of a case are there, as `predict` left them, of these weights and, if given, this request."""
+    record = PredictedFolder(target.parent)
+    files = files_of(target, with_instances=with_instances)
+    if not all(path.exists() and record.is_known(path.name, target.name) for path in files):
+        return False
+    is_same = request is None or record.request_of(target.name) == request
+    return is_same and record.weights_of(target.name) == weights_sha256
 
 
-def _refuse_unknown(unknown: Sequence[Path]) -> None:
+def read_prediction(target: Path, *, with_instances: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The label map (z y x) of a finished case, and the numbers of its objects; `DataError` for damaged files."""
+    numbers = read_labels(objects_beside(target)).array if with_instances else None
+    return read_labels(target).array, numbers
+
+
+def _refuse_unknown(unknown: Sequence[Path], remedy: str = ELSEWHERE) -> None:
     if unknown:
         raise DataError(
             f"{_counted(unknown)}: made by something unknown, or changed since it was predicted, so it is not "
-            f"replaced; give another folder, or move it away"
+            f"replaced; {remedy}"
         )
 
 

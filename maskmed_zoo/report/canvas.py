@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from maskmed_zoo.errors import UserError
+from maskmed_zoo.files import make_folder, write_atomically
 
 DPI = 150
 
@@ -59,6 +60,11 @@ class Sheet:
 
     def save(self, path: Path) -> Path:
         """Write a PNG, and its folder where that is missing."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.figure.savefig(path, dpi=DPI, format="png")
+        save_picture(self.figure, path)
         return path
+
+
+def save_picture(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, and its folder where that is missing; raises `OutputError`."""
+    make_folder(path.parent)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.report.canvas import require_matplotlib
+from maskmed_zoo.report.canvas import require_matplotlib, save_picture
 from maskmed_zoo.settings import Spacing3
 
 Array = NDArray[Any]
@@ -103,8 +103,7 @@ def comparison_figure(
     figure.text(0.5, 0.3 / height, caption, ha="center", fontsize=8)
     caption = f"Axial slices seen from the feet, coronal slices from the front. Grey levels: {shown_range}."
     figure.text(0.5, 0.12 / height, caption, ha="center", fontsize=8)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, format="png")
+    save_picture(figure, Path(path))
     return Path(path)
 
 

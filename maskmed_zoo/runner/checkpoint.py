@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from maskmed_zoo.errors import CheckpointError, first_line
+from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.files import write_atomically
-from maskmed_zoo.runner.run_folder import RunFolder, check_state
+from maskmed_zoo.runner.metrics_file import read_rows, trained_epochs, write_rows
+from maskmed_zoo.runner.run_folder import RunFolder
+from maskmed_zoo.runner.state_file import load_state
 from maskmed_zoo.runner.trainer import Trainer
 
 
@@ -24,7 +24,7 @@ class Progress:
     epoch: int = 0
     best: float = -math.inf
     average: float = math.nan
-    rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    rows: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
 
 
 def save(run: RunFolder, trainer: Trainer, progress: Progress) -> None:
@@ -34,9 +34,9 @@ def save(run: RunFolder, trainer: Trainer, progress: Progress) -> None:
     if is_best:
         progress.best = average
     if is_best or progress.best == -math.inf:  # before the first validation the newest are the best known
-        run.save_weights(trainer.model, "best", trainer.recipe)
-    run.save_weights(trainer.model, "last", trainer.recipe)
-    write_atomically(run.metrics_file, lambda path: _write_metrics(progress.rows, path))
+        run.save_weights(trainer.model, "best", trainer.recipe, epochs=progress.epoch)
+    run.save_weights(trainer.model, "last", trainer.recipe, epochs=progress.epoch)
+    write_atomically(run.metrics_file, lambda path: write_rows(progress.rows, path))
     # The state comes last: killed before it, the epoch is done again and writes the same files.
     state = trainer.state() | {"epoch": progress.epoch, "best": progress.best, "average": progress.average}
     write_atomically(run.state_file, lambda path: torch.save(state, path))
@@ -45,27 +45,26 @@ def save(run: RunFolder, trainer: Trainer, progress: Progress) -> None:
 def load(run: RunFolder, trainer: Trainer) -> Progress:
     """Put the trainer into the state of the last whole epoch; of a run killed in its first one, leave it as it is.
 
-    Raises `CheckpointError` for a state that is damaged or of another network.
+    Lost rows of metrics are told and missed, lost last weights are written again. Raises `CheckpointError` for a state
+    that is missing, damaged or of another network.
     """
     path = run.state_file
+    rows = read_rows(run.metrics_file, trainer.recipe.train.iterations_per_epoch)
     if not path.exists():
+        if trained_epochs(rows) > 1 or run.evaluation_file.exists():  # of its first epoch a killed run has one row
+            raise CheckpointError(
+                f"{path}: is missing, though epochs were trained; copy it back, or train into a new folder"
+            )
         return Progress()
-    try:
-        state = torch.load(path, map_location=trainer.device, weights_only=True)
-        check_state(trainer.model, state["model"], path)
-        trainer.load_state(state)
-        progress = Progress(state["epoch"], state["best"], state["average"])
-        with run.metrics_file.open(newline="", encoding="utf-8") as file:
-            progress.rows = [dict(row) for row in csv.DictReader(file) if int(row["epoch"]) < progress.epoch]
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = first_line(error)
-        raise CheckpointError(f"{path}: cannot be continued from ({reason}); train into a new folder") from error
+    state = load_state(path, trainer)
+    progress = Progress(state["epoch"], state["best"], state["average"])
+    progress.rows += [row for row in rows if int(row["epoch"]) < progress.epoch]
+    lost = sorted(set(range(progress.epoch)) - {int(row["epoch"]) for row in progress.rows})
+    if lost:
+        trainer.say(
+            f"{run.metrics_file}: damaged or missing; the rows of {len(lost)} of {progress.epoch} epochs are lost, "
+            f"the first that of epoch {lost[0] + 1}; the weights are not, training goes on from them"
+        )
+    if not run.weights_file("last").is_file():
+        run.save_weights(trainer.model, "last", trainer.recipe, epochs=progress.epoch)
     return progress
-
-
-def _write_metrics(rows: list[dict[str, Any]], path: Path) -> None:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)

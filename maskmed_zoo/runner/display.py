@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from maskmed_zoo.errors import printable
 
 
 class Display:
@@ -18,8 +20,9 @@ class Display:
         self.console = console or Console(stderr=True)
 
     def say(self, text: str) -> None:
-        """One line."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """One line; work goes on where nobody can be told, as on a full disk or in a closed terminal."""
+        with suppress(OSError, ValueError):
+            self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, title: str) -> Generator[Callable[[int, int], None]]:
@@ -57,7 +60,8 @@ class Display:
 
 def _summary(row: dict[str, Any]) -> str:
     dice = f"  validation Dice {row['validation_dice']:.3f}" if "validation_dice" in row else ""
-    return f"loss {row['loss']:.3f}{dice}"
+    loss = f"loss {row['loss']:.3f}" if "loss" in row else "every step skipped"
+    return f"{loss}{dice}"
 
 
 def _clock(seconds: float) -> str:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
 from maskmed_zoo.data.formats import DEFAULT
+from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.instances import components, read_instances
 from maskmed_zoo.data.sources import Data, open_sources
-from maskmed_zoo.errors import DataError
+from maskmed_zoo.errors import DataError, Failures
 from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
-from maskmed_zoo.files import write_json
+from maskmed_zoo.files import UNFINISHED, remove_abandoned, write_json
 from maskmed_zoo.inference.predictor import Predictor
-from maskmed_zoo.inference.write import Prediction, check_targets, write_prediction
+from maskmed_zoo.inference.write import check_targets, is_finished, read_prediction, write_prediction
+from maskmed_zoo.memory import within_memory
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.load import load
 from maskmed_zoo.runner.manifest import now
@@ -36,21 +45,28 @@ def evaluate(
     """Predict and score the run's validation cases; writes `predictions/` and `evaluation.json`, returns the latter.
 
     `data` is where the data sets lie now, in their order, if they have moved since training. Of each case the labels
-    are scored that were annotated in it. `metrics` names those to compute besides Dice.
+    are scored that were annotated in it. `metrics` names those to compute besides Dice. A label map that the same
+    weights made of the same image with the same settings is not predicted again. Raises one `DataError` for all cases
+    that cannot be used, after the others are predicted; `evaluation.json` is then left as it was.
     """
     display, wanted = display or Display(), chosen(metrics)
     predictor, manifest = load(run, which=which, device=device), run.manifest()
     cases = validation_cases(manifest, data, predictor.channels)
     targets = {name: run.predictions / f"{name}{DEFAULT}" for name in cases}
     has_instances, weights = predictor.recipe.data.instances is not None, predictor.weights_sha256
-    check_targets([*targets.values()], weights, with_instances=has_instances, overwrite=True)
+    remedy = f"move it away, or score the maps as they are: evaluate --pred {run.predictions} --ref DIR"
+    check_targets([*targets.values()], weights, with_instances=has_instances, overwrite=True, remedy=remedy)
+    for folder in (run.path, run.predictions):
+        remove_abandoned(folder, f"{UNFINISHED}*")
     scored: list[ScoredCase] = []
+    failures = Failures()
     with display.task("evaluating") as progress:
-        for name, (case, dataset) in cases.items():
-            prediction, pair = _predicted(predictor, name, case, dataset)
-            write_prediction(targets[name], prediction, predictor.labels, weights)
-            scored.append(score_case(pair, wanted))
-            progress(len(scored), len(cases))
+        for done, (name, (case, dataset)) in enumerate(cases.items(), start=1):
+            with failures.kept(), within_memory(f"case '{name}'"):
+                pair = _pair(predictor, name, case, dataset, targets[name])
+                scored.append(score_case(pair, wanted))
+            progress(done, len(cases))
+    failures.tell(len(cases), f"the others are predicted, in {run.predictions}, and nothing is scored")
     facts = {
         "recipe": predictor.recipe.name,
         "dataset": manifest["dataset"],
@@ -58,6 +74,7 @@ def evaluate(
         "seed": manifest["seed"],
         "weights": which,
         "weights_sha256": weights,
+        "epochs": run.trained_epochs(which, weights),
         "test_time_augmentation": False,
         "overlap": predictor.recipe.inference.overlap,
         "date": now(),
@@ -67,29 +84,55 @@ def evaluate(
     return result
 
 
-def _predicted(predictor: Predictor, name: str, case: Case, dataset: RawDataset) -> tuple[Prediction, LabelMapPair]:
-    """The prediction of a case, and what there is to score of it."""
+def _pair(predictor: Predictor, name: str, case: Case, dataset: RawDataset, target: Path) -> LabelMapPair:
+    """What there is to score of a case, whose prediction is written to `target` unless it is there already."""
     image, reference, geometry = load_case(case, dataset)
     if reference is None:
         raise DataError(f"{dataset.root}: validation case '{name}' has no label map")
-    prediction = predictor.segment(image, geometry)
+    labels, ids = _predicted(predictor, image, geometry, target, _request(predictor, case))
     separated = None
-    if prediction.instances is not None:
+    if ids is not None:
         if predictor.recipe.data.instances == "map":
             numbers = read_instances(case, dataset, reference, geometry)
         else:
             numbers = components(reference, list(dataset.labels.foreground.values()))
-        separated = Separated(prediction.instances.ids, numbers)
-    pair = LabelMapPair(
+        separated = Separated(ids, numbers)
+    return LabelMapPair(
         identifier=name,
-        prediction=prediction.labels,
+        prediction=labels,
         reference=dataset.labels.renumbering(predictor.labels)[reference],
         labels=predictor.labels,
         annotated=dataset.annotated(case),
         spacing=geometry.spacing,
         instances=separated,
     )
-    return prediction, pair
+
+
+def _predicted(
+    predictor: Predictor, image: NDArray[np.float32], geometry: Geometry, target: Path, request: str
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Label map and numbers of objects of a case: those written before, or new ones, which are written."""
+    has_instances, weights = predictor.recipe.data.instances is not None, predictor.weights_sha256
+    if is_finished(target, weights, with_instances=has_instances, request=request):
+        with suppress(DataError):  # more objects than label maps are read with
+            return read_prediction(target, with_instances=has_instances)
+    prediction = predictor.segment(image, geometry)
+    write_prediction(target, prediction, predictor.labels, weights, request=request)
+    return prediction.labels, None if prediction.instances is None else prediction.instances.ids
+
+
+def _request(predictor: Predictor, case: Case) -> str:
+    """Checksum of what a label map depends on besides the weights: the image's files and the settings."""
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.images]
+    recipe = predictor.recipe.model_dump(mode="json")
+    content = [
+        files,
+        recipe["data"],
+        recipe["inference"],
+        str(predictor.dtype),
+        [stats.to_dict() for stats in predictor.fingerprint],
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def validation_cases(
@@ -98,12 +141,14 @@ def validation_cases(
     """The run's validation cases by the names they have in it; raises `DataError` unless they are what they were."""
     records = [record for record in manifest["data"] if record["cases"] == "fold"]
     if data is None:
-        datasets = [open_dataset(record["path"]) for record in records]
+        datasets = [_open(record) for record in records]
     else:
         datasets = [source.dataset for source in open_sources(data) if not source.is_whole]
     if len(datasets) != len(records):
         known = ", ".join(record["name"] for record in records)
         raise DataError(f"{len(datasets)} data sets to validate on; give those of the run, in their order: {known}")
+    if not manifest["validation"]:
+        raise DataError("the run has no validation cases; predict images with it, and score those")
     cases: dict[str, tuple[Case, RawDataset]] = {}
     for record, dataset in zip(records, datasets, strict=True):
         if dataset.labels != record["labels"] or dataset.channels != tuple(channels):
@@ -117,3 +162,12 @@ def validation_cases(
             roots = ", ".join(str(dataset.root) for dataset in datasets)
             raise DataError(f"{roots}: validation case '{name}' of the run is not there; give its data set")
     return {name: cases[name] for name in manifest["validation"]}
+
+
+def _open(record: dict[str, Any]) -> RawDataset:
+    if not Path(record["path"]).is_dir():
+        raise DataError(
+            f"{record['path']}: no such folder any more, where the run's data set '{record['name']}' was; say with "
+            f"--data (data= in Python) where it is now"
+        )
+    return open_dataset(record["path"])

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from maskmed_zoo.data.cache import Parts
 from maskmed_zoo.data.fingerprint import Fingerprint
 from maskmed_zoo.data.patches import Patch, PatchDataset
-from maskmed_zoo.errors import DataError
+from maskmed_zoo.errors import DataError, MemoryShortageError, first_line
 from maskmed_zoo.runner.checkpoint import Progress, load, save
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.run_folder import RunFolder
@@ -109,3 +109,10 @@ class Loop:
             yield from loader
         except DataError as error:  # a loader process puts its whole traceback before the message
             raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+                raise
+            raise MemoryShortageError(
+                f"a process that prepares patches was ended ({first_line(error)}), most often for lack of memory; use "
+                f"fewer --workers, or 0"
+            ) from error

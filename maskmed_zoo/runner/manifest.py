@@ -43,8 +43,8 @@ def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: 
         raise CheckpointError(
             f"{run.path}: checkpoint of another recipe: {difference}; resume with the run's recipe.yaml"
         )
-    if not run.manifest_file.exists():
-        return
+    if not run.manifest_file.exists() and not run.state_file.exists():
+        return  # killed before its first epoch
     manifest = run.manifest()
     kept = manifest | {"data": [{k: v for k, v in record.items() if k != "path"} for record in manifest["data"]]}
     changes = {"data": "sets whose labels, or labels annotated in a case, are now others"}

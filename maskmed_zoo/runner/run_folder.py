@@ -6,6 +6,8 @@ Exported weights are a folder of another shape that predicts too: `card.json, re
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +19,18 @@ from safetensors.torch import save_file
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
 from maskmed_zoo.errors import CheckpointError, DataError, nearest
 from maskmed_zoo.files import make_folder, sha256_of, write_atomically
+from maskmed_zoo.lock import NoLocksError, locked, worker
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 from maskmed_zoo.recipe.network import network_difference, network_section
+from maskmed_zoo.runner.manifest_file import read_manifest
 from maskmed_zoo.weights.card import CARD, WEIGHTS, check_exported
 
 Which = Literal["best", "last"]
+LOCK = ".lock"
+"""In the folder, while somebody trains there."""
+EPOCHS, LONGEST_NUMBER = "epochs", 10
+"""Key in the header of weights: how many whole epochs are behind them; and digits that a number there may have."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +90,7 @@ class RunFolder:
         """What the run was made from; raises `CheckpointError` if it is missing or broken."""
         if self.is_exported:
             raise CheckpointError(f"{self.path}: exported weights, which predict; this needs the run that made them")
-        try:
-            manifest = json.loads(self.manifest_file.read_text(encoding="utf-8"))
-            known = {"data", "dataset", "fold", "seed", "validation", "fingerprint"} <= manifest.keys()
-            lists = [manifest[key] for key in ("data", "validation", "fingerprint")] if known else []
-            is_listed = all(isinstance(each, list) for each in lists)
-            if not known or not is_listed or not all(isinstance(record, dict) for record in (*lists[0], *lists[2])):
-                raise ValueError("keys are missing, or of an earlier version")
-        except (OSError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{self.manifest_file}: cannot be read ({error}); train the run again") from error
-        return manifest
+        return read_manifest(self.manifest_file)
 
     def fingerprint(self) -> Fingerprint:
         """Intensity statistics of the training cases, from the manifest or the card, whose files are checked."""
@@ -101,25 +100,45 @@ class RunFolder:
         except (DataError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self.path}: its fingerprint cannot be read ({error}); train it again") from error
 
+    @contextmanager
+    def held(self, say: Callable[[str], None]) -> Generator[None]:
+        """Be the only process that trains here; `CheckpointError` names another one, `say` is told of missing locks."""
+        is_new = not self.path.exists()
+        make_folder(self.path)
+        try:
+            with ExitStack() as stack:
+                try:
+                    lock = stack.enter_context(locked(self.path / LOCK, keep=False))
+                except NoLocksError as error:
+                    say(f"{error}; until then, let no other process train in {self.path}")
+                else:
+                    if lock is None:
+                        who = worker(self.path / LOCK)
+                        raise CheckpointError(
+                            f"{self.path}: {who} is training here; wait for it, or give another --out"
+                        )
+                yield
+        finally:
+            if is_new:
+                with suppress(OSError):
+                    self.path.rmdir()  # where nothing came of it
+
     def write_recipe(self, recipe: Recipe) -> None:
         make_folder(self.path)
         write_atomically(self.recipe_file, lambda p: p.write_text(dump_recipe(recipe), encoding="utf-8"))
 
-    def save_weights(self, model: SegmentationModel, which: Which, recipe: Recipe) -> None:
-        """Write the weights of a model of this recipe."""
-        save_model(self.weights_file(which), model, recipe)
+    def save_weights(
+        self, model: SegmentationModel, which: Which, recipe: Recipe, *, epochs: int | None = None
+    ) -> None:
+        """Write the weights of a model of this recipe, trained for so many whole epochs."""
+        save_model(self.weights_file(which), model, recipe, {} if epochs is None else {EPOCHS: str(epochs)})
 
     def load_weights(self, model: SegmentationModel, which: Which, recipe: Recipe) -> str:
         """Load strictly into `model` and return the file's sha256; `CheckpointError` for another recipe's weights."""
         path = self.weights_file(which)
         if not path.is_file():
-            raise CheckpointError(f"{path}: no weights here; the run has not finished an epoch yet")
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); train or copy it again") from error
+            raise CheckpointError(f"{path}: {self._why_missing(which)}")
+        header, tensors, sha256 = _read_weights(path)
         difference = network_difference(header.get("network", ""), recipe, self.recipe_file)
         if difference:
             raise CheckpointError(
@@ -128,20 +147,64 @@ class RunFolder:
             )
         check_state(model, tensors, path)
         model.load_state_dict(tensors)
-        return sha256_of(path)
+        return sha256
+
+    def trained_epochs(self, which: Which, sha256: str) -> int | None:
+        """Whole epochs behind the weights of this checksum; None where they do not say, or are others by now."""
+        path = self.weights_file(which)
+        try:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get(EPOCHS, "")
+            is_same = sha256_of(path) == sha256
+        except (SafetensorError, OSError):
+            return None
+        return int(text) if is_same and text.isdecimal() and len(text) < LONGEST_NUMBER else None
+
+    def _why_missing(self, which: Which) -> str:
+        if (self.path / WEIGHTS).is_file():
+            return f"no run, and no {CARD} beside {WEIGHTS}: an exported folder that is not whole; get it again"
+        if which == "best" and self.weights_file("last").is_file():
+            return "is missing, though the run has its last weights; copy it back, or take the last ones"
+        if self.state_file.is_file():
+            return f"is missing, though {self.state_file.name} is there; resume the training, which writes it again"
+        if self.metrics_file.is_file() or self.evaluation_file.is_file():
+            return "is missing, though the run has finished epochs; copy it back, or train the run again"
+        return "no weights here; the run has not finished an epoch yet"
 
 
-def save_model(path: Path, model: SegmentationModel, recipe: Recipe) -> None:
-    """Weights with the class names and what identifies the network in the header; raises `OutputError`."""
+def _read_weights(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor], str]:
+    """Header, tensors and sha256 of one file; a training run may put a new one in its place meanwhile."""
+    try:
+        while True:
+            before = _identity(path)
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+            sha256 = sha256_of(path)
+            if before == _identity(path):
+                return header, tensors, sha256
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); train or copy it again") from error
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def save_model(path: Path, model: SegmentationModel, recipe: Recipe, facts: Mapping[str, str] | None = None) -> None:
+    """Weights with the class names, what identifies the network, and further `facts` in the header; `OutputError`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     section = json.dumps(network_section(recipe))
     header = {"network": section, "class_names": json.dumps(model.class_names), "recipe": recipe.name}
+    header |= facts or {}
     write_atomically(path, lambda p: save_file(tensors, p, header))
 
 
 def check_state(model: SegmentationModel, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Raise `CheckpointError` unless names and shapes are those of the model."""
-    own = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    """Raise `CheckpointError` unless names, shapes and kinds of numbers are those of the model, and all are finite."""
+    state = model.state_dict()
+    own = {name: tuple(t.shape) for name, t in state.items()}
     given = {name: tuple(t.shape) for name, t in tensors.items()}
     for name in [*own, *given]:
         if own.get(name) != given.get(name):
@@ -150,3 +213,8 @@ def check_state(model: SegmentationModel, tensors: dict[str, torch.Tensor], path
                 f"{path}: does not fit the recipe's model: '{name}' is {given.get(name, 'missing')} in the file and "
                 f"{own.get(name, 'missing')} in the model{hint}"
             )
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or tensor.is_floating_point() != state[name].is_floating_point():
+            raise CheckpointError(f"{path}: '{name}' is {tensor.dtype}, expected {state[name].dtype}; train it again")
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            raise CheckpointError(f"{path}: '{name}' holds NaN or infinity; these weights cannot be used")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.cache import CaseCache, fingerprint_of
-from maskmed_zoo.data.sources import Data, open_sources
+from maskmed_zoo.data.sources import Data, Source, Split, open_sources
 from maskmed_zoo.device import pick_device, pick_workers
-from maskmed_zoo.files import write_json
+from maskmed_zoo.errors import Failures
+from maskmed_zoo.files import UNFINISHED, remove_abandoned, write_json
+from maskmed_zoo.memory import within_memory
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.loop import Loop
@@ -20,6 +24,7 @@ CACHE = ".maskmed_cache"
 """Preprocessed cases, in the folder that holds the runs, shared by them; safe to delete."""
 
 
+@within_memory("training", "lower train.batch_size or data.patch_size, or use --device cpu")
 def train(
     recipe: Recipe,
     *,
@@ -35,8 +40,9 @@ def train(
 
     Of a folder given as `DIR@all` every case trains and none validates. Labels of several data sets are merged by
     name. `resume` continues an interrupted run after its last whole epoch. Raises `DataError` for data sets that cannot
-    be used or contradict the recipe, `CheckpointError` if `out` holds a run and `resume` is not given, or one of
-    another recipe, data set, fold or seed; `NonFiniteError` if training diverges.
+    be used or contradict the recipe, naming all cases at fault, `CheckpointError` if `out` holds a run and `resume` is
+    not given, or one of another recipe, data set, fold or seed, or another process trains there; `OutputError` where
+    nothing can be written, `NonFiniteError` if training diverges, `MemoryShortageError`.
     """
     display = display or Display()
     target = pick_device(device)
@@ -51,23 +57,46 @@ def train(
     check_folder(run, recipe, facts, resume)
     trainer = Trainer(recipe, target, display.say)
     trainer.model.encoder.out_spec.check_patch(recipe.data.patch_size)
+    with run.held(display.say):
+        check_folder(run, recipe, facts, resume)  # again: another process may have been at work until now
+        remove_abandoned(run.path, f"{UNFINISHED}*")
+        _train(run, trainer, list(zip(sources, splits, strict=True)), facts, display, workers=workers, resume=resume)
+    return run
+
+
+def _train(
+    run: RunFolder,
+    trainer: Trainer,
+    parts: Sequence[tuple[Source, Split]],
+    facts: dict[str, Any],
+    display: Display,
+    *,
+    workers: int,
+    resume: bool,
+) -> None:
+    """Prepare the cases, write down what the run is made from, and train."""
+    recipe = trainer.recipe
     caches: list[CaseCache] = []
-    for source, split in zip(sources, splits, strict=True):
-        cache = CaseCache(out.parent / CACHE, source.dataset, recipe.data.spacing, recipe.data.instances)
+    failures, cases = Failures(), 0
+    for source, split in parts:
+        cache = CaseCache(run.path.parent / CACHE, source.dataset, recipe.data.spacing, recipe.data.instances)
+        chosen = (*split.training, *split.validation)
         with display.task(f"preparing cases of {source.dataset.name}") as progress:
-            cache.prepare((*split.training, *split.validation), workers=workers, progress=progress)
+            cache.prepare(chosen, workers=workers, progress=progress, failures=failures)
         caches.append(cache)
-    training = [(cache, split.training) for cache, split in zip(caches, splits, strict=True)]
-    validation = [(cache, split.validation) for cache, split in zip(caches, splits, strict=True)]
+        cases += len(chosen)
+    failures.tell(cases, "the others are prepared, training starts once these are mended or taken out of the data set")
+    training = [(cache, split.training) for cache, (_, split) in zip(caches, parts, strict=True)]
+    validation = [(cache, split.validation) for cache, (_, split) in zip(caches, parts, strict=True)]
     if not run.manifest_file.exists():
-        paths = [{"path": str(source.dataset.root.resolve())} for source in sources]
+        paths = [{"path": str(source.dataset.root.resolve())} for source, _ in parts]
         manifest = facts | {
             "recipe": recipe.name,
             "data": [path | record for path, record in zip(paths, facts["data"], strict=True)],
             "seed": recipe.train.seed,
             "fingerprint": [stats.to_dict() for stats in fingerprint_of(training)],
             "started": now(),
-            "environment": environment(target),
+            "environment": environment(trainer.device),
         }
         run.write_recipe(recipe)
         write_json(run.manifest_file, manifest)
@@ -81,4 +110,3 @@ def train(
     if resume:
         loop.resume()
     loop.run_to_end(display)
-    return run

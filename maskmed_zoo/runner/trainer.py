@@ -123,12 +123,19 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` gave."""
+        """Continue from what `state` gave; rates and other settings are the recipe's."""
         self.iteration, self.skipped_in_a_row = state["iteration"], state["skipped_in_a_row"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]["state"]})
+        factors = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        rates = [base * factor(self.iteration) for base, factor in factors]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        place = {"last_epoch": self.iteration, "_step_count": self.iteration + 1, "_last_lr": rates}
+        self.schedule.load_state_dict(self.schedule.state_dict() | place)
+        if self.scaler.is_enabled() and state["scaler"]:
+            found = {key: state["scaler"][key] for key in ("scale", "_growth_tracker")}
+            self.scaler.load_state_dict(self.scaler.state_dict() | found)
         torch.set_rng_state(state["rng"].cpu())
         if state["device_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_rng"].cpu(), self.device)

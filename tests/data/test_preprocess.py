@@ -191,7 +191,7 @@ def test_fingerprint_without_foreground(samples):
 
 @pytest.mark.parametrize("values", [{"mean": 1}, {"mean": "x", "std": 1, "percentile_00_5": 0, "percentile_99_5": 1}])
 def test_fingerprint_entries_are_checked(values):
-    with pytest.raises(DataError, match="expected numbers mean, std, percentile_00_5, percentile_99_5"):
+    with pytest.raises(DataError, match="expected finite numbers mean, std, percentile_00_5, percentile_99_5"):
         IntensityStats.from_dict(values)
 
 

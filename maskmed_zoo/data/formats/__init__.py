@@ -13,11 +13,8 @@ orientation, number types, refusals, and that a file appears whole or not at all
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
 import pkgutil
-import uuid
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskmed_zoo.data.image import Geometry, Volume
-from maskmed_zoo.errors import DataError, OutputError
+from maskmed_zoo.errors import DataError
+from maskmed_zoo.files import write_atomically
 from maskmed_zoo.memory import within_memory
 
 DEFAULT = ".nii.gz"
@@ -137,15 +135,7 @@ def write_labels(path: str | Path, array_zyx: NDArray[Any], geometry: Geometry) 
     if low < 0 or high > 65535:
         raise DataError(f"{path}: labels reach {low} … {high}, expected 0 … 65535; renumber them")
     stored = geometry.from_canonical(array_zyx.astype(np.uint8 if high <= 255 else np.uint16))
-    temporary = path.with_name(f".{uuid.uuid4().hex}{ending}")
-    try:
-        formats()[ending].write(temporary, stored, geometry)
-        os.replace(temporary, path)  # noqa: PTH105 - the name everybody looks for
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); check the folder") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda temporary: formats()[ending].write(temporary, stored, geometry))
 
 
 def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
