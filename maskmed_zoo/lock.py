@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -45,23 +45,36 @@ def locked(path: Path, *, wait: bool = False) -> Generator[IO[str] | None]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Generator[None]:
-    """Wait for the lock of a folder, which needs no file in it, and hold it.
+def alone_in(folder: Path, *, wait: bool = True) -> Generator[bool]:
+    """Hold the lock of a folder, which needs no file in it; wait for it, or give False if another process has it.
 
-    Where the system or the disk has no such locks, nothing is held: then one process at a time is up to the caller.
+    A folder that was moved or removed meanwhile gives False too. Where the system or the disk has no such locks,
+    nothing is held: then one process at a time is up to the caller.
     """
     try:
         import fcntl
     except ImportError:
-        yield
+        yield True
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        is_free = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_free = False
+        except OSError:
+            pass
+        yield is_free and _is_at(folder, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def holder(path: Path) -> str | None:

@@ -5,21 +5,20 @@ The card names the data set and not where it lies, and no case.
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from maskmed_zoo.build import model_of
-from maskmed_zoo.errors import ArgumentError, OutputError
+from maskmed_zoo.errors import ArgumentError, DataError, OutputError
 from maskmed_zoo.export import formats
 from maskmed_zoo.export.formats import ExportSource
-from maskmed_zoo.files import make_folder
+from maskmed_zoo.files import is_there, read_json, write_json
 from maskmed_zoo.recipe import dump_recipe
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 from maskmed_zoo.version import __version__
+from maskmed_zoo.weights.arriving import arriving, clear
 from maskmed_zoo.weights.card import CARD, FORMAT, README, RECIPE, FileFacts, check_exported, readme
 
 SCORES = ("mean_dice", "mean_dice_over_labels", "test_time_augmentation", "overlap", "date")
@@ -33,7 +32,7 @@ def export(
     Raises `CheckpointError` for a run without whole weights of its own recipe, `OutputError` where `out` is there or
     cannot be written, and `ArgumentError` without a license or for a format that there is none of.
     """
-    if out.exists():
+    if is_there(out):
         raise OutputError(f"{out}: exists already; give a new folder")
     if not license.strip():
         raise ArgumentError("the license is empty; name the one that weights and training data allow, or 'unknown'")
@@ -41,11 +40,10 @@ def export(
     recipe, manifest = run.recipe(), run.manifest()
     model = model_of(recipe)
     sha256 = run.load_weights(model, which, recipe)  # whole, and of this recipe
-    arriving = out.with_name(f".{out.name}.arriving")
-    make_folder(arriving)
-    try:
-        form.write(ExportSource(run, which, recipe, model), arriving)
-        (arriving / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
+    with arriving(out) as hidden:
+        clear(hidden)  # of an export that was killed
+        form.write(ExportSource(run, which, recipe, model), hidden)
+        (hidden / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
         card: dict[str, Any] = {
             "format": FORMAT,
             "name": recipe.name,
@@ -60,28 +58,25 @@ def export(
             "metrics": _metrics(run, sha256),
             "versions": {"maskmed_zoo": __version__, "torch": torch.__version__},
         }
-        (arriving / README).write_text(readme(card), encoding="utf-8")
-        files = {path.name: FileFacts.of(path) for path in sorted(arriving.iterdir())}
+        (hidden / README).write_text(readme(card), encoding="utf-8")
+        files = {path.name: FileFacts.of(path) for path in sorted(hidden.iterdir())}
         card["files"] = {name: {"size": fact.size, "sha256": fact.sha256} for name, fact in files.items()}
-        (arriving / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-        check_exported(arriving)
-        arriving.replace(out)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error}); free space or rights") from error
-    finally:
-        shutil.rmtree(arriving, ignore_errors=True)
+        write_json(hidden / CARD, card)
+        check_exported(hidden)
     return card
 
 
 def _metrics(run: RunFolder, sha256: str) -> dict[str, Any] | None:
     """The run's scores with these very weights, if it has any."""
     try:
-        scores: dict[str, Any] = json.loads(run.evaluation_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        scores: Any = read_json(run.evaluation_file)
+    except DataError:
         return None
-    is_whole = isinstance(scores, dict) and {"labels", "cases"} <= scores.keys()  # pyright: ignore[reportUnnecessaryIsInstance]
-    if not is_whole or scores.get("weights_sha256") != sha256:
+    if not isinstance(scores, dict) or scores.get("weights_sha256") != sha256:
         return None
-    labels = {f"dice {name}": row["mean"] for name, row in scores["labels"].items()}
-    means = {name: scores[name] for name in SCORES if name in scores}
-    return means | labels | {"validation_cases": len(scores["cases"])}
+    labels, cases = cast(dict[str, Any], scores).get("labels"), scores.get("cases")
+    if not isinstance(labels, dict) or not isinstance(cases, list | dict):
+        return None
+    rows = cast(dict[str, Any], labels).items()
+    dice = {f"dice {name}": row.get("mean") for name, row in rows if isinstance(row, dict)}
+    return {name: scores[name] for name in SCORES if name in scores} | dice | {"validation_cases": len(cases)}

@@ -6,21 +6,22 @@ Exported weights are a folder of another shape that predicts too: `card.json, re
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
 from maskmed_zoo.errors import CheckpointError, DataError, nearest
-from maskmed_zoo.files import make_folder, sha256_of, write_atomically
+from maskmed_zoo.files import is_file, make_folder, sha256_of, write_atomically
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 from maskmed_zoo.recipe.network import network_difference, network_section
 from maskmed_zoo.weights.card import CARD, WEIGHTS, check_exported
+from maskmed_zoo.weights.files import check_tensors, read_safetensors
 
 Which = Literal["best", "last"]
 
@@ -58,7 +59,7 @@ class RunFolder:
     @property
     def is_exported(self) -> bool:
         """Whether these are exported weights: one set of them, and no training run to continue."""
-        return (self.path / CARD).is_file()
+        return is_file(self.path / CARD)
 
     def weights_file(self, which: Which) -> Path:
         if self.is_exported:
@@ -67,7 +68,7 @@ class RunFolder:
 
     def exists(self) -> bool:
         """Whether a run was started here."""
-        return self.recipe_file.is_file()
+        return is_file(self.recipe_file)
 
     def recipe(self, *, with_loss: bool = True) -> Recipe:
         """The resolved recipe; raises `CheckpointError` where there is no run.
@@ -97,9 +98,12 @@ class RunFolder:
         """Intensity statistics of the training cases, from the manifest or the card, whose files are checked."""
         stats = check_exported(self.path).get("fingerprint") if self.is_exported else self.manifest()["fingerprint"]
         try:
-            return tuple(IntensityStats.from_dict(channel) for channel in stats or ())
-        except (DataError, TypeError, AttributeError) as error:
+            found = tuple(IntensityStats.from_dict(channel) for channel in stats or ())
+        except (DataError, TypeError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"{self.path}: its fingerprint cannot be read ({error}); train it again") from error
+        if not all(math.isfinite(number) for channel in found for number in channel.to_dict().values()):
+            raise CheckpointError(f"{self.path}: its fingerprint holds NaN or infinity; train it again")
+        return found
 
     def write_recipe(self, recipe: Recipe) -> None:
         make_folder(self.path)
@@ -112,22 +116,18 @@ class RunFolder:
     def load_weights(self, model: SegmentationModel, which: Which, recipe: Recipe) -> str:
         """Load strictly into `model` and return the file's sha256; `CheckpointError` for another recipe's weights."""
         path = self.weights_file(which)
-        if not path.is_file():
+        if not is_file(path):
             raise CheckpointError(f"{path}: no weights here; the run has not finished an epoch yet")
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); train or copy it again") from error
-        difference = network_difference(header.get("network", ""), recipe, self.recipe_file)
+        state = read_safetensors(path)
+        difference = network_difference(state.header.get("network", ""), recipe, self.recipe_file)
         if difference:
             raise CheckpointError(
-                f"{path}: weights of another recipe ('{header.get('recipe', 'unknown')}') than {self.recipe_file}: "
-                f"{difference}; use the recipe they were trained with"
+                f"{path}: weights of another recipe ('{state.header.get('recipe', 'unknown')}') than "
+                f"{self.recipe_file}: {difference}; use the recipe they were trained with"
             )
-        check_state(model, tensors, path)
-        model.load_state_dict(tensors)
+        check_state(model, state.tensors, path)
+        check_tensors(state.tensors, path)
+        model.load_state_dict(state.tensors)
         return sha256_of(path)
 
 
