@@ -86,8 +86,8 @@ class SegmentationModel(nn.Module):
             raise JointError("parameter groups must hold every trainable parameter of the model exactly once")
         return groups
 
-    def label_axes(self) -> dict[str, int] | None:
-        """By name of a parameter, the axis along which its rows are the labels', perhaps with "no object" after them.
+    def label_axes(self) -> dict[str, tuple[int, ...]] | None:
+        """By name of a parameter, the axes along which its rows are the labels', perhaps with "no object" after them.
 
         Those are what one label more, or one less, adds a row to; None for a network that `build_model` did not make.
         """
@@ -99,13 +99,11 @@ class SegmentationModel(nn.Module):
                     other = dict(self._head_of(self.num_classes + step).named_parameters())
             except JointError:
                 continue
-            axes: dict[str, int] = {}
+            axes: dict[str, tuple[int, ...]] = {}
             for name, parameter in self.head.named_parameters():
-                same = other.get(name.replace("_orig_mod.", ""))  # of a compiled head
-                axis = None if same is None else _growing(parameter.shape, same.shape, step)
-                if axis is not None:
-                    axes[f"head.{name}"] = axis
-            return axes or None
+                same = other.get(name.replace("_orig_mod.", ""), parameter)  # of a compiled head
+                axes[f"head.{name}"] = _growing(parameter.shape, same.shape, step)
+            return {name: found for name, found in axes.items() if found} or None
         return None
 
     def parts(self) -> dict[str, Component]:
@@ -164,12 +162,9 @@ def _head(config: ComponentConfig, in_spec: FeatureSpec, spacing: Spacing3, num_
     return _make(config, Head, in_spec=in_spec, num_classes=num_classes, spacing=spacing)
 
 
-def _growing(shape: Sequence[int], other: Sequence[int], step: int) -> int | None:
-    """The axis along which two shapes differ by one row, None if there is no such."""
-    if len(shape) != len(other):
-        return None
-    differing = [axis for axis, (a, b) in enumerate(zip(shape, other, strict=True)) if a != b]
-    return differing[0] if len(differing) == 1 and other[differing[0]] - shape[differing[0]] == step else None
+def _growing(shape: Sequence[int], other: Sequence[int], step: int) -> tuple[int, ...]:
+    """The axes along which one shape has `step` rows more than the other."""
+    return tuple(axis for axis, (a, b) in enumerate(zip(shape, other, strict=False)) if b - a == step)
 
 
 def _kind(config: ComponentConfig) -> str:

@@ -107,7 +107,7 @@ def _overlay(name: str, family: str, in_channels: int, state: dict[str, Tensor])
         unexpected=[key for key in found.tensors if key not in whole.state_dict()],
         share=1 - sum(body[key] for key in lost) / max(1, sum(body.values())),
     )
-    beyond = surplus(report, found.inner, found.under)
+    beyond = surplus(report, found)
     if beyond:
         raise ValueError(f"'{beyond[0]}' has no place in it ({len(beyond)} such)")
     log.log(logging.WARNING if report.unexpected else logging.INFO, "encoder 'timm', '%s': %s", name, report)

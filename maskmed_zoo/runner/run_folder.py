@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
-from maskmed_zoo.errors import CheckpointError, DataError, nearest
+from maskmed_zoo.errors import CheckpointError, DataError, nearest, printable
 from maskmed_zoo.files import is_file, make_folder, sha256_of, write_atomically
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
@@ -121,9 +121,10 @@ class RunFolder:
         state = read_safetensors(path)
         difference = network_difference(state.header.get("network", ""), recipe, self.recipe_file)
         if difference:
+            named = state.header.get("recipe", "unknown")
             raise CheckpointError(
-                f"{path}: weights of another recipe ('{state.header.get('recipe', 'unknown')}') than "
-                f"{self.recipe_file}: {difference}; use the recipe they were trained with"
+                f"{path}: weights of another recipe ('{printable(named)}') than {self.recipe_file}: "
+                f"{printable(difference)}; use the recipe they were trained with"
             )
         check_state(model, state.tensors, path)
         check_tensors(state.tensors, path)

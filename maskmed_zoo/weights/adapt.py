@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,13 +24,13 @@ BIAS_TABLE, POSITIONS = "relative_position_bias_table", "position_embeddings"
 class Context:
     """What a module takes and gives: input channels, and the labels of the file and of the module, where known.
 
-    `label_axes` says of parameters by name along which axis their rows are the labels'; None: not known.
+    `label_axes` says of parameters by name along which axes their rows are the labels'; None: not known.
     """
 
     in_channels: int | None = None
     old_classes: Sequence[str] | None = None
     new_classes: Sequence[str] | None = None
-    label_axes: Mapping[str, int] | None = None
+    label_axes: Mapping[str, tuple[int, ...]] | None = None
 
     def is_relabelled(self, name: str) -> bool:
         """Whether the rows of a parameter are of other labels in the file, or of the same in another order."""
@@ -63,26 +64,27 @@ def adapt(name: str, value: Tensor, target: Tensor, context: Context) -> Fitted 
         fitted = value.mean(1, keepdim=True).expand_as(target) * scale
         how = f"input channels {value.shape[1]} → {target.shape[1]}"
         return Fitted(fitted.contiguous(), how, target.numel())
-    axis = 0 if context.label_axes is None else context.label_axes.get(name)
-    if axis is not None and differing in ([], [axis]):
-        return _classes(value, target, context, axis)
-    return None
+    axes = (0,) if context.label_axes is None else context.label_axes.get(name, ())
+    return _classes(value, target, context, axes) if axes and set(differing) <= set(axes) else None
 
 
-def _classes(value: Tensor, target: Tensor, context: Context, axis: int) -> Fitted | None:
+def _classes(value: Tensor, target: Tensor, context: Context, axes: Sequence[int]) -> Fitted | None:
     old, new = context.old_classes, context.new_classes
     if not old or not new:
         return None
-    extra = value.shape[axis] - len(old)  # "no object", where a head has it
-    if extra not in (0, 1) or target.shape[axis] - len(new) != extra:
-        return None
-    pairs = [(new.index(label), old.index(label)) for label in new if label in old]
-    pairs += [(len(new), len(old))] if extra else []
+    shared = [label for label in new if label in old]
+    rows, picked = [torch.arange(size) for size in target.shape], value.detach()
+    for axis in axes:
+        extra = value.shape[axis] - len(old)  # "no object", where a head has it
+        if extra not in (0, 1) or target.shape[axis] - len(new) != extra:
+            return None
+        last = range(extra)
+        rows[axis] = torch.tensor([new.index(label) for label in shared] + [len(new) for _ in last], dtype=torch.long)
+        sources = [old.index(label) for label in shared] + [len(old) for _ in last]
+        picked = picked.index_select(axis, torch.tensor(sources, dtype=torch.long))
     fitted = target.detach().clone()
-    for row, source in pairs:
-        fitted.select(axis, row).copy_(value.select(axis, source))
-    how = f"classes {len(old)} → {len(new)}, {len(pairs) - extra} by name"
-    return Fitted(fitted, how, len(pairs) * target.numel() // target.shape[axis])
+    fitted[torch.meshgrid(*rows, indexing="ij")] = picked.to(fitted)
+    return Fitted(fitted, f"classes {len(old)} → {len(new)}, {len(shared)} by name", picked.numel())
 
 
 def _cube(count: int) -> int | None:

@@ -68,7 +68,9 @@ class State:
             names = parse_json(self.header.get("class_names", "null"), "class_names", error=CheckpointError)
         except CheckpointError:
             return None
-        is_known = isinstance(names, list) and all(isinstance(name, str) for name in cast(list[Any], names))
+        is_known = isinstance(names, list) and all(
+            isinstance(name, str) and name.isprintable() for name in cast(list[Any], names)
+        )
         return tuple(cast(list[str], names)) if is_known else None
 
 
@@ -122,8 +124,10 @@ def read_safetensors(path: Path) -> State:
 
 def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Raise `CheckpointError` for tensors that are not plain, not finite, or more than the file can hold."""
-    if len(tensors) > MOST_TENSORS or any(len(name) > LONGEST_NAME for name in tensors):
-        raise CheckpointError(f"{path}: has {len(tensors)} tensors, or names too long for one; refused")
+    if len(tensors) > MOST_TENSORS:
+        raise CheckpointError(f"{path}: has {len(tensors)} tensors, more than {MOST_TENSORS}; refused")
+    if any(len(name) > LONGEST_NAME or not name.isprintable() for name in tensors):
+        raise CheckpointError(f"{path}: has tensors whose names are no names, or too long for one; refused")
     for name, tensor in tensors.items():
         if not _is_plain(tensor):
             raise CheckpointError(
@@ -168,12 +172,12 @@ def _read_torch(path: Path, *, is_zip: bool) -> State:
     try:
         if is_zip:
             _check_zip(path)
-        else:
-            with path.open("rb") as file:
+        with path.open("rb") as file, torch.serialization.safe_globals(_NUMPY), warnings.catch_warnings():
+            if not is_zip:
                 scan(file.read(LARGEST_PICKLE), pickles=5)
-        with torch.serialization.safe_globals(_NUMPY), warnings.catch_warnings():
+                file.seek(0)
             warnings.simplefilter("ignore")  # on the pickle protocol
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)  # of a path, it would go by the ending
     except CheckpointError:
         raise
     except Exception as error:  # the unpickler raises whatever a hostile file makes it raise

@@ -141,8 +141,13 @@ class Match:
 
     tensors: dict[str, Tensor]
     inner: nn.Module
+    places: Places
     under: str = ""
     prefix: str = ""
+
+    def inside(self, name: str) -> str:
+        """A name of `tensors` as `inner` has it, without wrappers."""
+        return self.places.bare(name).removeprefix(self.places.bare(self.under))
 
 
 def match(state: Tensors, module: nn.Module, maps: Callable[[Tensors], Sequence[KeyMap]] = recognized) -> Match:
@@ -154,7 +159,8 @@ def match(state: Tensors, module: nn.Module, maps: Callable[[Tensors], Sequence[
 
     Raises `CheckpointError` for a file that holds the network twice, or two tensors for one place.
     """
-    places, best, most, rivals = Places(module), Match(dict(state), module), 0, set[str]()
+    places, most = Places(module), 0
+    best = Match(dict(state), module, places)
     for prefix in _prefixes(state):
         carried = _merged((places.bare(n.removeprefix(prefix)), v) for n, v in state.items() if n.startswith(prefix))
         for under, keys in product(_prefixes(places.names), maps(carried)):
@@ -162,16 +168,14 @@ def match(state: Tensors, module: nn.Module, maps: Callable[[Tensors], Sequence[
             hits = sum(places.find(under + name) is not None for name in named)
             if hits > most:
                 rest = {name: value for name, value in state.items() if not name.startswith(prefix)}
-                best = Match(_placed(named, rest, under, places), module, under, prefix)
-                most, rivals = hits, {prefix}
-            elif hits == most and not any(prefix.startswith(p) or p.startswith(prefix) for p in rivals):
-                rivals.add(prefix)
+                best = Match(_placed(named, rest, under, places), module, places, under, prefix)
+                most = hits
         if most == len(state):
             break
-    if most and len(rivals) > 1:
-        raise CheckpointError(
-            f"holds the network more than once, under {' and '.join(map(repr, sorted(rivals)))}; keep one of them"
-        )
+    left = [name for name in best.tensors if places.find(name) is None]
+    for prefix in _prefixes(left) if most else ():
+        if sum(places.find(best.under + n.removeprefix(prefix)) is not None for n in left if n.startswith(prefix)) == most:
+            raise CheckpointError(f"holds the network a second time, under '{prefix}'; keep one of the two")
     under = best.under or _common(places.names)
     return replace(best, under=under, inner=_inside(module, under, places.names))
 
@@ -181,7 +185,7 @@ def renamed(state: Tensors, module: nn.Module, keys: KeyMap) -> Match:
     places = Places(module)
     plain = {n if n in places.names else _TECHNICAL.sub("", n): value for n, value in state.items()}
     tensors, under = _placed(keys(plain, module), {}, "", places), _common(places.names)
-    return Match(tensors, _inside(module, under, places.names), under)
+    return Match(tensors, _inside(module, under, places.names), places, under)
 
 
 def _placed(named: Tensors, rest: Tensors, under: str, places: Places) -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ def load_weights(
         found = match(state.tensors, module) if keys is None else renamed(state.tensors, module, keys)
     except CheckpointError as error:
         raise CheckpointError(f"{place}: {error}") from error
-    context = _context(state, found.inner, found.under)
+    context = _context(state, found)
     _check_labels(context, strict, place)
     fitted, report = _fit(module, found.tensors, context)
     if strict:
@@ -94,14 +94,15 @@ def load_weights(
     return report
 
 
-def _context(state: State, inner: nn.Module, under: str) -> Context:
+def _context(state: State, found: Match) -> Context:
     """What the file and the network say of channels and labels."""
-    axes: dict[str, int] | None = None
-    names: tuple[str, ...] | None = getattr(inner, "class_names", None)
-    if state.class_names and names and state.class_names != names and hasattr(inner, "label_axes"):
-        found: dict[str, int] | None = getattr(inner, "label_axes")()  # noqa: B009  of any module
-        axes = None if found is None else {under + name: axis for name, axis in found.items()}
-    return Context(getattr(inner, "in_channels", None), state.class_names, names, axes)
+    axes: dict[str, tuple[int, ...]] | None = None
+    names: tuple[str, ...] | None = getattr(found.inner, "class_names", None)
+    if state.class_names and names and state.class_names != names and hasattr(found.inner, "label_axes"):
+        known: dict[str, tuple[int, ...]] = getattr(found.inner, "label_axes")() or {}  # noqa: B009  of any module
+        placed = {found.places.find(found.under + name): axis for name, axis in known.items()}
+        axes = {name: axis for name, axis in placed.items() if name is not None}
+    return Context(getattr(found.inner, "in_channels", None), state.class_names, names, axes or None)
 
 
 def _fit(module: nn.Module, tensors: Mapping[str, Tensor], context: Context) -> tuple[dict[str, Any], LoadReport]:
@@ -149,7 +150,7 @@ def _check_labels(context: Context, strict: bool, place: str) -> None:
 
 
 def _check_fitted(report: LoadReport, found: Match, minimum: float, place: str) -> None:
-    beyond = surplus(report, found.inner, found.under)
+    beyond = surplus(report, found)
     if beyond:
         raise CheckpointError(
             f"{place}: '{beyond[0]}' has no place in the network, and it is none of a head's ({len(beyond)} such): "
@@ -162,25 +163,30 @@ def _check_fitted(report: LoadReport, found: Match, minimum: float, place: str) 
         )
 
 
-def surplus(report: LoadReport, inner: nn.Module, under: str = "") -> list[str]:
-    """Unexpected tensors of the body: of parts of the network, at `under`, that are filled, and of more such parts.
+def surplus(report: LoadReport, found: Match) -> list[str]:
+    """Unexpected tensors of the body: of parts of the network that are filled, and of more such parts.
 
     What the network does not have at all, a decoder, a head, a projection of self-supervised training, is none of
     them, nor is what belongs where a layer was taken out.
     """
-    filled = {_part(name, under) for name in (*report.loaded, *report.adapted)}
-    alike = {re.sub(r"\d+", "#", part) for part in filled if re.search(r"\d", part)}
+    filled = {_part(found.inside(name)) for name in (*report.loaded, *report.adapted)}
+    alike = {_numbered(part) for part in filled if re.search(r"\d", part)}
+    unexpected = {name: found.inside(name) for name in report.unexpected}
     return [
         name
-        for name in report.unexpected
-        if (_part(name, under) in filled or re.sub(r"\d+", "#", _part(name, under)) in alike)
-        and not set(HEADS).intersection(name.removeprefix(under).split("."))
-        and not _is_taken_out(inner, name.removeprefix(under))
+        for name, inside in unexpected.items()
+        if (_part(inside) in filled or _numbered(_part(inside)) in alike)
+        and not set(HEADS).intersection(inside.split("."))
+        and not _is_taken_out(found.inner, inside)
     ]
 
 
-def _part(name: str, under: str) -> str:
-    return name.removeprefix(under).split(".")[0]
+def _part(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _numbered(part: str) -> str:
+    return re.sub(r"\d+", "#", part)
 
 
 def _is_taken_out(module: nn.Module, name: str) -> bool:
