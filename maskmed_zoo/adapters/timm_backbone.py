@@ -111,7 +111,7 @@ def _overlay(name: str, family: str, in_channels: int, state: dict[str, Tensor])
     if beyond:
         raise ValueError(f"'{beyond[0]}' has no place in it ({len(beyond)} such)")
     log.log(logging.WARNING if report.unexpected else logging.INFO, "encoder 'timm', '%s': %s", name, report)
-    plain = {key.removeprefix(found.prefix): value for key, value in state.items()}
+    plain = {found.places.bare(key.removeprefix(found.prefix)): value for key, value in state.items()}
     if given is not None and given.shape[1] == in_channels:
         return {"state_dict": plain, "first_conv": None}  # as it is; timm would take it for one of three channels
     if given is not None and given.shape[1] != 3 and in_channels not in (1, 3):
