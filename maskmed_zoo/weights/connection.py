@@ -21,7 +21,7 @@ TIMEOUT = 30.0
 """Seconds without a byte after which a connection is given up."""
 WINDOW, SLOWEST = 60.0, 16 * 2**10
 """Seconds in which at least so many bytes must arrive: 273 bytes/s, a tenth of the slowest mobile lines."""
-LARGEST_HEAD = 2**20
+LARGEST_HEAD = 2**18
 """Bytes of status, headers and, of redirections and errors, the body."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -108,13 +108,11 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
         try:
             there = urllib.parse.urljoin(req.full_url, where)
             check_url(urllib.parse.quote(there, safe=string.punctuation))  # as urllib asks for it
-        except CheckpointError:
-            fp.close()
-            raise
+            return super().http_error_302(req, fp, code, msg, headers)
         except ValueError as error:
-            fp.close()
             raise CheckpointError(f"{req.full_url}: leads to {where[:160]!r}, which is no address ({error})") from error
-        return super().http_error_302(req, fp, code, msg, headers)
+        finally:
+            fp.close()
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 

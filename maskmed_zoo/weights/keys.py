@@ -174,7 +174,10 @@ def match(state: Tensors, module: nn.Module, maps: Callable[[Tensors], Sequence[
             break
     left = [name for name in best.tensors if places.find(name) is None]
     for prefix in _prefixes(left) if most else ():
-        if sum(places.find(best.under + n.removeprefix(prefix)) is not None for n in left if n.startswith(prefix)) == most:
+        if (
+            sum(places.find(best.under + n.removeprefix(prefix)) is not None for n in left if n.startswith(prefix))
+            == most
+        ):
             raise CheckpointError(f"holds the network a second time, under '{prefix}'; keep one of the two")
     under = best.under or _common(places.names)
     return replace(best, under=under, inner=_inside(module, under, places.names))

@@ -12,15 +12,25 @@ from typing import Any
 
 LARGEST_PICKLE = 8 * 2**20
 """Bytes of a pickle, which holds names, shapes and plain values; numbers of tensors lie outside."""
-MOST_OPERATIONS = 2_000_000
+MOST_OPERATIONS = 1_000_000
 """Steps of a pickle, about forty for each tensor."""
 DEEPEST_PICKLE = 200
 """Objects in one another; each tensor is some six deep by itself."""
 _BYTE_ARRAYS = ("bytearray", "builtins bytearray", "__builtin__ bytearray")
-_STORE = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
-_FETCH = ("GET", "BINGET", "LONG_BINGET")
-_FILL = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")
+_STORE = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
+_FETCH = frozenset(("GET", "BINGET", "LONG_BINGET"))
+_FILL = frozenset(("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"))
 _MARK = -1
+
+
+def _effect(operation: Any) -> tuple[bool, int, int]:
+    """Whether an operation takes all down to a mark, how many it takes below that, and how many it gives."""
+    before = [kind.name for kind in operation.stack_before]
+    has_mark = "mark" in before
+    return has_mark, before.index("mark") if has_mark else len(before), len(operation.stack_after)
+
+
+_EFFECTS = {operation.name: _effect(operation) for operation in pickletools.opcodes}
 
 
 def scan(content: bytes, pickles: int = 1) -> None:
@@ -42,12 +52,15 @@ def _scan_one(file: io.BytesIO, left: int) -> int:
                 raise ValueError(f"its pickle has more than {MOST_OPERATIONS} steps")
             if isinstance(argument, str) and argument in _BYTE_ARRAYS:
                 raise ValueError("it makes a byte array, which no state dict has")
-            if operation.name in _STORE:
-                memo[len(memo) if operation.name == "MEMOIZE" else argument] = stack[-1]
-            elif operation.name in _FETCH:
+            name = operation.name
+            if name in _STORE:
+                memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
+            elif name in _FETCH:
                 stack.append(memo.get(argument, 0))
+            elif name == "MARK":
+                stack.append(_MARK)
             else:
-                _step(operation, stack)
+                _step(name, stack)
             if stack and stack[-1] > DEEPEST_PICKLE:
                 raise ValueError(f"objects are nested more than {DEEPEST_PICKLE} deep")
     except (IndexError, OverflowError, MemoryError) as error:
@@ -55,21 +68,15 @@ def _scan_one(file: io.BytesIO, left: int) -> int:
     return left
 
 
-def _step(operation: Any, stack: list[int]) -> None:
+def _step(name: str, stack: list[int]) -> None:
     """Take from the stack what an operation takes, and put there how deep what it gives is."""
-    if operation.name == "MARK":
-        stack.append(_MARK)
-        return
+    has_mark, below, after = _EFFECTS[name]
     taken: list[int] = []
-    wanted = [kind.name for kind in operation.stack_before]
-    if "mark" in wanted:
+    if has_mark:
         while (top := stack.pop()) != _MARK:
             taken.append(top)
-        wanted = wanted[: wanted.index("mark")]
-    container = [stack.pop() for _ in wanted]
-    if operation.name in _FILL:
-        items, held = [*taken, *container[:-1]], container[-1]
-        stack.append(max([held, *(depth + 1 for depth in items)]))
-    else:
-        depth = 1 + max([*taken, *container], default=-1)
-        stack.extend([depth] * len(operation.stack_after))
+    container = [stack.pop() for _ in range(below)]
+    if name in _FILL:
+        stack.append(max([container.pop(), *(1 + depth for depth in (*taken, *container))]))
+    elif after:
+        stack.extend([1 + max([*taken, *container], default=-1)] * after)

@@ -52,7 +52,9 @@ def test_the_same_labels_in_another_order_give_the_same_answer(head: str, tiny_r
     torch.testing.assert_close(swapped.predict(image)[:, [0, 2, 1]], trained.predict(image), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("new", [("background", "left", "tumor"), ("background", "right"), ("background", "a", "b", "c")])
+@pytest.mark.parametrize(
+    "new", [("background", "left", "tumor"), ("background", "right"), ("background", "a", "b", "c")]
+)
 @pytest.mark.parametrize("head", ["pointwise", "learned_class", "masked_query", "masked_query, 4 queries"])
 def test_only_rows_of_the_file_count(head: str, new: tuple[str, ...], tiny_recipe: Path, tmp_path: Path) -> None:
     """Every number that is not the file's is the fresh network's, and `share` counts exactly the others."""
@@ -93,7 +95,11 @@ def test_more_of_the_body_than_the_network_has(tiny_recipe: Path) -> None:
     assert zoo.load_weights(model, state, strict=False).share == 1
     numbered = torch.nn.ModuleDict({"layer1": torch.nn.Linear(2, 2), "fc": torch.nn.Linear(2, 2)})
     further = dict(numbered.state_dict()) | {"layer2.weight": torch.zeros(2, 2)}
-    with pytest.raises(CheckpointError, match=r"'layer2.weight' has no place in the network, and it is none of a head's"):
+    with pytest.raises(
+        CheckpointError, match=r"'layer2.weight' has no place in the network, and it is none of a head's"
+    ):
         zoo.load_weights(numbered, further, strict=False)
-    kept = zoo.load_weights(numbered, further, keys=lambda state, _: {n: v for n, v in state.items() if "layer2" not in n})
+    kept = zoo.load_weights(
+        numbered, further, keys=lambda state, _: {n: v for n, v in state.items() if "layer2" not in n}
+    )
     assert kept.share == 1

@@ -100,7 +100,9 @@ def test_prefixes_at_every_entrance(prefix: str, tiny_recipe: Path, tmp_path: Pa
 def test_networks_whose_own_names_begin_so(prefix: str) -> None:
     """MONAI's UNet is `model.0…`; an attached model has its network as `network`, and a head beside it."""
     unet = UNet(3, 1, 2, (4, 8), (2,))
-    attached = zoo.attach_head(SegResNet(init_filters=8, blocks_down=(1, 1), blocks_up=(1,)), "pointwise", num_classes=2)
+    attached = zoo.attach_head(
+        SegResNet(init_filters=8, blocks_down=(1, 1), blocks_up=(1,)), "pointwise", num_classes=2
+    )
     both = nn.ModuleDict({"model": nn.Linear(2, 2), "net": nn.Linear(2, 2), "weight": nn.Linear(2, 2)})
     for network in (unet, attached, both):
         drawn(network)
@@ -117,7 +119,9 @@ def test_a_finished_network_into_the_attached_one() -> None:
     whole = SegResNet(init_filters=8, blocks_down=(1, 1), blocks_up=(1,))
     drawn(whole)
     state: dict[str, Tensor] = {name: value.clone() for name, value in whole.state_dict().items()}
-    attached = zoo.attach_head(SegResNet(init_filters=8, blocks_down=(1, 1), blocks_up=(1,)), "pointwise", num_classes=2)
+    attached = zoo.attach_head(
+        SegResNet(init_filters=8, blocks_down=(1, 1), blocks_up=(1,)), "pointwise", num_classes=2
+    )
     report = zoo.load_weights(attached, {f"module.{name}": value for name, value in state.items()}, strict=False)
     assert {name.split(".")[0] for name in report.missing} == {"head"}
     assert report.unexpected == ["network.conv_final.2.conv.weight", "network.conv_final.2.conv.bias"]
