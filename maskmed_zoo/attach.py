@@ -38,6 +38,12 @@ from maskmed_zoo.errors import ArgumentError, JointError, RegistryError
 from maskmed_zoo.settings import Size3, Spacing3
 
 
+class TakenOut(nn.Identity):
+    """Stands where the output convolution was, whose weights a file of the whole network still has."""
+
+    is_taken_out = True
+
+
 class AttachedModel(nn.Module):
     """`network` up to the features the head reads, and the head; made by `attach_head`.
 
@@ -132,7 +138,7 @@ def _found(network: nn.Module, run: Trace) -> list[str]:
         )
     maps = last_maps(run, before=index, leading_to=[layer.source])
     coarser = [call.name for call in maps if _is_coarser(run.strides(call.given), finest)]
-    replace_module(network, layer.module, nn.Identity())
+    replace_module(network, layer.module, TakenOut())
     return [layer.name, *coarser[:-1]]
 
 

@@ -37,6 +37,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_there(path: Path) -> bool:
+    """Whether something is at `path`; False, as below, for a name that nothing can have, or that may not be looked at.
+
+    `Path.exists` and its kin raise `OSError` there.
+    """
+    return os.path.lexists(path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a plain file is at `path`."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is at `path`."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step; raises `OutputError`.
 

@@ -60,7 +60,7 @@ def _locked(path: Path, wait: bool) -> Generator[IO[str] | None]:
             except OSError as error:
                 reason = error.strerror or error
                 raise NoLocksError(f"{path}: cannot be locked ({reason}); give a folder on another disk") from error
-            if _is_at(path, file):  # else the holder before removed it in the meantime
+            if _is_at(path, file.fileno()):  # else the holder before removed it in the meantime
                 yield file
                 return
 
@@ -84,31 +84,37 @@ def _is_lock(text: str) -> bool:
     return not text or text.startswith("pid ")
 
 
-def _is_at(path: Path, file: IO[str]) -> bool:
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(file.fileno()))
-    except OSError:
-        return False
-
-
 @contextmanager
-def alone_in(folder: Path) -> Generator[None]:
-    """Wait for the lock of a folder, which needs no file in it, and hold it.
+def alone_in(folder: Path, *, wait: bool = True) -> Generator[bool]:
+    """Hold the lock of a folder, which needs no file in it; wait for it, or give False if another process has it.
 
-    Where the system or the disk has no such locks, nothing is held: then one process at a time is up to the caller.
+    A folder that was moved or removed meanwhile gives False too. Where the system or the disk has no such locks,
+    nothing is held: then one process at a time is up to the caller.
     """
     try:
         import fcntl
     except ImportError:
-        yield
+        yield True
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        is_free = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_free = False
+        except OSError:
+            pass
+        yield is_free and _is_at(folder, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def holder(path: Path) -> str | None:

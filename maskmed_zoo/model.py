@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from maskmed_zoo import registry
@@ -13,6 +15,7 @@ from maskmed_zoo.contracts import (
     ComponentConfig,
     Decoder,
     Encoder,
+    FeatureSpec,
     Head,
     HeadOutput,
     Loss,
@@ -28,7 +31,7 @@ PARTS = ("encoder", "neck", "decoder", "head")
 
 
 class SegmentationModel(nn.Module):
-    """Encoder, neck, decoder and head as one network.
+    """Encoder, neck, decoder and head as one network; `head_of` makes the same head for another number of labels.
 
     Raises `JointError` if the parts do not fit, and in `forward` if the image does not.
     """
@@ -43,6 +46,7 @@ class SegmentationModel(nn.Module):
         in_channels: int,
         num_classes: int,
         class_names: Sequence[str] | None = None,
+        head_of: Callable[[int], Head] | None = None,
     ) -> None:
         super().__init__()
         if neck.out_spec != encoder.out_spec:
@@ -54,6 +58,7 @@ class SegmentationModel(nn.Module):
         self.encoder, self.neck, self.decoder, self.head = encoder, neck, decoder, head
         self.in_channels, self.num_classes = in_channels, num_classes
         self.class_names = None if class_names is None else tuple(class_names)
+        self._head_of = head_of
 
     def forward(self, image: Tensor) -> HeadOutput:
         """Image (b c d h w), d h w divisible by the encoder's total stride, to the head's output at every stage."""
@@ -81,6 +86,26 @@ class SegmentationModel(nn.Module):
             raise JointError("parameter groups must hold every trainable parameter of the model exactly once")
         return groups
 
+    def label_axes(self) -> dict[str, tuple[int, ...]] | None:
+        """By name of a parameter, the axes along which its rows are the labels', perhaps with "no object" after them.
+
+        Those are what one label more, or one less, adds a row to; None for a network that `build_model` did not make.
+        """
+        if self._head_of is None:
+            return None
+        for step in (1, -1):  # a head with a set number of queries may have none for one more
+            try:
+                with torch.device("meta"):
+                    other = dict(self._head_of(self.num_classes + step).named_parameters())
+            except JointError:
+                continue
+            axes: dict[str, tuple[int, ...]] = {}
+            for name, parameter in self.head.named_parameters():
+                same = other.get(name.replace("_orig_mod.", ""), parameter)  # of a compiled head
+                axes[f"head.{name}"] = _growing(parameter.shape, same.shape, step)
+            return {name: found for name, found in axes.items() if found} or None
+        return None
+
     def parts(self) -> dict[str, Component]:
         """Encoder, neck, decoder and head by name."""
         return {name: getattr(self, name) for name in PARTS}
@@ -99,15 +124,16 @@ def build_model(
     encoder = _make(recipe.encoder, Encoder, in_channels=in_channels)
     neck = _make(recipe.neck, Neck, in_spec=encoder.out_spec, spacing=spacing)
     decoder = _make(recipe.decoder, Decoder, in_spec=neck.out_spec)
-    head = _make(recipe.head, Head, in_spec=decoder.out_spec, num_classes=num_classes, spacing=spacing)
+    head_of = partial(_head, recipe.head, decoder.out_spec, spacing)
     return SegmentationModel(
         encoder=encoder,
         neck=neck,
         decoder=decoder,
-        head=head,
+        head=head_of(num_classes),
         in_channels=in_channels,
         num_classes=num_classes,
         class_names=class_names,
+        head_of=head_of,
     )
 
 
@@ -130,6 +156,15 @@ def check_loss(recipe: ModelRecipe) -> None:
             f"loss '{_kind(recipe.loss)}' takes {loss.accepts}, head '{_kind(recipe.head)}' gives {head.gives}; "
             f"write 'kind: {' or '.join(fitting)}' under model.loss"
         )
+
+
+def _head(config: ComponentConfig, in_spec: FeatureSpec, spacing: Spacing3, num_classes: int) -> Head:
+    return _make(config, Head, in_spec=in_spec, num_classes=num_classes, spacing=spacing)
+
+
+def _growing(shape: Sequence[int], other: Sequence[int], step: int) -> tuple[int, ...]:
+    """The axes along which one shape has `step` rows more than the other."""
+    return tuple(axis for axis, (a, b) in enumerate(zip(shape, other, strict=False)) if b - a == step)
 
 
 def _kind(config: ComponentConfig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from maskmed_zoo.errors import CheckpointError, JointError, nearest
 from maskmed_zoo.weights.files import read_state
-from maskmed_zoo.weights.load import LoadReport
+from maskmed_zoo.weights.keys import Tensors, match, own
+from maskmed_zoo.weights.load import LoadReport, surplus
 
 FAMILIES = ("resnet", "convnext", "efficientnet", "vision_transformer", "swin_transformer")
 """Modules of timm.models whose networks can be inflated."""
@@ -61,8 +63,7 @@ def build_2d(name: str, in_channels: int, weights: str | None, any_family: bool)
     state = read_state(Path(weights)).tensors if "pretrained" in settings and weights not in (None, "timm") else None
     try:
         if state is not None:
-            settings["pretrained_cfg_overlay"] = {"state_dict": state}
-            _check_whole(name, family, in_channels, state)
+            settings["pretrained_cfg_overlay"] = _overlay(name, family, in_channels, state)
         module: Any = timm.create_model(name, in_chans=in_channels, **settings)
     except Exception as error:
         said = " ".join(str(error).split())[:200]
@@ -80,23 +81,48 @@ def build_2d(name: str, in_channels: int, weights: str | None, any_family: bool)
     )
 
 
-def _check_whole(name: str, family: str, in_channels: int, state: dict[str, Tensor]) -> None:
-    """Log the load report of the file, for the 2-D network before inflation.
+def _overlay(name: str, family: str, in_channels: int, state: dict[str, Tensor]) -> dict[str, Any]:
+    """What tells timm to take its weights from a file, whose load report for the 2-D network is logged.
 
-    Raises `ValueError` if a parameter below the classifier is not in the file; timm itself would leave it fresh.
+    Raises `ValueError` if a parameter below the classifier is not in the file, which timm itself would leave fresh, or
+    if the file has more of the network's body than the network.
     """
     import timm
 
     whole: Any = timm.create_model(name, in_chans=in_channels)
-    convert = getattr(importlib.import_module(f"timm.models.{family}"), "checkpoint_filter_fn", None)
-    known = state if convert is None else convert(dict(state), whole)
+    convert: Any = getattr(importlib.import_module(f"timm.models.{family}"), "checkpoint_filter_fn", None)
+    found = match(state, whole, lambda _state: [own] if convert is None else [own, partial(_converted, convert)])
+    first = whole.pretrained_cfg.get("first_conv")
+    given = found.tensors.get(f"{first}.weight")
     classifier = whole.pretrained_cfg.get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    own, report = whole.state_dict(), LoadReport(share=1.0)
-    for key in own:
-        if key in known:
-            report.loaded.append(key)
-        elif not key.startswith(("head.", *(f"{h}." for h in heads))) and "num_batches" not in key:
+    heads = ("head.", *(f"{h}." for h in ((classifier,) if isinstance(classifier, str) else classifier)))
+    body = {key: target.numel() for key, target in whole.state_dict().items() if not key.startswith(heads)}
+    lost = {key: "not in the file" for key in body if key not in found.tensors}
+    for key in lost:
+        if "num_batches" not in key:
             raise ValueError(f"'{key}' is not in the file")
-    report.unexpected = [key for key in known if key not in own]
+    report = LoadReport(
+        loaded=[key for key in whole.state_dict() if key in found.tensors],
+        missing=lost,
+        unexpected=[key for key in found.tensors if key not in whole.state_dict()],
+        share=1 - sum(body[key] for key in lost) / max(1, sum(body.values())),
+    )
+    beyond = surplus(report, found)
+    if beyond:
+        raise ValueError(f"'{beyond[0]}' has no place in it ({len(beyond)} such)")
     log.log(logging.WARNING if report.unexpected else logging.INFO, "encoder 'timm', '%s': %s", name, report)
+    plain = {found.places.bare(key.removeprefix(found.prefix)): value for key, value in state.items()}
+    if given is not None and given.shape[1] == in_channels:
+        return {"state_dict": plain, "first_conv": None}  # as it is; timm would take it for one of three channels
+    if given is not None and given.shape[1] != 3 and in_channels not in (1, 3):
+        raise ValueError(f"'{first}.weight' is for {given.shape[1]} channels, expected 3 or {in_channels}")
+    return {"state_dict": plain}
+
+
+def _converted(convert: Any, state: Tensors, module: nn.Module) -> dict[str, Tensor]:
+    """Older names and other people's, as timm itself brings them to its own; nothing where it cannot."""
+    try:
+        return dict(convert(dict(state), module))
+    except Exception as error:  # made for one kind of file, and tried on all
+        log.debug("encoder 'timm': %s", error)
+        return {}

@@ -5,8 +5,6 @@ The card names the data set and not where it lies, and no case.
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,11 @@ from maskmed_zoo.errors import ArgumentError, OutputError
 from maskmed_zoo.evaluation.written import read_summary
 from maskmed_zoo.export import formats
 from maskmed_zoo.export.formats import ExportSource
-from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned, unwritable, write_atomically, write_json
+from maskmed_zoo.files import is_there, write_json, write_text
 from maskmed_zoo.recipe import dump_recipe
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 from maskmed_zoo.version import __version__
+from maskmed_zoo.weights.arriving import arriving, clear
 from maskmed_zoo.weights.card import CARD, FORMAT, README, RECIPE, FileFacts, check_exported, readme
 
 SCORES = ("mean_dice", "mean_dice_over_labels", "test_time_augmentation", "overlap", "date")
@@ -34,7 +33,7 @@ def export(
     Raises `CheckpointError` for a run without whole weights of its own recipe, `OutputError` where `out` is there or
     cannot be written, and `ArgumentError` without a license or for a format that there is none of.
     """
-    if out.exists():
+    if is_there(out):
         raise OutputError(f"{out}: exists already; give a new folder")
     if not license.strip():
         raise ArgumentError("the license is empty; name the one that weights and training data allow, or 'unknown'")
@@ -42,12 +41,10 @@ def export(
     recipe, manifest = run.recipe(), run.manifest()
     model = model_of(recipe)
     sha256 = run.load_weights(model, which, recipe)  # whole, and of this recipe
-    arriving = out.with_name(f"{UNFINISHED}{uuid.uuid4().hex}-{out.name[-20:]}")
-    make_folder(arriving)
-    remove_abandoned(out.parent, f"{UNFINISHED}*")
-    try:
-        form.write(ExportSource(run, which, recipe, model), arriving)
-        write_atomically(arriving / RECIPE, lambda path: path.write_text(dump_recipe(recipe), encoding="utf-8"))
+    with arriving(out) as hidden:
+        clear(hidden)  # of an export that was killed
+        form.write(ExportSource(run, which, recipe, model), hidden)
+        write_text(hidden / RECIPE, dump_recipe(recipe))
         card: dict[str, Any] = {
             "format": FORMAT,
             "name": recipe.name,
@@ -62,16 +59,11 @@ def export(
             "metrics": _metrics(run, sha256),
             "versions": {"maskmed_zoo": __version__, "torch": torch.__version__},
         }
-        write_atomically(arriving / README, lambda path: path.write_text(readme(card), encoding="utf-8"))
-        files = {path.name: FileFacts.of(path) for path in sorted(arriving.iterdir())}
+        write_text(hidden / README, readme(card))
+        files = {path.name: FileFacts.of(path) for path in sorted(hidden.iterdir())}
         card["files"] = {name: {"size": fact.size, "sha256": fact.sha256} for name, fact in files.items()}
-        write_json(arriving / CARD, card)
-        check_exported(arriving)
-        arriving.replace(out)
-    except OSError as error:
-        raise unwritable(out, error) from error
-    finally:
-        shutil.rmtree(arriving, ignore_errors=True)
+        write_json(hidden / CARD, card)
+        check_exported(hidden)
     return card
 
 

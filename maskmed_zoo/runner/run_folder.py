@@ -6,6 +6,7 @@ Exported weights are a folder of another shape that predicts too: `card.json, re
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -13,18 +14,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
-from maskmed_zoo.errors import CheckpointError, DataError, nearest
-from maskmed_zoo.files import make_folder, sha256_of, write_atomically
+from maskmed_zoo.errors import CheckpointError, DataError, nearest, printable
+from maskmed_zoo.files import is_file, make_folder, sha256_of, write_atomically
 from maskmed_zoo.lock import NoLocksError, locked, worker
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 from maskmed_zoo.recipe.network import network_difference, network_section
 from maskmed_zoo.runner.manifest_file import read_manifest
 from maskmed_zoo.weights.card import CARD, WEIGHTS, check_exported
+from maskmed_zoo.weights.files import State, check_tensors, read_safetensors
 
 Which = Literal["best", "last"]
 LOCK = ".lock"
@@ -66,7 +67,7 @@ class RunFolder:
     @property
     def is_exported(self) -> bool:
         """Whether these are exported weights: one set of them, and no training run to continue."""
-        return (self.path / CARD).is_file()
+        return is_file(self.path / CARD)
 
     def weights_file(self, which: Which) -> Path:
         if self.is_exported:
@@ -75,7 +76,7 @@ class RunFolder:
 
     def exists(self) -> bool:
         """Whether a run was started here."""
-        return self.recipe_file.is_file()
+        return is_file(self.recipe_file)
 
     def recipe(self, *, with_loss: bool = True) -> Recipe:
         """The resolved recipe; raises `CheckpointError` where there is no run.
@@ -96,9 +97,12 @@ class RunFolder:
         """Intensity statistics of the training cases, from the manifest or the card, whose files are checked."""
         stats = check_exported(self.path).get("fingerprint") if self.is_exported else self.manifest()["fingerprint"]
         try:
-            return tuple(IntensityStats.from_dict(channel) for channel in stats or ())
-        except (DataError, TypeError, AttributeError) as error:
+            found = tuple(IntensityStats.from_dict(channel) for channel in stats or ())
+        except (DataError, TypeError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"{self.path}: its fingerprint cannot be read ({error}); train it again") from error
+        if not all(math.isfinite(number) for channel in found for number in channel.to_dict().values()):
+            raise CheckpointError(f"{self.path}: its fingerprint holds NaN or infinity; train it again")
+        return found
 
     @contextmanager
     def held(self, say: Callable[[str], None]) -> Generator[None]:
@@ -136,29 +140,29 @@ class RunFolder:
     def load_weights(self, model: SegmentationModel, which: Which, recipe: Recipe) -> str:
         """Load strictly into `model` and return the file's sha256; `CheckpointError` for another recipe's weights."""
         path = self.weights_file(which)
-        if not path.is_file():
+        if not is_file(path):
             raise CheckpointError(f"{path}: {self._why_missing(which)}")
-        header, tensors, sha256 = _read_weights(path)
-        difference = network_difference(header.get("network", ""), recipe, self.recipe_file)
+        state, sha256 = _read_weights(path)
+        difference = network_difference(state.header.get("network", ""), recipe, self.recipe_file)
         if difference:
+            named = state.header.get("recipe", "unknown")
             raise CheckpointError(
-                f"{path}: weights of another recipe ('{header.get('recipe', 'unknown')}') than {self.recipe_file}: "
-                f"{difference}; use the recipe they were trained with"
+                f"{path}: weights of another recipe ('{printable(named)}') than {self.recipe_file}: "
+                f"{printable(difference)}; use the recipe they were trained with"
             )
-        check_state(model, tensors, path)
-        model.load_state_dict(tensors)
+        check_state(model, state.tensors, path)
+        check_tensors(state.tensors, path)
+        model.load_state_dict(state.tensors)
         return sha256
 
     def trained_epochs(self, which: Which, sha256: str) -> int | None:
         """Whole epochs behind the weights of this checksum; None where they do not say, or are others by now."""
-        path = self.weights_file(which)
         try:
-            with safe_open(path, framework="pt") as file:
-                text = (file.metadata() or {}).get(EPOCHS, "")
-            is_same = sha256_of(path) == sha256
-        except (SafetensorError, OSError):
+            state, found = _read_weights(self.weights_file(which))
+        except CheckpointError:
             return None
-        return int(text) if is_same and text.isdecimal() and len(text) < LONGEST_NUMBER else None
+        text = state.header.get(EPOCHS, "")
+        return int(text) if found == sha256 and text.isdecimal() and len(text) < LONGEST_NUMBER else None
 
     def _why_missing(self, which: Which) -> str:
         if (self.path / WEIGHTS).is_file():
@@ -172,19 +176,16 @@ class RunFolder:
         return "no weights here; the run has not finished an epoch yet"
 
 
-def _read_weights(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor], str]:
-    """Header, tensors and sha256 of one file; a training run may put a new one in its place meanwhile."""
+def _read_weights(path: Path) -> tuple[State, str]:
+    """Content and sha256 of one file; a training run may put a new one in its place meanwhile."""
     try:
         while True:
             before = _identity(path)
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            sha256 = sha256_of(path)
+            state, sha256 = read_safetensors(path), sha256_of(path)
             if before == _identity(path):
-                return header, tensors, sha256
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); train or copy it again") from error
+                return state, sha256
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); train or copy it again") from error
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from maskmed_zoo import renamed
 from maskmed_zoo.errors import CheckpointError
-from maskmed_zoo.files import sha256_of
+from maskmed_zoo.files import is_file, is_folder, parse_json, read_text, sha256_of
 from maskmed_zoo.weights.files import LARGEST
 
 FORMAT = 1
@@ -31,6 +31,9 @@ FILES = (RECIPE, WEIGHTS, README)
 """What an exported folder may hold beside its card."""
 LARGEST_CARD = 2**20
 """Bytes that a card may have."""
+LONGEST_FILE_NAME = 255
+"""Bytes of a name that disks take."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
 HUB_LICENSES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
 
 
@@ -48,13 +51,15 @@ class FileFacts:
 
     def check(self, path: Path) -> None:
         """Raise `CheckpointError` unless the file is whole and the one described."""
-        if not path.is_file():
+        if not is_file(path):
             raise CheckpointError(f"{path}: is missing; the card names it, get the weights again")
-        if path.stat().st_size != self.size:
-            raise CheckpointError(
-                f"{path}: {path.stat().st_size} bytes, the card says {self.size}; get the weights again"
-            )
-        if sha256_of(path) != self.sha256:
+        try:
+            found = FileFacts.of(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the rights") from error
+        if found.size != self.size:
+            raise CheckpointError(f"{path}: {found.size} bytes, the card says {self.size}; get the weights again")
+        if found.sha256 != self.sha256:
             raise CheckpointError(f"{path}: sha256 is not the card's: altered or damaged; get the weights again")
 
 
@@ -62,6 +67,7 @@ def safe_name(name: str, place: str) -> str:
     """`name` if it is a plain relative path; raises `CheckpointError` for one that leads out of its folder."""
     parts = PurePosixPath(name).parts
     is_plain = bool(parts) and not name.startswith("/") and ".." not in parts and "." not in name.split("/")
+    is_plain &= len(name.encode("utf-8", "replace")) <= LONGEST_FILE_NAME
     if not is_plain or "" in name.split("/") or any(c in name for c in '\\:\0"*?<>|') or not name.isprintable():
         raise CheckpointError(f"{place}: the name {name[:80]!r} leads out of the folder or is no plain name; refused")
     return name
@@ -70,26 +76,42 @@ def safe_name(name: str, place: str) -> str:
 def read_card(path: Path) -> tuple[dict[str, Any], dict[str, FileFacts]]:
     """A card and the files it names; raises `CheckpointError` for one that is broken, or names other files."""
     try:
-        if path.stat().st_size > LARGEST_CARD:
-            raise ValueError("larger than 1 MiB")
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(card, dict) or card.get("format") != FORMAT:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"'format' is not {FORMAT}")
-        card = renamed.update_card(card, str(path))
-        for key in ("name", "license"):
-            if not isinstance(card.get(key), str) or not card[key].isprintable():
-                raise ValueError(f"'{key}' is no line of text")
-        named = cast(dict[str, dict[str, Any]], card["files"])
-        facts = {str(name): FileFacts(int(entry["size"]), str(entry["sha256"])) for name, entry in named.items()}
-        if any(not 0 <= fact.size <= LARGEST for fact in facts.values()):
-            raise ValueError(f"a size is not between 0 and {LARGEST}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        text = read_text(path, largest=LARGEST_CARD, error=CheckpointError)
+    except CheckpointError as error:
+        raise CheckpointError(f"not a card of exported weights: {error}") from error
+    try:
+        card = _checked(parse_json(text, "its text", error=CheckpointError), str(path))
+        named = cast(dict[str, Any], card["files"])
+        for name in named:
+            safe_name(name, str(path))
+        if not {RECIPE, WEIGHTS} <= named.keys() <= set(FILES):
+            raise ValueError(f"names {', '.join(sorted(named))}, expected {', '.join(FILES)}")
+        return card, {name: _facts(entry) for name, entry in named.items()}
+    except (CheckpointError, ValueError) as error:
         raise CheckpointError(f"{path}: not a card of exported weights ({error}); export them again") from error
-    for name in facts:
-        safe_name(name, str(path))
-    if not {RECIPE, WEIGHTS} <= facts.keys() <= set(FILES):
-        raise CheckpointError(f"{path}: names {', '.join(sorted(facts))}, expected {', '.join(FILES)}")
-    return card, facts
+
+
+def _checked(content: Any, place: str) -> dict[str, Any]:
+    """What a card must hold, and of the rest that what is used of it is of its kind; raises `ValueError`."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"'format' is not {FORMAT}")
+    card = renamed.update_card(cast(dict[str, Any], content), place)
+    for key in ("name", "license"):
+        if not isinstance(card.get(key), str) or not card[key].isprintable():
+            raise ValueError(f"'{key}' is no line of text")
+    if isinstance(card.get("files"), dict):
+        return card
+    raise ValueError("'files' is no mapping of names to sizes and checksums")
+
+
+def _facts(entry: Any) -> FileFacts:
+    facts = cast(dict[str, Any], entry) if isinstance(entry, dict) else {}
+    size, sha256 = facts.get("size"), facts.get("sha256")
+    if type(size) is not int or not 0 <= size <= LARGEST:
+        raise ValueError(f"a size is not between 0 and {LARGEST}")
+    if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
+        raise ValueError("a sha256 is not 64 hexadecimal digits")
+    return FileFacts(size, sha256)
 
 
 def check_exported(folder: Path) -> dict[str, Any]:
@@ -104,11 +126,11 @@ def check_exported(folder: Path) -> dict[str, Any]:
 
 def weights_in(path: Path) -> Path:
     """The weights file that a path stands for: itself, a run's last one, or an exported folder's, which is checked."""
-    if not path.is_dir():
+    if not is_folder(path):
         return path
-    if not (path / CARD).is_file():
+    if not is_file(path / CARD):
         last = path / RUN_WEIGHTS
-        if last.is_file():
+        if is_file(last):
             return last
         raise CheckpointError(
             f"{path}: no {CARD} and no {RUN_WEIGHTS}, so no exported weights; give a file, a run or an exported folder"

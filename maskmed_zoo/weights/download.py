@@ -9,56 +9,28 @@ from __future__ import annotations
 
 import http.client
 import re
-import string
 import urllib.error
-import urllib.parse
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO
 
-from maskmed_zoo.errors import CheckpointError
-from maskmed_zoo.files import sha256_of
+from maskmed_zoo.errors import CheckpointError, UserError, first_line
+from maskmed_zoo.files import is_file, make_folder, sha256_of, unwritable
+from maskmed_zoo.weights.connection import Response, ask, check_url
 from maskmed_zoo.weights.files import LARGEST
 
-TIMEOUT = 30.0
 _CHUNK = 2**18
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)$")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
 
 
 class InterruptedDownloadError(CheckpointError):
-    """The connection failed; what has arrived is kept, and the next call resumes from there."""
+    """The connection failed, or stalled; what has arrived is kept, and the next call resumes from there."""
 
 
-class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
-    def http_error_302(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any) -> Any:
-        where = headers.get("Location") or headers.get("URI") or ""
-        there = urllib.parse.urljoin(req.full_url, where)
-        try:
-            check_url(urllib.parse.quote(there, safe=string.punctuation))  # as urllib asks for it
-        except CheckpointError:
-            fp.close()
-            raise
-        return super().http_error_302(req, fp, code, msg, headers)
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-
-def check_url(url: str) -> None:
-    """Raise `CheckpointError` unless the address is https, or http on this machine."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        url.encode("ascii")
-        (parts.hostname or "").encode("idna")
-        if not url.isprintable():
-            raise ValueError("control characters")
-    except ValueError as error:
-        raise CheckpointError(f"{url[:160]!r}: not an address ({error}); encode what is not ASCII") from error
-    if not (parts.scheme == "https" and parts.hostname) and not (
-        parts.scheme == "http" and parts.hostname in _LOOPBACK
-    ):
-        raise CheckpointError(f"{url}: expected an address that begins with https://")
+def partial_of(target: Path) -> Path:
+    """Where what has arrived of a file is kept."""
+    return target.with_name(f".{target.name}.partial")
 
 
 def fetch(
@@ -68,49 +40,49 @@ def fetch(
 
     Args:
         url: https.
-        target: replaced as a whole.
+        target: replaced as a whole; one process at a time.
         sha256: of the file; without it nothing is resumed.
         size: bytes of the file.
         largest: bytes at most, where `size` is not known.
 
-    Raises `InterruptedDownloadError` where the next call resumes, and `CheckpointError` where it cannot be had, or is
-    not what it should be.
+    Raises `InterruptedDownloadError` where the next call resumes, `CheckpointError` where it cannot be had, or is not
+    what it should be, and `OutputError` where it cannot be written.
     """
     check_url(url)
-    if sha256 is not None and target.is_file() and sha256_of(target) == sha256:
-        return target
-    partial = target.with_name(f".{target.name}.partial")
+    partial = partial_of(target)
+    make_folder(target.parent)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if sha256 is not None and is_file(target) and sha256_of(target) == sha256:
+            return target
         if sha256 is None:
             partial.unlink(missing_ok=True)
-        _receive(url, partial, size, largest if size is None else size)
+        have = partial.stat().st_size if is_file(partial) else 0
+    except OSError as error:
+        raise unwritable(target, error) from error
+    try:
+        if not have or have != size:  # else whole, killed before it was put in place
+            _receive(url, partial, have, largest if size is None else size)
         _check(url, partial, sha256, size)
-        partial.replace(target)
-    except (OSError, http.client.HTTPException) as error:
+        _put(partial, target)
+    except UserError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    except (OSError, http.client.HTTPException, ValueError) as error:
         if sha256 is None:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
-        reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else str(error) or repr(error)
-        if partial.exists():
+        reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else first_line(error)
+        if is_file(partial):
             raise InterruptedDownloadError(f"{url}: interrupted ({reason}); run it again to resume") from error
         raise CheckpointError(f"{url}: could not be downloaded ({reason}); try again") from error
-    except CheckpointError:
-        partial.unlink(missing_ok=True)
-        raise
     return target
 
 
-def _receive(url: str, partial: Path, size: int | None, largest: int) -> None:
-    have = partial.stat().st_size if partial.exists() else 0
-    if have and have == size:
-        return  # whole, killed before it was put in place
-    opener = urllib.request.build_opener(_CheckedRedirects)
-    request = urllib.request.Request(url, headers={"User-Agent": "maskmed-zoo", "Accept-Encoding": "identity"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
+def _receive(url: str, partial: Path, have: int, largest: int) -> None:
+    """Write what the server sends behind the `have` bytes of `partial`, or anew."""
     try:
-        response = opener.open(request, timeout=TIMEOUT)
+        response = ask(url, {"Range": f"bytes={have}-"} if have else {})
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and have:  # the rest is not there: another file, or all of it is here
@@ -118,22 +90,49 @@ def _receive(url: str, partial: Path, size: int | None, largest: int) -> None:
             raise urllib.error.URLError("the server has no more of it") from error
         raise
     with response:
-        found = _RANGE.match(response.headers.get("Content-Range", ""))
+        found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
         goes_on = response.status == 206 and found is not None and int(found[1]) == have
+        if response.status != 200 and not goes_on:
+            raise CheckpointError(f"{url}: the server answers with another part than was asked for; refused")
         have = have if goes_on else 0
-        announced = response.headers.get("Content-Length")
-        left = int(announced) if announced and announced.isdigit() else None
+        announced = _NUMBER.fullmatch(response.headers.get("Content-Length", "").strip())
+        left = int(announced[0]) if announced else None
         if left is not None and have + left > largest:
             raise CheckpointError(f"{url}: {have + left} bytes, more than the {largest} expected; refused")
-        with partial.open("ab" if goes_on else "wb") as file:
-            while chunk := response.read(_CHUNK):
-                have += len(chunk)
-                if have > largest:
-                    raise CheckpointError(f"{url}: more than the {largest} bytes expected; refused")
-                file.write(chunk)
-                left = None if left is None else left - len(chunk)
-        if left:
-            raise urllib.error.URLError(f"the connection ended {left} bytes too early")
+        response.allow(largest - have)
+        with _opened(partial, goes_on) as file:
+            arrived = _copy(response, file, url, have, largest)
+        if left is not None and arrived < left:
+            raise urllib.error.URLError(f"the connection ended {left - arrived} bytes too early")
+
+
+def _copy(response: Response, file: IO[bytes], url: str, have: int, largest: int) -> int:
+    """What is left of an answer, into a file that has `have` bytes; returns how many came."""
+    arrived = 0
+    while chunk := response.read1(_CHUNK):
+        arrived += len(chunk)
+        if have + arrived > largest:
+            raise CheckpointError(f"{url}: more than the {largest} bytes expected; refused")
+        try:
+            file.write(chunk)
+            file.flush()
+        except OSError as error:
+            raise unwritable(Path(file.name), error) from error
+    return arrived
+
+
+def _opened(partial: Path, goes_on: bool) -> IO[bytes]:
+    try:
+        return partial.open("ab" if goes_on else "wb")
+    except OSError as error:
+        raise unwritable(partial, error) from error
+
+
+def _put(partial: Path, target: Path) -> None:
+    try:
+        partial.replace(target)
+    except OSError as error:
+        raise unwritable(target, error) from error
 
 
 def _check(url: str, partial: Path, sha256: str | None, size: int | None) -> None:

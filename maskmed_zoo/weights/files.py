@@ -1,13 +1,13 @@
 """Read tensors from files of others without running anything in them.
 
-Idea: safetensors holds numbers only. A `.pt`, `.pth` or `.bin` file is a pickle, which can hold a program; torch's
-restricted unpickler reads it, with plain numpy numbers allowed beside tensors, because nnU-Net's checkpoints log with
-them. What needs more is refused: convert it to safetensors where it is trusted.
+Idea: safetensors holds numbers only. A file of torch is a pickle, which can hold a program; torch's restricted
+unpickler reads it, with plain numpy numbers allowed beside tensors, because nnU-Net's checkpoints log with them. What
+needs more is refused: convert it to safetensors where it is trusted. Which of the two a file is, is seen from how it
+begins and not from its name, and what it says of itself is checked before anything is made of it.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -17,16 +17,35 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from maskmed_zoo.errors import CheckpointError, first_line
+from maskmed_zoo.files import is_file, parse_json
+from maskmed_zoo.weights.pickle_scan import LARGEST_PICKLE, scan
+from maskmed_zoo.weights.zip_directory import opened
 
 LARGEST = 20 * 2**30
 """Bytes that a file of weights, or all files of an archive together, may have, whatever their card says."""
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-CONTAINERS = ("network_weights", "state_dict", "model_state_dict", "model")
+LARGEST_HEADER = 8 * 2**20
+"""Bytes of a safetensors header: some two hundred for each tensor."""
+MOST_TENSORS = 50_000
+"""Tensors of a file; networks have some thousands."""
+MOST_SHARED = 8
+"""How many times the numbers of a file its tensors may have together; nnU-Net stores every layer four times."""
+LONGEST_NAME = 1000
+"""Characters of a tensor's name."""
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+"""How names of torch's files end, by which one is told that is too short to begin like one."""
+CONTAINERS = ("network_weights", "state_dict", "model_state_dict", "model", "network", "net", "module")
 """Keys under which training frameworks keep the weights in a checkpoint."""
+OTHERS = {
+    b"\x1f\x8b": "is compressed by gzip, as images (.nii.gz) are",
+    b"\x89HDF": "is HDF5, as Keras has it",
+    b"version https://git-lfs": "only says where Git LFS keeps the weights; get the file itself",
+    b"<": "is a page of HTML or XML; get the file itself",
+}
+"""How files begin that are taken for weights, and what they are."""
 _NUMPY: list[Any] = [
     np.float64(0).__reduce__()[0],
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # its name before numpy 2
@@ -46,28 +65,89 @@ class State:
     def class_names(self) -> tuple[str, ...] | None:
         """Labels that the weights were trained for, where the file says so."""
         try:
-            names = json.loads(self.header.get("class_names", "null"))
-        except ValueError:
+            names = parse_json(self.header.get("class_names", "null"), "class_names", error=CheckpointError)
+        except CheckpointError:
             return None
-        return tuple(map(str, cast(list[Any], names))) if isinstance(names, list) else None
+        is_known = isinstance(names, list) and all(
+            isinstance(name, str) and name.isprintable() for name in cast(list[Any], names)
+        )
+        return tuple(cast(list[str], names)) if is_known else None
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a `.safetensors` file, or of a torch checkpoint that holds nothing but data.
+    """The tensors of a safetensors file, or of a torch checkpoint that holds nothing but data.
 
     Raises `CheckpointError` for a file that is missing, broken, of another kind, or that would run code.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give a .safetensors, .pt or .pth file, or an exported folder")
-    state = _read_pickle(path) if path.suffix in PICKLES else _read_safetensors(path)
-    for name, tensor in state.tensors.items():
+    begin = _beginning(path)
+    if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= path.stat().st_size:
+        state = read_safetensors(path)
+    elif begin[:2] == b"PK" or begin[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        state = _read_torch(path, is_zip=begin[:2] == b"PK")
+    elif other := next((what for sign, what in OTHERS.items() if begin.startswith(sign)), None):
+        raise CheckpointError(f"{path}: no file of weights: it {other}; give a safetensors file or a torch checkpoint")
+    elif path.suffix in PICKLES:
+        raise CheckpointError(f"{path}: not a whole torch checkpoint: it does not begin like one; copy it again")
+    else:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file, nor a torch checkpoint: it begins like neither; copy it again"
+        )
+    check_tensors(state.tensors, path)
+    return state
+
+
+def state_of(content: Any, place: str) -> State:
+    """The tensors of a state dict, or of what training frameworks save with one in it; raises `CheckpointError`."""
+    for _ in range(3):
+        held = [content.get(key) for key in CONTAINERS] if isinstance(content, Mapping) else []
+        content = next((each for each in held if isinstance(each, Mapping)), content)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{place}: holds a {type(content).__name__}, expected a state dict")
+    tensors = {name: v for name, v in cast(Mapping[Any, Any], content).items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{place}: no tensors; expected a state dict, alone or under {', '.join(CONTAINERS)}")
+    if not all(isinstance(name, str) for name in tensors):
+        raise CheckpointError(f"{place}: tensors have numbers for names, expected a state dict")
+    return State(tensors)
+
+
+def read_safetensors(path: Path) -> State:
+    """The tensors of a safetensors file and the text in its header; raises `CheckpointError`."""
+    try:
+        _check_header(path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+            return State(tensors, file.metadata() or {})
+    except Exception as error:  # whatever the library makes of a hostile file
+        raise CheckpointError(f"{path}: not a whole safetensors file ({first_line(error)}); copy it again") from error
+
+
+def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `CheckpointError` for tensors that are not plain, not finite, or more than the file can hold."""
+    if len(tensors) > MOST_TENSORS:
+        raise CheckpointError(f"{path}: has {len(tensors)} tensors, more than {MOST_TENSORS}; refused")
+    if any(len(name) > LONGEST_NAME or not name.isprintable() for name in tensors):
+        raise CheckpointError(f"{path}: has tensors whose names are no names, or too long for one; refused")
+    for name, tensor in tensors.items():
         if not _is_plain(tensor):
             raise CheckpointError(
                 f"{path}: '{name}' is no plain dense tensor with all its numbers in the file; refused"
             )
+    if sum(t.numel() * t.itemsize for t in tensors.values()) > MOST_SHARED * path.stat().st_size:
+        raise CheckpointError(f"{path}: its tensors share their numbers more than {MOST_SHARED} times; refused")
+    for name, tensor in tensors.items():
         if tensor.is_floating_point() and not (tensor if tensor.itemsize > 1 else tensor.float()).isfinite().all():
             raise CheckpointError(f"{path}: '{name}' holds NaN or infinity; these weights cannot be used")
-    return state
+
+
+def _beginning(path: Path) -> bytes:
+    if not is_file(path):
+        raise CheckpointError(f"{path}: no such file; give a .safetensors, .pt or .pth file, or an exported folder")
+    try:
+        with path.open("rb") as file:
+            return file.read(32)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the rights") from error
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -77,46 +157,50 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
 
 
-def _read_safetensors(path: Path) -> State:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            return State(tensors, file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({first_line(error)}); copy it again") from error
+def _check_header(path: Path) -> None:
+    """Size and JSON of the header; that its offsets are those of the shapes, and in the file, is the library's."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > min(LARGEST_HEADER, path.stat().st_size):
+            raise ValueError(f"a header of {size} bytes, more than the file or {LARGEST_HEADER}")
+        header = parse_json(file.read(size).decode("utf-8"), "its header", error=CheckpointError)
+    if not isinstance(header, dict) or len(cast(dict[str, Any], header)) > MOST_TENSORS:
+        raise ValueError(f"its header is no mapping of at most {MOST_TENSORS} tensors")
 
 
-def _read_pickle(path: Path) -> State:
-    _check_stored(path)
+def _read_torch(path: Path, *, is_zip: bool) -> State:
     try:
-        with torch.serialization.safe_globals(_NUMPY), warnings.catch_warnings():
+        if is_zip:
+            _check_zip(path)
+        with path.open("rb") as file, torch.serialization.safe_globals(_NUMPY), warnings.catch_warnings():
+            if not is_zip:
+                scan(file.read(LARGEST_PICKLE), pickles=5)
+                file.seek(0)
             warnings.simplefilter("ignore")  # on the pickle protocol
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)  # of a path, it would go by the ending
+    except CheckpointError:
+        raise
     except Exception as error:  # the unpickler raises whatever a hostile file makes it raise
-        if "GLOBAL" in str(error) or "nsupported" in str(error):
+        if any(word in str(error) for word in ("GLOBAL", "nsupported", "TorchScript")):
             raise CheckpointError(
                 f"{path}: holds more than tensors and would run code when read; if you trust its source, save its "
                 f"state dict with safetensors there"
             ) from error
         raise CheckpointError(f"{path}: not a whole torch checkpoint ({first_line(error)}); copy it again") from error
-    for key in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict")
-    tensors = {str(name): value for name, value in cast(Mapping[Any, Any], content).items() if torch.is_tensor(value)}
-    if not tensors:
-        raise CheckpointError(f"{path}: no tensors; expected a state dict, alone or under {', '.join(CONTAINERS)}")
-    return State(tensors)
+    return state_of(content, str(path))
 
 
-def _check_stored(path: Path) -> None:
-    """torch stores numbers as they are; a compressed entry could unpack to any size."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist())
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
-        return  # no zip file, or a broken one: torch's to tell
-    if is_packed:
-        raise CheckpointError(f"{path}: is compressed, which torch's checkpoints are not; refused")
+def _check_zip(path: Path) -> None:
+    """torch stores numbers as they are, each entry once; its pickle is small."""
+    with opened(path, most=MOST_TENSORS) as file:
+        entries = file.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise CheckpointError(f"{path}: is compressed, which torch's checkpoints are not; refused")
+        pickles = [entry for entry in entries if entry.filename.rsplit("/", 1)[-1] == "data.pkl"]
+        if not pickles:
+            raise CheckpointError(f"{path}: a zip file, but no torch checkpoint; 'maskmed-zoo pull' unpacks weights")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size or len(pickles) > 1:
+            raise CheckpointError(f"{path}: its entries lie in one another, or twice in it; refused")
+        if pickles[0].file_size > LARGEST_PICKLE:
+            raise ValueError(f"its pickle has {pickles[0].file_size} bytes, more than {LARGEST_PICKLE}")
+        scan(file.read(pickles[0]))

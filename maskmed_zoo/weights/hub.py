@@ -13,11 +13,13 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.errors import CheckpointError, OutputError, UserError, first_line
-from maskmed_zoo.files import sha256_of
+from maskmed_zoo.errors import CheckpointError, UserError, first_line
+from maskmed_zoo.files import is_file, sha256_of
 from maskmed_zoo.weights.archive import unpack
-from maskmed_zoo.weights.card import CARD, FILES, LARGEST_CARD, check_exported, read_card
-from maskmed_zoo.weights.download import InterruptedDownloadError, check_url, fetch
+from maskmed_zoo.weights.arriving import arriving, clear
+from maskmed_zoo.weights.card import CARD, FILES, LARGEST_CARD, SHA256, check_exported, read_card
+from maskmed_zoo.weights.connection import check_url
+from maskmed_zoo.weights.download import InterruptedDownloadError, fetch, partial_of
 
 HUB = "hf:"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -32,28 +34,18 @@ def pull(source: str, folder: Path, *, revision: str | None = None, sha256: str 
         revision: of a hub repository: a branch, tag or commit.
         sha256: of a zip file; an interrupted download is resumed.
 
-    Raises `CheckpointError`, with nothing left behind but what an interrupted download can be resumed from.
+    Raises `CheckpointError`, with nothing left behind but what an interrupted download can be resumed from, and
+    `OutputError` if the folder is there, cannot be written, or another process is at work on it.
     """
-    if folder.exists():
-        raise OutputError(f"{folder}: exists already; give a new folder")
     if sha256 is not None and not source.endswith(".zip"):
         raise CheckpointError(f"{source}: only a zip file takes a sha256; a card holds those of its files")
     if revision is not None and not source.startswith(HUB):
         raise CheckpointError(f"{source}: only a hub repository has revisions")
     sha256 = None if sha256 is None else sha256.lower()
-    arriving = folder.with_name(f".{folder.name}.arriving")
-    try:
-        card = _receive(source, arriving, revision, sha256)
-        arriving.replace(folder)
-    except InterruptedDownloadError:
-        raise
-    except UserError:
-        shutil.rmtree(arriving, ignore_errors=True)
-        raise
-    except OSError as error:
-        shutil.rmtree(arriving, ignore_errors=True)
-        raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    return card
+    if sha256 is not None and not SHA256.fullmatch(sha256):
+        raise CheckpointError(f"'{sha256}': no sha256; expected 64 hexadecimal digits")
+    with arriving(folder, kept=(InterruptedDownloadError, KeyboardInterrupt)) as hidden:
+        return _receive(source, hidden, revision, sha256)
 
 
 def push(folder: Path, repository: str, *, public: bool = False) -> str:
@@ -68,51 +60,60 @@ def push(folder: Path, repository: str, *, public: bool = False) -> str:
     return str(address)
 
 
-def _receive(source: str, arriving: Path, revision: str | None, sha256: str | None) -> dict[str, Any]:
+def _receive(source: str, hidden: Path, revision: str | None, sha256: str | None) -> dict[str, Any]:
     if source.startswith(HUB):
-        _from_hub(_repository(source.removeprefix(HUB)), arriving, revision)
+        _from_hub(_repository(source.removeprefix(HUB)), hidden, revision)
     elif source.endswith(".zip"):
-        _from_zip(source, arriving, sha256)
+        _from_zip(source, hidden, sha256)
     else:
-        _from_address(source, arriving)
-    for path in arriving.iterdir():
+        _from_address(source, hidden)
+    for path in hidden.iterdir():
         if path.name not in (CARD, *FILES):
             raise CheckpointError(f"{source}: holds '{path.name}', expected {CARD}, {', '.join(FILES)}")
-    return check_exported(arriving)
+    return check_exported(hidden)
 
 
-def _from_address(source: str, arriving: Path) -> None:
+def _from_address(source: str, hidden: Path) -> None:
     check_url(source)
     if not urllib.parse.urlsplit(source).path.endswith(f"/{CARD}"):
         raise CheckpointError(f"{source}: expected an address that ends in /{CARD} or .zip, or {HUB}OWNER/NAME")
-    fetch(source, arriving / CARD, largest=LARGEST_CARD)
-    _, facts = read_card(arriving / CARD)
+    card = hidden / CARD
+    before = sha256_of(card) if is_file(card) else None
+    fetch(source, card, largest=LARGEST_CARD)
+    if sha256_of(card) != before:
+        clear(hidden, but=[CARD])  # what is there is of other weights
+    _, facts = read_card(card)
     for name, fact in facts.items():
-        fetch(urllib.parse.urljoin(source, name), arriving / name, sha256=fact.sha256, size=fact.size)
+        fetch(urllib.parse.urljoin(source, name), hidden / name, sha256=fact.sha256, size=fact.size)
 
 
-def _from_zip(source: str, arriving: Path, sha256: str | None) -> None:
+def _from_zip(source: str, hidden: Path, sha256: str | None) -> None:
     if "://" not in source:
-        if sha256 is not None and Path(source).is_file() and sha256_of(Path(source)) != sha256:
+        clear(hidden)
+        if sha256 is not None and is_file(Path(source)) and sha256_of(Path(source)) != sha256:
             raise CheckpointError(f"{source}: its sha256 is not {sha256[:12]}…: altered or damaged; refused")
-        unpack(Path(source), arriving)
+        unpack(Path(source), hidden, sizes=_sizes)
         return
-    # Beside the folder and not in it, so that an interrupted download outlives the folder.
-    archive = fetch(source, arriving.with_name(f"{arriving.name}.zip"), sha256=sha256)
-    try:
-        unpack(archive, arriving)
-    finally:
-        archive.unlink(missing_ok=True)
+    archive = hidden / f".{sha256}.zip"
+    clear(hidden, but=[archive.name, partial_of(archive).name])
+    fetch(source, archive, sha256=sha256)
+    unpack(archive, hidden, sizes=_sizes)
+    archive.unlink()
 
 
-def _from_hub(repository: str, arriving: Path, revision: str | None) -> None:
+def _sizes(folder: Path) -> dict[str, int]:
+    return {name: fact.size for name, fact in read_card(folder / CARD)[1].items()}
+
+
+def _from_hub(repository: str, hidden: Path, revision: str | None) -> None:
+    clear(hidden)
     try:
-        _hub().snapshot_download(repository, revision=revision, local_dir=str(arriving), allow_patterns=[CARD, *FILES])
+        _hub().snapshot_download(repository, revision=revision, local_dir=str(hidden), allow_patterns=[CARD, *FILES])
     except UserError:
         raise
     except Exception as error:  # whatever the library, the network or the server says
         raise CheckpointError(f"{HUB}{repository}: could not be downloaded ({first_line(error)})") from error
-    shutil.rmtree(arriving / ".cache", ignore_errors=True)  # the library's own notes
+    shutil.rmtree(hidden / ".cache", ignore_errors=True)  # the library's own notes
 
 
 def _repository(name: str) -> str:

@@ -2,12 +2,14 @@
 
 Idea: by default a file fits whole or is refused, in one line that names the first parameter that does not. With
 `strict=False` what can be fitted is, and the report lists what was loaded, adapted, missing and unexpected; too little
-of the network filled is refused all the same, because a network that is mostly random looks like a trained one.
+of the network filled is refused all the same, because a network that is mostly random looks like a trained one, and so
+is a file that has more of the network's body than the network, because that is another network's.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +20,13 @@ from torch import Tensor, nn
 from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.weights.adapt import Context, adapt
 from maskmed_zoo.weights.card import weights_in
-from maskmed_zoo.weights.files import State, read_state
-from maskmed_zoo.weights.keys import KeyMap, recognize, unwrapped
+from maskmed_zoo.weights.files import State, read_state, state_of
+from maskmed_zoo.weights.keys import KeyMap, Match, match, renamed
 
 DERIVED = ("relative_position_index",)
 """Buffers that follow from the settings of the network, not from its training."""
+HEADS = ("head", "heads", "fc", "classifier", "aux_head", "aux_classifier", "seg_head", "segmentation_head")
+"""What the part of a network that gives the labels is called, which is another's in every task."""
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +35,7 @@ log = logging.getLogger(__name__)
 class LoadReport:
     """What the parameters and buffers of a network got from a file, and which of its tensors were left.
 
-    `share` is the part of the network's numbers that came from the file.
+    `share` is the part of the network's numbers that came from the file; rows that are kept fresh do not count.
     """
 
     loaded: list[str] = field(default_factory=list[str])
@@ -63,59 +67,68 @@ def load_weights(
 
     Args:
         module: a `SegmentationModel` or any module.
-        source: a `.safetensors`, `.pt` or `.pth` file, an exported folder, or a state dict.
+        source: a file of weights, whatever its name, a run, an exported folder, or a state dict.
         keys: how the file's names become the module's; default: recognised from the names.
         strict: refuse what does not fit whole.
         minimum: smallest share of the module's numbers that must come from the file, where not strict.
 
-    Raises `CheckpointError`, with the module unchanged, for files that cannot be read or do not fit.
+    Wrappers around the network, in the file or in `module`, make no difference. Raises `CheckpointError`, with the
+    module unchanged, for files that cannot be read or do not fit.
     """
     place = "the state dict" if isinstance(source, Mapping) else str(source)
-    state = State(dict(source)) if isinstance(source, Mapping) else read_state(weights_in(Path(source)))
-    tensors = unwrapped(state.tensors, module)
-    tensors = (keys or recognize(tensors))(tensors, module)
-    new_classes: tuple[str, ...] | None = getattr(module, "class_names", None)
-    _check_labels(state.class_names, new_classes, place)
-    context = Context(getattr(module, "in_channels", None), state.class_names, new_classes)
-    fitted, report = _fit(module, tensors, context)
+    state = state_of(source, place) if isinstance(source, Mapping) else read_state(weights_in(Path(source)))
+    try:
+        found = match(state.tensors, module) if keys is None else renamed(state.tensors, module, keys)
+    except CheckpointError as error:
+        raise CheckpointError(f"{place}: {error}") from error
+    context = _context(state, found)
+    _check_labels(context, strict, place)
+    fitted, report = _fit(module, found.tensors, context)
     if strict:
         _check_strict(report, place)
-    elif report.share < minimum:
-        raise CheckpointError(
-            f"{place}: fills {report.share:.0%} of the network, less than {minimum:.0%}: {_first(report)}; "
-            f"these are the weights of another network, or need another 'minimum'"
-        )
+    else:
+        _check_fitted(report, found, minimum, place)
     module.load_state_dict(fitted)
     whole = not (report.adapted or report.missing or report.unexpected)
     log.log(logging.INFO if whole else logging.WARNING, "%s: %s", place, report)  # `create` returns the network alone
     return report
 
 
+def _context(state: State, found: Match) -> Context:
+    """What the file and the network say of channels and labels."""
+    axes: dict[str, tuple[int, ...]] | None = None
+    names: tuple[str, ...] | None = getattr(found.inner, "class_names", None)
+    if state.class_names and names and state.class_names != names and hasattr(found.inner, "label_axes"):
+        known: dict[str, tuple[int, ...]] = getattr(found.inner, "label_axes")() or {}  # noqa: B009  of any module
+        placed = {found.places.find(found.under + name): axis for name, axis in known.items()}
+        axes = {name: axis for name, axis in placed.items() if name is not None}
+    return Context(getattr(found.inner, "in_channels", None), state.class_names, names, axes or None)
+
+
 def _fit(module: nn.Module, tensors: Mapping[str, Tensor], context: Context) -> tuple[dict[str, Any], LoadReport]:
-    own = module.state_dict()
-    report, fitted = LoadReport(), dict[str, Any](own)
-    filled = 0
-    total = sum(t.numel() for name, t in own.items() if not name.endswith(DERIVED))
+    fitted: dict[str, Any] = module.state_dict()
+    own = {n: t for n, t in fitted.items() if isinstance(t, Tensor) and not n.endswith(DERIVED)}
+    report, taken = LoadReport(), 0
     for name, target in own.items():
-        if name.endswith(DERIVED):
-            continue
         value = tensors.get(name)
         if value is None:
             report.missing[name] = "not in the file"
-            continue
-        if value.shape == target.shape and value.is_floating_point() == target.is_floating_point():
+        elif _is_alike(value, target) and not context.is_relabelled(name):
             report.loaded.append(name)
+            fitted[name], taken = value, taken + target.numel()
+        elif (found := adapt(name, value, target, context)) is not None:
+            report.adapted[name] = found.how
+            fitted[name], taken = found.value, taken + found.taken
         else:
-            found = adapt(name, value, target, context)
-            if found is None:
-                report.missing[name] = f"{_kind(value, target)} in the file, {_kind(target, value)} in the network"
-                continue
-            value, report.adapted[name] = found
-        fitted[name] = value
-        filled += target.numel()
-    report.unexpected = [name for name in tensors if name not in own and not name.endswith(DERIVED)]
-    report.share = filled / max(1, total)
+            report.missing[name] = f"{_kind(value, target)} in the file, {_kind(target, value)} in the network"
+    report.unexpected = [name for name in tensors if name not in fitted and not name.endswith(DERIVED)]
+    report.share = taken / max(1, sum(t.numel() for t in own.values()))
     return fitted, report
+
+
+def _is_alike(a: Tensor, b: Tensor) -> bool:
+    kinds = ((t.is_floating_point(), t.is_complex()) for t in (a, b))
+    return a.shape == b.shape and len(set(kinds)) == 1
 
 
 def _kind(tensor: Tensor, other: Tensor) -> str:
@@ -123,13 +136,69 @@ def _kind(tensor: Tensor, other: Tensor) -> str:
     return str(tensor.dtype if tensor.shape == other.shape else tuple(tensor.shape))
 
 
-def _check_labels(old: tuple[str, ...] | None, new: tuple[str, ...] | None, place: str) -> None:
+def _check_labels(context: Context, strict: bool, place: str) -> None:
     """The same number of labels under other names would be loaded without a sign, to the wrong labels."""
-    if old and new and len(old) == len(new) and old != new:
+    old, new = context.old_classes, context.new_classes
+    if not old or not new or len(old) != len(new) or tuple(old) == tuple(new):
+        return
+    if strict or context.label_axes is None:
+        fit = "" if context.label_axes is None else ", or pass strict=False to match their rows by name"
         raise CheckpointError(
             f"{place}: trained for the labels {', '.join(old)}, the network is for {', '.join(new)}; "
-            f"name and order data.labels as in the file"
+            f"name and order data.labels as in the file{fit}"
         )
+
+
+def _check_fitted(report: LoadReport, found: Match, minimum: float, place: str) -> None:
+    beyond = surplus(report, found)
+    if beyond:
+        raise CheckpointError(
+            f"{place}: '{beyond[0]}' has no place in the network, and it is none of a head's ({len(beyond)} such): "
+            f"these are the weights of another network; build that one, or drop them by a function 'keys'"
+        )
+    if report.share < minimum:
+        raise CheckpointError(
+            f"{place}: fills {report.share:.0%} of the network, less than {minimum:.0%}: {_first(report)}; "
+            f"these are the weights of another network, or need another 'minimum'"
+        )
+
+
+def surplus(report: LoadReport, found: Match) -> list[str]:
+    """Unexpected tensors of the body: of parts of the network that are filled, and of more such parts.
+
+    What the network does not have at all, a decoder, a head, a projection of self-supervised training, is none of
+    them, nor is what belongs where a layer was taken out.
+    """
+    filled = {_part(found.inside(name)) for name in (*report.loaded, *report.adapted)}
+    alike = {_numbered(part) for part in filled if re.search(r"\d", part)}
+    unexpected = {name: found.inside(name) for name in report.unexpected}
+    return [
+        name
+        for name, inside in unexpected.items()
+        if (_part(inside) in filled or _numbered(_part(inside)) in alike)
+        and not set(HEADS).intersection(inside.split("."))
+        and not _is_taken_out(found.inner, inside)
+    ]
+
+
+def _part(name: str) -> str:
+    return name.split(".", maxsplit=1)[0]
+
+
+def _numbered(part: str) -> str:
+    return re.sub(r"\d+", "#", part)
+
+
+def _is_taken_out(module: nn.Module, name: str) -> bool:
+    """Whether `attach_head` took out what a tensor of this name belongs to."""
+    for step in name.split(".")[:-1]:
+        child = getattr(module, step, None)
+        if not isinstance(child, nn.Module):
+            return False
+        if getattr(child, "is_taken_out", False):
+            return True
+        module = child
+    return False
 
 
 def _check_strict(report: LoadReport, place: str) -> None:

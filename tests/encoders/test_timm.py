@@ -217,6 +217,51 @@ def test_weights_are_reported_and_refused_where_they_lack_a_parameter(backbone, 
     assert f"'{lost}' is not in the file" in refusal(CheckpointError, backbone=backbone, weights=str(path), mode=mode)
 
 
+@pytest.mark.parametrize("mode", ["inflate", "slices"])
+def test_a_deeper_backbone_is_another_one(mode, tmp_path):
+    """timm drops what has no place: 96 tensors of a resnet34 in a resnet18."""
+    torch.set_default_dtype(torch.float32)
+    path = tmp_path / "resnet34.pth.tar"
+    torch.save({"state_dict": timm.create_model("resnet34").state_dict(), "epoch": 3}, path)
+    message = refusal(CheckpointError, backbone="resnet18", weights=str(path), mode=mode)
+    assert "'layer1.2.conv1.weight' has no place in it (96 such)" in message
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("prefix", ["module.", "model._orig_mod.", "module.net."])
+def test_wrappers_before_the_names(backbone, prefix, tmp_path, caplog):
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(4)
+    trained: Any = timm.create_model(backbone)
+    for p in trained.parameters():
+        p.normal_()
+    path = tmp_path / "weights"
+    plain, wrapped = tmp_path / "plain", {prefix + name: value for name, value in trained.state_dict().items()}
+    torch.save(trained.state_dict(), plain)
+    torch.save(wrapped, path)
+    with caplog.at_level("INFO"):
+        one, two = (encoder(backbone, channels=3, weights=str(p)).body.state_dict() for p in (plain, path))
+    own = [name for name in one if not name.startswith("ups.")]
+    assert len(own) > 20
+    assert all(torch.equal(one[name], two[name]) for name in own)
+    assert caplog.text.count("0 missing, 0 unexpected; 100%") == 2
+
+
+@torch.no_grad()
+def test_weights_for_as_many_channels_are_taken_as_they_are(tmp_path):
+    """timm would take them for weights of three, and leave the first layer as it was drawn."""
+    torch.set_default_dtype(torch.float32)
+    trained: Any = timm.create_model("test_resnet", in_chans=2)
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    built: Any = encoder("test_resnet", channels=2, weights=str(tmp_path / "w.pth"), inflation="mean")
+    first = next(m for m in built.body.modules() if isinstance(m, torch.nn.Conv3d))
+    own = next(m for m in trained.modules() if isinstance(m, torch.nn.Conv2d))
+    torch.testing.assert_close(first.weight.sum(2), own.weight)
+    message = refusal(CheckpointError, backbone="test_resnet", channels=4, weights=str(tmp_path / "w.pth"))
+    assert "is for 2 channels, expected 3 or 4" in message
+
+
 def refusal(kind: type[Exception], **settings) -> str:
     with pytest.raises(kind) as caught:
         encoder(**settings)

@@ -83,7 +83,7 @@ def _check_compression(start: bytes, path: Path) -> None:
 
 
 def _check_there(promise: Promise, path: Path) -> None:
-    """Raise `DataError` where a file cannot hold what its header promises, `MemoryShortageError` where memory cannot."""
+    """Raise `DataError` where a file cannot hold what is promised, `MemoryShortageError` where memory cannot."""
     there = path.stat().st_size
     if promise.end > there * (MOST_PACKED if path.suffix == ".gz" else 1):
         raise unreadable(

@@ -1,0 +1,105 @@
+"""Another number of labels, other names, another order: rows go by name, and what is fresh is counted as such."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import maskmed_zoo as zoo
+from maskmed_zoo.errors import CheckpointError
+from maskmed_zoo.model import SegmentationModel
+from tests.weights.test_load import refusal, save
+from tests.weights.test_wrappers import drawn
+
+HEADS: dict[str, dict[str, Any]] = {
+    "pointwise": {"model.loss": {"kind": "ce_dice"}},
+    "learned_class": {"model.loss": {"kind": "ce_dice"}},
+    "attention_class": {"model.loss": {"kind": "ce_dice"}},
+    "attention_mask_class": {"model.loss": {"kind": "ce_dice"}},
+    "masked_query": {},
+    "masked_query, per stage": {"model.head.queries": "per_stage"},
+    "masked_query, two each": {"model.head.queries_per_class": 2},
+    "learned_class, 5 queries": {"model.loss": {"kind": "ce_dice"}, "model.head.num_queries": 5},
+    "masked_query, 4 queries": {"model.head.num_queries": 4},
+}
+OLD = ("background", "left", "right")
+
+
+def made(recipe: Path, head: str, *names: str) -> SegmentationModel:
+    settings: dict[str, Any] = {"data.labels": {name: value for value, name in enumerate(names)}}
+    kind = head.split(",", maxsplit=1)[0]
+    if kind != "masked_query":
+        settings |= {"model.head": {"kind": kind}}
+    model = zoo.create(zoo.load_recipe(recipe, settings | HEADS[head]))
+    drawn(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@torch.no_grad()
+def test_the_same_labels_in_another_order_give_the_same_answer(head: str, tiny_recipe: Path, tmp_path: Path) -> None:
+    trained = made(tiny_recipe, head, *OLD)
+    path, image = save(trained, tmp_path / "old.safetensors", list(OLD)), torch.randn(1, 1, 8, 16, 16)
+    swapped = made(tiny_recipe, head, "background", "right", "left")
+    message = refusal(swapped, path)
+    assert "name and order data.labels as in the file, or pass strict=False to match their rows by name" in message
+    report = zoo.load_weights(swapped, path, strict=False)
+    assert set(report.adapted.values()) == {"classes 3 → 3, 3 by name"}
+    assert (report.share, report.missing, report.unexpected) == (1, {}, [])
+    torch.testing.assert_close(swapped.predict(image)[:, [0, 2, 1]], trained.predict(image), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "new", [("background", "left", "tumor"), ("background", "right"), ("background", "a", "b", "c")]
+)
+@pytest.mark.parametrize("head", ["pointwise", "learned_class", "masked_query", "masked_query, 4 queries"])
+def test_only_rows_of_the_file_count(head: str, new: tuple[str, ...], tiny_recipe: Path, tmp_path: Path) -> None:
+    """Every number that is not the file's is the fresh network's, and `share` counts exactly the others."""
+    path = save(made(tiny_recipe, head, *OLD), tmp_path / "old.safetensors", list(OLD))
+    model = made(tiny_recipe, head, *new)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert "strict=False" in refusal(model, path)
+    report = zoo.load_weights(model, path, strict=False)
+    known = sum(name in OLD for name in new)
+    assert set(report.adapted.values()) == {f"classes 3 → {len(new)}, {known} by name"}
+    fresh = sum(int((value == before[name]).sum()) for name, value in model.state_dict().items())
+    total = sum(value.numel() for value in before.values())
+    assert 0 < fresh < total / 2 or known == len(new)
+    assert report.share == pytest.approx(1 - fresh / total, abs=1e-9)
+
+
+def test_a_network_that_does_not_say_its_rows_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:
+    path = save(made(tiny_recipe, "pointwise", *OLD), tmp_path / "old.safetensors", list(OLD))
+    found = made(tiny_recipe, "pointwise", "background", "right", "left")
+    bare = SegmentationModel(
+        **found.parts(), in_channels=1, num_classes=3, class_names=found.class_names  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert bare.label_axes() is None
+    for strict in (True, False):
+        message = refusal(bare, path, strict=strict)
+        assert message.endswith("name and order data.labels as in the file")
+
+
+def test_more_of_the_body_than_the_network_has(tiny_recipe: Path) -> None:
+    """The weights of a deeper network fill every parameter of a shallow one, and are not its own."""
+    deep = made(tiny_recipe, "pointwise", *OLD)
+    state = dict(deep.state_dict())
+    state["encoder.levels.9.0.conv.weight"] = torch.zeros(3)
+    model = made(tiny_recipe, "pointwise", *OLD)
+    assert "'encoder.levels.9.0.conv.weight' has no place in the network" in refusal(model, state, strict=False)
+    del state["encoder.levels.9.0.conv.weight"]
+    state["head.other.weight"] = state["projector.0.weight"] = torch.zeros(3)
+    assert zoo.load_weights(model, state, strict=False).share == 1
+    numbered = torch.nn.ModuleDict({"layer1": torch.nn.Linear(2, 2), "fc": torch.nn.Linear(2, 2)})
+    further = dict(numbered.state_dict()) | {"layer2.weight": torch.zeros(2, 2)}
+    with pytest.raises(
+        CheckpointError, match=r"'layer2.weight' has no place in the network, and it is none of a head's"
+    ):
+        zoo.load_weights(numbered, further, strict=False)
+    kept = zoo.load_weights(
+        numbered, further, keys=lambda state, _: {n: v for n, v in state.items() if "layer2" not in n}
+    )
+    assert kept.share == 1
