@@ -94,12 +94,14 @@ def load_weights(
 
     Args:
         model: a network of `create`, or any module.
-        source: a `.safetensors`, `.pt` or `.pth` file, a run (its last weights), an exported folder, or a state dict.
+        source: a file of safetensors or torch, a run (its last weights), an exported folder, or a state dict.
         keys: a function from the file's state dict and the module to one under the module's names; default: recognised.
-        strict: refuse what does not fit whole. Else input channels, classes and tables of positions are adapted.
+        strict: refuse what does not fit whole. Else input channels and tables of positions are adapted, and rows of
+            labels matched by name.
         minimum: smallest share of the network's numbers that must come from the file, where not strict.
 
-    Raises `CheckpointError`, with the model unchanged, for files that cannot be read or do not fit.
+    Wrappers around the network, in the file or in the module, make no difference. Raises `CheckpointError`, with the
+    model unchanged, for files that cannot be read or do not fit.
     """
     from maskmed_zoo.weights.load import load_weights as load
 

@@ -182,7 +182,7 @@ def surplus(report: LoadReport, found: Match) -> list[str]:
 
 
 def _part(name: str) -> str:
-    return name.split(".", maxsplit=1)[0]
+    return name.partition(".")[0]
 
 
 def _numbered(part: str) -> str:

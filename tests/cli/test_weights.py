@@ -6,6 +6,7 @@ import json
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,7 @@ from maskmed_zoo import renamed
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.runner.run_folder import RunFolder
 from tests.cli.test_bad_input import refused
+from tests.weights.test_arriving import hidden, locked, process
 
 QUICK = ("--set", "train.epochs=1", "--set", "train.iterations_per_epoch=1", "--device", "cpu")
 
@@ -86,6 +88,36 @@ def test_export_of_weights_that_were_not_scored(run: Path, tmp_path: Path) -> No
     shown = (tmp_path / "out" / "README.md").read_text()
     assert "not evaluated" in shown
     assert shown.startswith('---\nlicense: other\nlicense_name: "ask-me"\n')
+
+
+def test_export_killed_in_a_race_and_without_room(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, words = tmp_path / "in" / "out", ["--license", "CC0-1.0"]
+    code, said = process(run, out, verb="export", largest=3000).end()
+    assert (code, said.count("\n")) == (2, 1)
+    assert "cannot be written (File too large)" in said
+    assert not out.parent.exists()
+    out.parent.mkdir()
+    with locked(hidden(out)):
+        assert "another process is putting weights there" in refused(capsys, "export", run, "--out", out, *words)
+    (hidden(out) / "weights.safetensors.d").mkdir()  # of a killed process
+    ends = sorted(each.end() for each in [process(run, out, verb="export") for _ in range(2)])
+    assert [code for code, _ in ends] == [0, 2]
+    assert ends[1][1].count("\n") == 1
+    assert len(list(out.iterdir())) == 4
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    for name in ("nul\0byte", "n" * 255, "x/" * 3000):
+        assert "cannot be" in refused(capsys, "export", run, "--out", tmp_path / name, *words)
+
+
+def test_export_beside_scores_of_other_kinds(run: Path, tmp_path: Path) -> None:
+    of_these = {"weights_sha256": json.loads((run / "evaluation.json").read_text())["weights_sha256"]}
+    odd: list[Any] = [{}, {"labels": 1, "cases": []}, {"labels": {"a": 1}, "cases": 1}, {"labels": {}}]
+    for index, scores in enumerate([[], 1, None, *(each | of_these for each in odd)]):
+        (run / "evaluation.json").write_text(json.dumps(scores))
+        assert main(["export", str(run), "--out", str(tmp_path / f"out{index}"), "--license", "MIT"]) == 0
+        assert json.loads((tmp_path / f"out{index}" / "card.json").read_text())["metrics"] is None
 
 
 def test_the_old_name_of_an_option(

@@ -130,7 +130,8 @@ REFUSED: dict[str, Answer] = {
     "location of 70000": to("x" * 70000),
     **{f"to {place}": to(place) for place in (
         "http://[::1", "https://[::1", "file:///etc/passwd", "http://example.org/w", "https://", "https://h:99999/",
-        "https://h:abc/", "https://\xff/", "https://a b/", "\x01", "mailto:x", "data:,x", "https://" + "a." * 200 + "org/",
+        "https://h:abc/", "https://\xff/", "https://a b/", "\x01", "mailto:x", "data:,x",
+        "https://" + "a." * 200 + "org/",
         "https://u:p@[::1]x/", "//[",
     )},
 }  # fmt: skip

@@ -25,6 +25,7 @@ from maskmed_zoo.weights.pickle_scan import LARGEST_PICKLE, scan
 from tests.weights.test_files import TENSORS, refusal
 
 ENTRY = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
 
 
 def safetensors(path: Path, header: Any, body: bytes = bytes(16)) -> Path:
@@ -89,7 +90,7 @@ def test_a_zip_that_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 HEADERS: dict[str, tuple[Any, bytes]] = {
-    "too many": ({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(MOST_TENSORS + 1)}, b""),
+    "too many": ({f"t{i}": EMPTY for i in range(MOST_TENSORS + 1)}, b""),
     "too large": (b"{" + b" " * LARGEST_HEADER + b"}", b""),
     "nested": (b'{"a":' + b"[" * 10**5 + b"]" * 10**5 + b"}", b""),
     "twice": (b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],'

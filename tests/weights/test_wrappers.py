@@ -1,4 +1,4 @@
-"""Parallel, compiled and training modules around a network, or inside it, in the file or in the module: no difference."""
+"""Parallel, compiled and training modules around a network, or inside it, in file or module: no difference."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import maskmed_zoo as zoo
 from maskmed_zoo.errors import CheckpointError
 
 PREFIXES = [
-    "module.", "_orig_mod.", "model.", "net.", "network.", "module.model._orig_mod.", "model.module.", "net.network.model.",
-    "_orig_mod.module.module.",
+    "module.", "_orig_mod.", "model.", "net.", "network.", "module.model._orig_mod.", "model.module.",
+    "net.network.model.", "_orig_mod.module.module.",
 ]  # fmt: skip
 
 
@@ -93,7 +93,8 @@ def test_prefixes_at_every_entrance(prefix: str, tiny_recipe: Path, tmp_path: Pa
     torch.save({"state_dict": state, "hyper_parameters": {"lr": 0.1}}, path)
     made = zoo.create(tiny_recipe, pretrained=path).state_dict()
     assert all(torch.equal(value, made[name]) for name, value in model.state_dict().items())
-    assert zoo.load_weights(compiled(zoo.create(tiny_recipe)), {"model": state}).share == 1
+    nested: Any = {"model": state}
+    assert zoo.load_weights(compiled(zoo.create(tiny_recipe)), nested).share == 1
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
@@ -149,7 +150,7 @@ def test_which_network_is_meant_must_be_clear() -> None:
     for other in ("net.", "module."):
         twice = {f"{other}{n}": v for n, v in state.items()} | {f"model.{n}": v for n, v in state.items()}
         for strict in (True, False):
-            with pytest.raises(CheckpointError, match="a second time, under 'model.'"):
+            with pytest.raises(CheckpointError, match=r"a second time, under 'model\.'"):
                 zoo.load_weights(Plain(), twice, strict=strict)
 
 
