@@ -38,5 +38,5 @@ def test_real_errors_of_numpy_and_torch_are_known() -> None:
             allocate()
         assert "\n" not in str(caught.value)
     with pytest.raises(RuntimeError, match="shape"), memory.within_memory("x: it"):
-        torch.ones(2) @ torch.ones(3, 3)
+        torch.matmul(torch.ones(2, 2), torch.ones(3, 3))
     assert not memory.is_exhausted(ValueError("out of memory"))

@@ -170,7 +170,7 @@ def test_gzip_in_several_parts_is_one_file_and_each_checksum_counts(tmp_path):
 
 def test_what_a_header_promises_and_what_gzip_unfolds_cost_nothing(tmp_path):
     bomb, promise = tmp_path / "bomb.nii.gz", tmp_path / "promise.nii.gz"
-    with gzip.open(bomb, "wb", 1) as file:
+    with gzip.GzipFile(bomb, "wb", 1) as file:
         file.write(raw())
         for _ in range(100):
             file.write(bytes(2**20))
