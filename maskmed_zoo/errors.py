@@ -55,7 +55,10 @@ class JointError(UserError):
 
 
 class DataError(UserError):
-    """A data set, an image or a label map that cannot be used as it is."""
+    """A data set, an image or a label map that cannot be used as it is; one line, whatever its names hold."""
+
+    def __str__(self) -> str:
+        return printable(Exception.__str__(self))
 
 
 class CheckpointError(UserError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _STARTS: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\x1f\x8b", "gzip-compressed"),
+    (0, b"\x1f\x8b", "gzip-compressed once more"),
     (0, b"PK\x03\x04", "a zip archive"),
     (0, b"BZh", "compressed with bzip2"),
     (0, b"\x28\xb5\x2f\xfd", "compressed with zstd"),

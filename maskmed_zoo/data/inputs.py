@@ -19,7 +19,8 @@ def input_cases(inputs: Sequence[Path], channels: Sequence[str]) -> list[Case]:
         if path.is_dir():
             cases += find_cases(path, len(channels))
         elif not path.is_file():
-            raise DataError(f"{path}: no such file or folder")
+            what = "is no plain file" if path.exists() else "no such file or folder"
+            raise DataError(f"{path}: {what}; give images or folders of them")
         elif ending_of(path) is None:
             known = " or ".join(sorted(formats(), key=len))
             raise DataError(f"{path}: expected a {known} file, or a folder of them; convert it to NIfTI")

@@ -24,6 +24,9 @@ from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
 from maskmed_zoo.labels import Labels, LabelsError
 
+MOST_FOUND = 1000
+"""Values in label maps that nothing describes; an image has more."""
+
 
 def evaluate_folders(
     pred: str | Path, ref: str | Path, labels: Mapping[str, int] | None = None, *, metrics: Sequence[str] = ()
@@ -107,6 +110,11 @@ def _found(paths: Sequence[Path]) -> Labels:
         if min(here) < 0:
             raise DataError(f"{path}: value {min(here)} is no label; labels are 0, 1, 2, …")
         values |= here
+        if len(values) > MOST_FOUND:
+            raise DataError(
+                f"{path}: an image? {len(values)} different values are more than {MOST_FOUND} labels; give label maps, "
+                f"or name the labels in a dataset.json beside {paths[-1].parent}"
+            )
     try:
         return Labels.found(values)
     except LabelsError as error:

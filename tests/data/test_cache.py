@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def test_a_prepared_case_holds_what_it_should(cache, dataset):
     assert (cached.image.dtype, cached.labels.dtype) == (np.float32, np.uint8)
     np.testing.assert_allclose(cached.means, image.reshape(2, -1).mean(1), rtol=1e-5)
     np.testing.assert_allclose(cached.stds, image.reshape(2, -1).std(1), rtol=1e-5)
+    np.testing.assert_array_equal([cached.lows, cached.highs], [image.min((1, 2, 3)), image.max((1, 2, 3))])
     assert set(cached.coordinates) == {1, 2}  # 'ignore' is no foreground
     for label, places in cached.coordinates.items():
         assert {tuple(p) for p in places} == {tuple(p) for p in np.argwhere(labels == label)}
@@ -314,3 +316,56 @@ def test_labels_above_255_are_kept(cache, dataset):
     assert cached.labels.dtype == np.int16
     assert cached.labels.max() == 300
     assert 300 in cached.coordinates
+
+
+def test_label_maps_of_one_name_and_another_place_are_told_apart(tmp_path, dataset, built):
+    """Same name, size and time of change: only the folder says that it is another file."""
+    case = dataset.cases[0]
+    CaseCache(tmp_path / "cache", dataset, SPACING).prepare([case])
+    assert case.label is not None
+    other = dataset.root / "elsewhere" / case.label.name
+    other.parent.mkdir()
+    shutil.copy2(case.label, other)
+    listed = {"a": {"images": [str(path) for path in case.images], "label": "elsewhere/a.nii.gz"}}
+    description = json.loads((dataset.root / "dataset.json").read_text())
+    (dataset.root / "dataset.json").write_text(json.dumps(description | {"dataset": listed}))
+    changed = open_dataset(dataset.root)
+    for _ in range(2):
+        CaseCache(tmp_path / "cache", changed, SPACING).prepare(changed.cases)
+    assert built == ["a", "a"]
+    assert changed.cases[0].label == other
+
+
+def test_objects_of_one_case_and_the_label_map_of_another_need_two_names(tmp_path, dataset):
+    for path in (*dataset.root.glob("imagesTr/b_*"), dataset.root / "labelsTr" / "b.nii.gz"):
+        path.rename(path.with_name(path.name.replace("b", "a_instances", 1)))
+    cases = (clash := open_dataset(dataset.root)).cases
+    with pytest.raises(DataError, match="cases 'a' and 'a_instances': the objects of the first"):
+        CaseCache(tmp_path / "cache", clash, SPACING, "components").prepare(cases)
+    CaseCache(tmp_path / "cache", clash, SPACING).prepare(cases)  # without objects there is no clash
+
+
+@pytest.mark.parametrize("spacing", [(0.01, 1, 1), (40, 1, 1)])
+def test_sizes_that_cannot_be_meant_are_refused_with_the_file(tmp_path, dataset, spacing):
+    with pytest.raises(DataError, match=r"a_0000\.nii\.gz: 12 x 13 x 14|a_0000\.nii\.gz: 14 x 13 x 12") as caught:
+        CaseCache(tmp_path / "cache", dataset, spacing).prepare(dataset.cases[:1])
+    assert "correct the voxel size in the file, or choose another spacing" in str(caught.value)
+
+
+def test_no_memory_is_one_line_with_the_case(tmp_path, dataset, monkeypatch):
+    def exhausted(*_: object) -> None:
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    monkeypatch.setattr(module, "resample_labels", exhausted)
+    with pytest.raises(DataError, match=r"a_0000\.nii\.gz: this case needs more memory than there is \(Unable"):
+        CaseCache(tmp_path / "cache", dataset, SPACING).prepare(dataset.cases[:1])
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "null", '{"means": {"a": 1}}', "[" * 100_000, '{"means": ["x"]}'])
+def test_records_of_any_content_are_one_line(cache, dataset, content):
+    cache.prepare(dataset.cases[:1])
+    (cache.folder / "a" / "case.json").write_text(content)
+    with pytest.raises(DataError, match="damaged cache entry"):
+        cache.load(dataset.cases[0])
+    cache.prepare(dataset.cases[:1])
+    assert cache.load(dataset.cases[0]).means.shape == (2,)

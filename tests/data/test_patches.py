@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,11 +10,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from maskmed_zoo.data import augment
 from maskmed_zoo.data.cache import CaseCache, Parts, fingerprint_of
 from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.data.patches import PatchDataset, window
+from maskmed_zoo.errors import DataError
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.recipe.schema import Augmentation, DataRecipe
 
@@ -70,6 +73,28 @@ def test_shapes_types_and_normalisation(dataset: Path, tmp_path: Path) -> None:
     narrow = [np.pad(a, [(0, 0), (0, 0), (0, 0), (1, 1)]) for a in expected if a.shape[1:] == (9, 18, 18)]
     assert len(wide) == len(narrow) == 2
     assert any(np.allclose(whole.numpy(), array, atol=1e-5) for array in wide + narrow)
+
+
+@pytest.mark.parametrize("name", ["noNorm", "rescale_to_0_1"])
+def test_patches_are_normalised_by_the_range_of_their_case(dataset: Path, tmp_path: Path, name: str) -> None:
+    description = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "dataset.json").write_text(json.dumps(description | {"channel_names": {"0": name}}))
+    drawn = patches(dataset, tmp_path / "c", patch_size=(4, 5, 6))
+    scheme = get_normalization_scheme(name)(use_mask_for_norm=False, intensityproperties={})
+    whole = [scheme.run(np.array(case.image)) for case, _, _ in drawn.cases]
+    for index in range(6):
+        values = drawn[index]["image"].numpy()
+        assert any((np.abs(array - values[0, 0, 0, 0]) < 1e-5).any() for array in whole)
+        assert min(array.min() for array in whole) - 1e-5 <= values.min() < values.max() <= max(a.max() for a in whole)
+        if name == "rescale_to_0_1":
+            assert values.max() - values.min() < 1  # the ends of the range lie elsewhere in the case
+
+
+def test_colors_that_are_none_are_refused_before_training(dataset: Path, tmp_path: Path) -> None:
+    description = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "dataset.json").write_text(json.dumps(description | {"channel_names": {"0": "rgb_to_0_1"}}))
+    with pytest.raises(DataError, match=r"case 'case_00': channel 0 has values -.* 'rgb_to_0_1' expects 0 … 255"):
+        patches(dataset, tmp_path / "c")
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -9,10 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import (
+    channel_name_to_normalization_mapping,
+    get_normalization_scheme,
+)
 from torch.nn import functional as F
 
 from maskmed_zoo.data.fingerprint import IntensityStats, fingerprint
-from maskmed_zoo.data.normalize import normalize, schemes
+from maskmed_zoo.data.normalize import BY_NAME, normalize, schemes
 from maskmed_zoo.data.resample import resample_image, resample_labels, target_shape
 from maskmed_zoo.errors import DataError
 
@@ -199,6 +203,35 @@ def test_schemes():
     assert schemes("auto", ("CT", "ct", "PET", "CTA", "T1")) == ("ct", "ct", "zscore", "zscore", "zscore")
     assert schemes("ct", ("MR", "x")) == ("ct", "ct")
     assert schemes("zscore", ("CT",)) == ("zscore",)
+
+
+@pytest.mark.parametrize(
+    "name", ["noNorm", "NONORM", "rescale_to_0_1", "rgb_to_0_1", "ct", "CT", "zscore", "T1", "PET"]
+)
+def test_each_channel_is_normalised_as_by_nnunet(name):
+    rng = np.random.default_rng(5)
+    image = rng.uniform(3, 250, (1, 7, 8, 9)).astype(np.float32)
+    stats = IntensityStats(90.0, 40.0, 20.0, 200.0)
+    theirs = get_normalization_scheme(name)(use_mask_for_norm=False, intensityproperties=stats.to_dict())
+    scheme = schemes("auto", [name])
+    whole = normalize(image, scheme, (stats,))
+    np.testing.assert_allclose(whole[0], theirs.run(image[0].copy()), atol=2e-6)
+    moments, extremes = (
+        ((image.mean(dtype=np.float64),), (image.std(dtype=np.float64),)),
+        ((image.min(),), (image.max(),)),
+    )
+    part = normalize(image[:, 2:4, :3], scheme, (stats,), moments=moments, extremes=extremes)
+    np.testing.assert_allclose(part, whole[:, 2:4, :3], atol=1e-6)
+
+
+def test_names_of_channels_mean_what_they_mean_to_nnunet():
+    assert BY_NAME.keys() == channel_name_to_normalization_mapping.keys()
+    flat = np.full((1, 3, 3, 3), 7, np.float32)
+    assert not normalize(flat, ("rescale_to_0_1",), None).any()  # nothing to divide by
+    for low, high in ((-1, 5), (0, 256)):
+        colors = np.linspace(low, high, 27, dtype=np.float32).reshape(1, 3, 3, 3)
+        with pytest.raises(DataError, match="'rgb_to_0_1' expects 0 … 255"):
+            normalize(colors, ("rgb_to_0_1",), None)
 
 
 def test_ct_and_zscore_written_out():

@@ -186,6 +186,15 @@ def test_table(folders: tuple[Path, Path]) -> None:
     assert any(line[:2] == ["mean,", "total"] for line in lines)
 
 
+def test_an_image_is_no_label_map(tmp_path: Path) -> None:
+    for folder in ("pred", "ref"):
+        (tmp_path / folder).mkdir()
+        values = np.arange(1100, dtype=np.int16).reshape(10, 10, 11)
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / folder / "a.nii.gz")
+    with pytest.raises(DataError, match=r"a\.nii\.gz: an image\? 1100 different values are more than 1000 labels"):
+        evaluate_folders(tmp_path / "pred", tmp_path / "ref")
+
+
 def test_mistakes_are_named(folders: tuple[Path, Path]) -> None:
     pred, ref = folders
     save(ref.parent / "instancesTs" / "y.nii.gz", row("0112200"), 2.0)
