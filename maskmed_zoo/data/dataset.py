@@ -20,7 +20,7 @@ from maskmed_zoo.data.case import Case, grouped, image_files
 from maskmed_zoo.data.formats import DEFAULT, stem_of, written_endings
 from maskmed_zoo.data.splits import default_folds, read_folds
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.files import read_json
+from maskmed_zoo.files import read_json, usable
 from maskmed_zoo.labels import Labels, LabelsError
 
 
@@ -69,7 +69,7 @@ class RawDataset:
 
 def open_dataset(root: str | Path) -> RawDataset:
     """Read and check a raw folder (names and numbers of files, not their voxels); `DataError` says what to repair."""
-    root = Path(root)
+    root = usable(Path(root), DataError)
     source = root / "dataset.json"
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the data set's folder, the one that holds dataset.json")
