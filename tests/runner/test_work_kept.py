@@ -162,7 +162,7 @@ def test_a_map_corrected_by_hand_is_advice_of_use(here: Path) -> None:
 
 def test_folders_tell_every_bad_case_and_what_has_no_reference(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pred, ref = here / "run" / "predictions", here / "data" / "labelsTr"
-    shutil.copy(pred / "case_00.nii.gz", pred / "case_03.nii.gz")
+    shutil.copy(pred / "case_01.nii.gz", pred / "case_03.nii.gz")  # on the same grid
     shutil.copy(pred / "case_00.nii.gz", pred / "more.nii.gz")
     words = ["evaluate", "--pred", str(pred), "--ref", str(ref)]
     for name in ("case_01", "case_02"):
