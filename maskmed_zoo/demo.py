@@ -11,7 +11,7 @@ from maskmed_zoo.data.formats import read_image, read_labels
 from maskmed_zoo.data.phantom import make_phantom_dataset
 from maskmed_zoo.errors import DataError, OutputError, UserError
 from maskmed_zoo.evaluation.folders import evaluate_folders
-from maskmed_zoo.files import make_folder
+from maskmed_zoo.files import make_folder, usable, write_atomically
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.report.figure import comparison_figure
 from maskmed_zoo.runner.display import Display
@@ -34,7 +34,7 @@ def demo(out: Path, *, device: str | None = None, display: Display | None = None
     display = display or Display()
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError('the demo draws a picture and needs matplotlib: pip install "maskmed-zoo[report]"')
-    mark = out / MARK
+    mark = usable(out) / MARK
     if out.exists() and not mark.exists():
         raise DataError(f"{out}: exists and is not from an earlier demo; give another folder with --out")
     make_folder(out)
@@ -47,7 +47,7 @@ def demo(out: Path, *, device: str | None = None, display: Display | None = None
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"{path}: cannot be removed ({error.strerror}); give another --out") from error
-    mark.touch()
+    write_atomically(mark, Path.touch)
     with display.task("making phantoms") as progress:
         data = make_phantom_dataset(out / MADE[0], cases=CASES, test_cases=TEST_CASES, shape=SHAPE, progress=progress)
     run = train(load_recipe(RECIPE), data=data, out=out / "run", device=device, display=display)

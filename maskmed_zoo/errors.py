@@ -100,10 +100,10 @@ class Failures:
         failed = len(self.lines)
         if failed == 1 < cases:
             raise DataError(f"{self.lines[0]} (1 of {cases} cases; {others})")
-        if failed > 1:
+        if 1 < failed < cases:
             raise DataError("\n".join([*self.lines, f"{failed} of {cases} cases cannot be used; {others}"]))
         if failed:
-            raise DataError(self.lines[0])
+            raise DataError("\n".join(self.lines))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

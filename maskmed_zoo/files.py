@@ -104,6 +104,18 @@ def _umask() -> int:
     return mask
 
 
+def usable(path: Path, error: type[UserError] = OutputError) -> Path:
+    """A path at which there may be something; raises `error` for one too long, in a circle of links, or with a NUL."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise error(f"{path}: is no usable path ({reason}); give another one") from problem
+    return path
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and its parents; raises `OutputError` if that cannot be done."""
     try:

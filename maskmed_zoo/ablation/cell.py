@@ -112,7 +112,7 @@ class Cell:
 
     def _why(self) -> str:
         try:
-            return " ".join(printable(read_text(self.failed)).split()) or "nobody knows why"
+            return printable(" ".join(read_text(self.failed).split())) or "nobody knows why"
         except DataError as error:
             return str(error)
 

@@ -15,6 +15,7 @@ from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.sources import open_sources
 from maskmed_zoo.device import pick_device
 from maskmed_zoo.errors import ArgumentError, RecipeError, UserError
+from maskmed_zoo.files import usable
 from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.runner.manifest import check_folder, run_facts
 
@@ -57,6 +58,7 @@ def plan(
     if seeds < 1:
         raise ArgumentError(f"seeds: expected 1 or more, got {seeds}")
     pick_device(device)
+    usable(out)
     file = load_grid(grid)
     sources = open_sources(data)
     facts = run_facts(sources, [source.splits(fold) for source in sources], fold)

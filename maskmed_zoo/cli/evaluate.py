@@ -31,10 +31,10 @@ def run(args: argparse.Namespace) -> None:
     """Print the table; a run also gets its predictions/ and evaluation.json."""
     from maskmed_zoo.evaluation.table import tables
     from maskmed_zoo.evaluation.written import read_summary
-    from maskmed_zoo.files import write_json
+    from maskmed_zoo.files import usable, write_json
     from maskmed_zoo.runner.display import Display
 
-    if args.json and args.json.exists() and read_summary(args.json) is None:
+    if args.json and usable(args.json).exists() and read_summary(args.json) is None:
         raise OutputError(f"{args.json}: exists and holds no scores, so it is not replaced; give another file")
     folders = args.pred is not None or args.ref is not None
     if folders == (args.run is not None) or (args.pred is None) != (args.ref is None):

@@ -31,6 +31,7 @@ from maskmed_zoo.data.formats import DEFAULT, stem_of
 from maskmed_zoo.data.names import hint
 from maskmed_zoo.data.splits import default_folds, read_folds
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.files import usable
 from maskmed_zoo.labels import Labels
 
 
@@ -87,7 +88,7 @@ class RawDataset:
 
 def open_dataset(root: str | Path) -> RawDataset:
     """Read and check a raw folder (names and numbers of files, not their voxels); `DataError` says what to repair."""
-    root = Path(root)
+    root = usable(Path(root), DataError)
     source = root / "dataset.json"
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the data set's folder, the one that holds dataset.json")

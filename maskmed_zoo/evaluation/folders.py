@@ -17,15 +17,18 @@ from maskmed_zoo.data.formats import read_labels, stem_of, written_endings
 from maskmed_zoo.data.image import Volume, check_same_geometry
 from maskmed_zoo.data.instances import components
 from maskmed_zoo.data.predicted import PredictedFolder, is_objects_file, labels_of, objects_beside, renumbered
-from maskmed_zoo.errors import ArgumentError, DataError
+from maskmed_zoo.errors import ArgumentError, DataError, Failures
 from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
+from maskmed_zoo.files import usable
 from maskmed_zoo.labels import Labels, LabelsError
 
 MOST_FOUND = 1000
 """Values in label maps that nothing describes; an image has more."""
+NOTHING = "nothing is scored before these are mended or taken out"
+"""What becomes of the other cases."""
 
 
 def evaluate_folders(
@@ -39,10 +42,10 @@ def evaluate_folders(
     which labels were annotated in each case; it has to list every reference. Predictions without a reference are left
     out and listed under `unreferenced`. Where predictions have instance maps beside them, these are scored too, under
     `instances`; `metrics` names those to compute besides Dice, under `metrics`. Raises `DataError` for no cases, a
-    missing prediction, maps that do not lie on one another, values that are no label, and an annotated.json that the
-    references contradict.
+    missing prediction, and, one line for each case, maps that do not lie on one another, values that are no label, and
+    an annotated.json that the references contradict.
     """
-    pred, ref, wanted = Path(pred), Path(ref), chosen(metrics)
+    pred, ref, wanted = usable(Path(pred), DataError), usable(Path(ref), DataError), chosen(metrics)
     names = _names(pred, ref)
     known = _labels(ref, labels)
     used = known or _found([folder / name for folder in (pred, ref) for name in names])
@@ -51,17 +54,22 @@ def evaluate_folders(
     annotated = annotated_labels(source, used, identifiers, others=True) if source else {}
     has_instances = any(is_objects_file(objects_beside(pred / name)) for name in names)
     cases: list[ScoredCase] = []
+    failures = Failures()
     for name, identifier in zip(names, identifiers, strict=True):
-        reference, prediction = read_labels(ref / name), read_labels(pred / name)
-        check_same_geometry(reference, prediction)
-        own = labels_of(pred / name) if known else None
-        prediction = replace(prediction, array=renumbered(prediction.array, own, used))
-        there = annotated.get(identifier, frozenset(used.foreground))
-        _check_values(prediction, used)
-        check_annotated(_check_values(reference, used), reference.path, used, there)
-        separated = _separated(prediction, reference, used, names) if has_instances else None
-        pair = LabelMapPair(identifier, prediction.array, reference.array, used, there, reference.spacing, separated)
-        cases.append(score_case(pair, wanted))
+        with failures.kept():
+            reference, prediction = read_labels(ref / name), read_labels(pred / name)
+            check_same_geometry(reference, prediction)
+            own = labels_of(pred / name) if known else None
+            prediction = replace(prediction, array=renumbered(prediction.array, own, used))
+            there = annotated.get(identifier, frozenset(used.foreground))
+            _check_values(prediction, used)
+            check_annotated(_check_values(reference, used), reference.path, used, there)
+            separated = _separated(prediction, reference, used, names) if has_instances else None
+            pair = LabelMapPair(
+                identifier, prediction.array, reference.array, used, there, reference.spacing, separated
+            )
+            cases.append(score_case(pair, wanted))
+    failures.tell(len(names), NOTHING)
     summary = summarize_cases(cases, list(used.foreground), wanted)
     predicted = {path.name for path in image_files(pred) if not is_objects_file(path)}
     summary["unreferenced"] = sorted(stem_of(Path(name)) for name in predicted - set(names))
@@ -105,16 +113,19 @@ def _beside(ref: Path, name: str) -> Path | None:
 def _found(paths: Sequence[Path]) -> Labels:
     """Labels named by their values, where nothing describes the maps."""
     values: set[int] = set()
+    failures = Failures()
     for path in paths:
-        here: set[int] = set(np.unique(read_labels(path).array).tolist())
-        if min(here) < 0:
-            raise DataError(f"{path}: value {min(here)} is no label; labels are 0, 1, 2, …")
-        values |= here
-        if len(values) > MOST_FOUND:
-            raise DataError(
-                f"{path}: an image? {len(values)} different values are more than {MOST_FOUND} labels; give label maps, "
-                f"or name the labels in a dataset.json beside {paths[-1].parent}"
-            )
+        with failures.kept():
+            here: set[int] = set(np.unique(read_labels(path).array).tolist())
+            if min(here) < 0:
+                raise DataError(f"{path}: value {min(here)} is no label; labels are 0, 1, 2, …")
+            if len(values | here) > MOST_FOUND:
+                raise DataError(
+                    f"{path}: an image? {len(values | here)} different values are more than {MOST_FOUND} labels; give "
+                    f"label maps, or name the labels in a dataset.json beside {paths[-1].parent}"
+                )
+            values |= here
+    failures.tell(len(paths), NOTHING)
     try:
         return Labels.found(values)
     except LabelsError as error:

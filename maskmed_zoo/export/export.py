@@ -15,7 +15,7 @@ from maskmed_zoo.errors import ArgumentError, OutputError
 from maskmed_zoo.evaluation.written import read_summary
 from maskmed_zoo.export import formats
 from maskmed_zoo.export.formats import ExportSource
-from maskmed_zoo.files import is_there, write_json, write_text
+from maskmed_zoo.files import usable, write_json, write_text
 from maskmed_zoo.recipe import dump_recipe
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 from maskmed_zoo.version import __version__
@@ -33,7 +33,7 @@ def export(
     Raises `CheckpointError` for a run without whole weights of its own recipe, `OutputError` where `out` is there or
     cannot be written, and `ArgumentError` without a license or for a format that there is none of.
     """
-    if is_there(out):
+    if usable(out).exists():
         raise OutputError(f"{out}: exists already; give a new folder")
     if not license.strip():
         raise ArgumentError("the license is empty; name the one that weights and training data allow, or 'unknown'")

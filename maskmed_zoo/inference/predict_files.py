@@ -37,8 +37,8 @@ def predict_files(
     unknown, which is never replaced. Raises `OutputError` where nothing can be written; what is finished stays.
     """
     given = [inputs] if isinstance(inputs, str | Path) else inputs
-    cases = input_cases([Path(path) for path in given], predictor.channels)
-    targets = _targets(Path(out), cases)
+    cases = input_cases([files.usable(Path(path), DataError) for path in given], predictor.channels)
+    targets = _targets(files.usable(Path(out)), cases)
     weights, has_instances = predictor.weights_sha256, predictor.recipe.data.instances is not None
     _refuse_clashes(cases, targets, with_instances=has_instances)
     check_targets(targets, weights, with_instances=has_instances, overwrite=overwrite)

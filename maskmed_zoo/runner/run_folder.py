@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
 from maskmed_zoo.errors import CheckpointError, DataError, nearest, printable
-from maskmed_zoo.files import is_file, make_folder, sha256_of, write_atomically
+from maskmed_zoo.files import is_file, make_folder, sha256_of, usable, write_atomically
 from maskmed_zoo.lock import NoLocksError, locked, worker
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
@@ -39,6 +39,10 @@ class RunFolder:
     """Paths and files of one run (one recipe, one data set, one fold)."""
 
     path: Path
+
+    def __post_init__(self) -> None:
+        """Raises `CheckpointError` for a path at which nothing can be."""
+        usable(self.path, CheckpointError)
 
     @property
     def recipe_file(self) -> Path:

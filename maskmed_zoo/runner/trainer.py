@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from statistics import fmean
 from typing import Any
@@ -57,7 +58,9 @@ class Trainer:
                 raise NonFiniteError(f"{report}; {self.skipped_in_a_row} such steps in a row") from error
             self.say(f"{report}; step skipped")
             values = {}
-        self.schedule.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the first step, if it was skipped: the schedule goes on nevertheless
+            self.schedule.step()
         self.iteration += 1
         if not values:
             return {}

@@ -18,7 +18,7 @@ from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
 from maskmed_zoo.data.fingerprint import fingerprint
 from maskmed_zoo.data.resample import resample_image, resample_labels
-from maskmed_zoo.errors import DataError, OutputError
+from maskmed_zoo.errors import DataError, MemoryShortageError, OutputError
 from maskmed_zoo.labels import Labels
 
 NAMES = ("a", "b", "c")
@@ -357,7 +357,9 @@ def test_no_memory_is_one_line_with_the_case(tmp_path, dataset, monkeypatch):
         raise MemoryError("Unable to allocate 9 TiB")
 
     monkeypatch.setattr(module, "resample_labels", exhausted)
-    with pytest.raises(DataError, match=r"a_0000\.nii\.gz: this case needs more memory than there is \(Unable"):
+    with pytest.raises(
+        MemoryShortageError, match=r"a_0000\.nii\.gz: this case needs more memory"
+    ):
         CaseCache(tmp_path / "cache", dataset, SPACING).prepare(dataset.cases[:1])
 
 
@@ -369,3 +371,80 @@ def test_records_of_any_content_are_one_line(cache, dataset, content):
         cache.load(dataset.cases[0])
     cache.prepare(dataset.cases[:1])
     assert cache.load(dataset.cases[0]).means.shape == (2,)
+
+
+def test_all_bad_cases_are_told_and_the_good_stay(cache, dataset, built):
+    for case in dataset.cases[:2]:
+        case.images[0].write_bytes(case.images[0].read_bytes()[:40])
+    for workers in (0, 2):
+        with pytest.raises(DataError) as caught:
+            cache.prepare(dataset.cases, workers)
+        *lines, last = str(caught.value).split("\n")
+        assert sorted(Path(line.split(": ")[0]).name[0] for line in lines) == ["a", "b"]
+        assert last == f"2 of {len(NAMES)} cases cannot be used; the others are prepared in {cache.folder}"
+        assert {path.name for path in cache.folder.iterdir()} == set(NAMES) - {"a", "b"}
+    assert built.count("c") == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"means": [True]}, {"means": ["1"]}, {"means": []}, {"stds": None}, {"stds": [[1.0]]}, {"shape": [1]},
+     {"shape": "x"}, {"shape": [1, 10**30, 1, 1]}, {"means": {"0": 1}}],
+    ids=str,
+)  # fmt: skip
+def test_a_record_of_other_content_is_a_damaged_entry(cache, dataset, damage):
+    case = dataset.cases[0]
+    cache.prepare([case])
+    path = cache.folder / "a" / "case.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | damage))
+    with pytest.raises(DataError, match="damaged cache entry"):
+        read_all(cache.load(case))
+    del whole[next(iter(damage))]
+    path.write_text(json.dumps(whole))
+    with pytest.raises(DataError, match="damaged cache entry"):
+        cache.load(case)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [("image", np.zeros((1, 2, 2, 2), np.float32)), ("image", np.zeros(3)), ("labels", np.zeros((2, 2, 2), np.uint8)),
+     ("samples", np.zeros((7, 5), np.float32)), ("labels", np.array("x"))],
+)  # fmt: skip
+def test_an_array_of_another_case_is_a_damaged_entry(cache, dataset, name, array):
+    cache.prepare(dataset.cases[:1])
+    np.save(cache.folder / "a" / f"{name}.npy", array)
+    with pytest.raises(DataError, match=f"damaged cache entry \\({name} is "):
+        getattr(cache.load(dataset.cases[0]), name)
+
+
+def test_a_pipe_in_the_cache_is_waited_for_by_nobody(cache, dataset, built):
+    cache.prepare(dataset.cases[:1])
+    for name in ("image.npy", "coordinates.npz", "case.json"):
+        path = cache.folder / "a" / name
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(DataError, match="damaged cache entry"):
+            read_all(cache.load(dataset.cases[0]))
+        cache.prepare(dataset.cases[:1])
+    assert built == ["a"] * 4
+
+
+def test_two_processes_prepare_one_cache(cache, dataset, monkeypatch):
+    """The one that comes later leaves the entry of the first, which may be in use by then, as it is."""
+    original, other = module.load_case, CaseCache(cache.folder.parent, dataset, SPACING)
+
+    def slow(case: Case, of: object) -> object:
+        monkeypatch.setattr(module, "load_case", original)
+        other.prepare([case])
+        return original(case, of)
+
+    (cache.folder / "a").mkdir(parents=True)
+    monkeypatch.setattr(module, "load_case", slow)
+    moved: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: moved.append(Path(to).name) or replace(self, to))
+    cache.prepare(dataset.cases[:1])
+    assert [name for name in moved if name in ("a", "outdated")] == ["outdated", "a"]
+    read_all(cache.load(dataset.cases[0]))
+    assert leftovers(cache) == []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from maskmed_zoo.data.predicted import STAMP, labels_of, renumbered, weights_of
+from maskmed_zoo.data.predicted import STAMP, PredictedFolder, labels_of, renumbered, weights_of
 from maskmed_zoo.labels import Labels
 
 ARRAY = np.array([[[0, 1, 2, 3]]], np.int16)
@@ -45,3 +47,61 @@ def test_what_a_folder_tells(tmp_path: Path) -> None:
     ):
         (tmp_path / STAMP).write_text(damage)
         assert weights_of(tmp_path / "a.nii.gz") is labels_of(tmp_path / "a.nii.gz") is None
+
+
+NAME, SHA = "a.nii.gz", "0" * 64
+RECORDS = [
+    {"weights_sha256": {NAME: 3}}, {"weights_sha256": [NAME]}, {"labels": {"x": {"background": True}}},
+    {"labels": {"x": {"background": 0, "a": 10**30}}}, {"files": {NAME: None}}, {"files": {NAME: [SHA]}},
+    {"files": {"../b": SHA, "a\0b": SHA, "": SHA, "/etc/passwd": SHA}}, {"replacing": {NAME: [SHA]}},
+    {"replacing": {NAME: {"weights_sha256": 3, "files": [NAME]}}},
+    {"replacing": {NAME: {"files": {NAME: 3, "../b": SHA}}}},
+    {"requests": {NAME: 3}}, {"requests": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=str)
+def test_a_record_of_other_content_knows_nothing(record: dict[str, object], tmp_path: Path) -> None:
+    """And what it then does not know is nobody's to replace."""
+    (tmp_path / NAME).write_bytes(b"mine")
+    (tmp_path / STAMP).write_text(json.dumps(record))
+    folder = PredictedFolder(tmp_path)
+    assert (folder.weights_of(NAME), folder.labels_of(NAME), folder.request_of(NAME)) == (None, None, None)
+    assert not folder.is_known(NAME, NAME)
+    assert not folder.is_predicted(NAME)
+    assert not folder.is_begun(NAME, SHA)
+    assert not folder.is_listed("../b")
+    with folder.held():
+        folder.announce(NAME, SHA, {"background": 0, "a": 1}, {})
+        folder.enter(NAME)
+    assert PredictedFolder(tmp_path).is_listed(NAME)
+
+
+def test_a_damaged_checksum_is_not_taken_for_a_record_without(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"mine")
+    (tmp_path / STAMP).write_text(json.dumps({"weights_sha256": {NAME: SHA}, "files": {NAME: 5}}))
+    assert not PredictedFolder(tmp_path).is_known(NAME, NAME)
+    assert weights_of(tmp_path / NAME) is None
+
+
+ENTERS = """
+import sys
+from pathlib import Path
+from maskmed_zoo.data.predicted import PredictedFolder
+for index in range(60):
+    folder = PredictedFolder(Path(sys.argv[1]))
+    name = f"{sys.argv[2]}_{index}.nii.gz"
+    with folder.held():
+        folder.announce(name, "w", {"background": 0, "a": 1}, {name: "s"}, "r")
+        folder.enter(name)
+"""
+
+
+def test_two_processes_lose_no_entry(tmp_path: Path) -> None:
+    workers = [subprocess.Popen([sys.executable, "-c", ENTERS, str(tmp_path), name]) for name in "xy"]
+    assert [worker.wait() for worker in workers] == [0, 0]
+    record = json.loads((tmp_path / STAMP).read_text())
+    for table in ("weights_sha256", "files", "requests"):
+        assert len(record[table]) == 120
+    assert "replacing" not in record
+    assert {path.name for path in tmp_path.iterdir()} == {STAMP}
