@@ -128,7 +128,7 @@ class HeadOutput:
 
 
 for _output in (StageOutput, HeadOutput):
-    torch.export.register_dataclass(_output)
+    torch.export.register_dataclass(_output, serialized_type_name=f"{__name__}.{_output.__name__}")
 
 
 class ComponentConfig(Settings):
@@ -204,6 +204,10 @@ class Loss(Component, ABC):
     `annotated` (b k) bool says which labels are annotated in each sample; where some are not, a voxel of label 0 may
     be background or any of those. None: all are. `instances` (b d h w) integer numbers the separate objects of a label,
     0 for none; dense losses have no use for it.
+
+    `forward` begins with an `InputCheck` (`losses.inputs`), which all losses share. It takes labels and instances also
+    with a channel axis of 1 and as whole numbers in floating point, as MONAI's loaders give them, and raises
+    `JointError` for what does not fit the final output or is no label.
     """
 
     accepts: ClassVar[Literal["logits", "queries"]]
@@ -232,6 +236,12 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="trilinear", align_corners=False)
+
+
+def average_pool(x: Tensor, kernel: Size3, stride: Size3, **settings: Any) -> Tensor:
+    """`avg_pool3d` of (b c d h w), also for 16-bit maps on the CPU, for which PyTorch has none."""
+    is_missing = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+    return F.avg_pool3d(x.float() if is_missing else x, kernel, stride, **settings).to(x.dtype)
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:

@@ -67,6 +67,7 @@ class SegmentationModel(nn.Module):
                 f"expected an image (batch, {self.in_channels}, depth, height, width), got {tuple(image.shape)}"
             )
         self.encoder.out_spec.check_patch(image.shape[2:])
+        check_precision(self, image)
         return self.head(self.decoder(self.neck(self.encoder(image))))
 
     def predict(self, image: Tensor) -> Tensor:
@@ -183,6 +184,15 @@ def _make(config: ComponentConfig, base: type[_T], **context: Any) -> _T:
     if "out_spec" in base.__annotations__ and not hasattr(part, "out_spec"):
         raise JointError(f"{base.__name__.lower()} '{_kind(config)}' sets no out_spec; set it in __init__")
     return part
+
+
+def check_precision(model: nn.Module, image: Tensor) -> None:
+    """Raise `JointError` if the image has another type than 16-bit weights, and no autocast makes them one."""
+    weights, kind = next((p.dtype for p in model.parameters()), image.dtype), image.device.type
+    if weights.itemsize > 2 or image.dtype == weights:
+        return
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        raise JointError(f"the image is {image.dtype}, the network's weights {weights}; give image.to({weights})")
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> int:

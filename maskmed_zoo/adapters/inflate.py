@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskmed_zoo.contracts import average_pool
 from maskmed_zoo.errors import JointError
 
 How = Literal["center", "mean"]
@@ -181,7 +182,10 @@ class Pool3d(nn.Module):
         """(b c d h w) to the strided map."""
         if self.is_max:
             return F.max_pool3d(x, *self.sizes, ceil_mode=self.ceil)
-        return F.avg_pool3d(x, *self.sizes, ceil_mode=self.ceil, count_include_pad=self.counts_padding)
+        kernel, stride, padding = self.sizes
+        return average_pool(
+            x, kernel, stride, padding=padding, ceil_mode=self.ceil, count_include_pad=self.counts_padding
+        )
 
 
 def strided_layers(module: nn.Module) -> list[nn.Module]:

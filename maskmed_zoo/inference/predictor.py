@@ -160,7 +160,7 @@ class Predictor:
     def run(self, windows: Tensor) -> HeadOutput:
         """What the network says of normalized windows (b c d h w) on the device, in the recipe's precision."""
         with autocast(self.dtype, self.device):
-            return self.model(windows)
+            return self.model(windows.to(next((p.dtype for p in self.model.parameters()), windows.dtype)))
 
     def _consumers(self, prepared: Tensor) -> tuple[Windows, ProbabilityMap]:
         windows = Windows.of(prepared, self.recipe.data.patch_size, self.recipe.inference.overlap)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from maskmed_zoo.contracts import average_pool
 from maskmed_zoo.settings import Size3
 
 SLOPE = 0.01
@@ -59,6 +60,17 @@ class InstanceNorm(nn.InstanceNorm3d):
         return super().forward(input)
 
 
+class AveragePool(nn.AvgPool3d):
+    """Average pooling by the stride, of maps in any precision."""
+
+    def __init__(self, stride: Size3) -> None:
+        super().__init__(stride, stride)
+        self.factors = stride
+
+    def forward(self, input: Tensor) -> Tensor:  # the base class's name
+        return average_pool(input, self.factors, self.factors)
+
+
 class ConvStack(nn.Sequential):
     """`count` ConvNormAct blocks; the first one has the stride."""
 
@@ -75,7 +87,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = ConvNormAct(in_channels, out_channels, kernel, stride)
         self.conv2 = ConvNormAct(out_channels, out_channels, kernel, activation=False)
         self.activation = nn.LeakyReLU(SLOPE)
-        pool: nn.Module = nn.AvgPool3d(stride, stride) if max(stride) > 1 else nn.Identity()
+        pool: nn.Module = AveragePool(stride) if max(stride) > 1 else nn.Identity()
         project: nn.Module = nn.Identity()
         if in_channels != out_channels:
             project = ConvNormAct(in_channels, out_channels, (1, 1, 1), bias=False, activation=False)

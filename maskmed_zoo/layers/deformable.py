@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from maskmed_zoo.contracts import full_precision
-from maskmed_zoo.layers.transformer import TransformerConfig, feed_forward
+from maskmed_zoo.layers.transformer import TransformerConfig, feed_forward, widened
 from maskmed_zoo.ops.deformable import deformable_attention
 from maskmed_zoo.settings import Size3
 
@@ -87,11 +87,13 @@ class DeformableBlock(nn.Module):
         shape = (self.heads, self.levels, self.points)
         with full_precision(queries):
             queries = queries if queries.dtype == torch.float64 else queries.float()
-            weights = self.weights(queries).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, shape[1:])
+            weights = (
+                widened(self.weights, queries).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, shape[1:])
+            )
             own = centers[:, None, None, None, :]
             if self.offsets is None:
                 return own.expand(*weights.shape, 3).to(queries.dtype), weights
-            offsets = self.offsets(queries).unflatten(-1, (*shape, 3))
+            offsets = widened(self.offsets, queries).unflatten(-1, (*shape, 3))
             extent = torch.tensor(sizes, device=queries.device, dtype=queries.dtype)[:, None, :]
             return own + offsets / extent, weights
 

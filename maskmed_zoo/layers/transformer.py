@@ -7,10 +7,13 @@ from typing import Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from maskmed_zoo.contracts import ComponentConfig, full_precision
 from maskmed_zoo.settings import PositiveInt
+
+NARROW = (torch.bfloat16, torch.float16)
 
 
 class TransformerConfig(ComponentConfig):
@@ -29,7 +32,10 @@ class TransformerConfig(ComponentConfig):
 
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot-product attention; its logits and softmax stay float32 under autocast (MaskMed §3.2, our choice)."""
+    """Scaled dot-product attention; logits and softmax stay float32 under autocast and with 16-bit weights.
+
+    MaskMed §3.2, our choice.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -46,13 +52,26 @@ class MultiHeadAttention(nn.Module):
         """
         with full_precision(query):
             q, k, v = (
-                layer(x.float() if x.dtype != torch.float64 else x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                widened(layer, x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
                 for layer, x in ((self.query, query), (self.key, key), (self.value, value))
             )
             if mask is not None:  # one of another precision than the queries' would be misread
                 mask = (mask.to(q.dtype) if mask.is_floating_point() else mask).unsqueeze(1)
             attended = F.scaled_dot_product_attention(q, k, v, mask)
-            return self.out(attended.transpose(1, 2).flatten(2))
+            return as_weights(widened(self.out, attended.transpose(1, 2).flatten(2)), self.out)
+
+
+def widened(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer` of `x` in float32 (float64 for float64), also where the layer's weights have 16 bits."""
+    x = x if x.dtype == torch.float64 else x.float()
+    narrow = {name: p.float() for name, p in layer.named_parameters() if p.dtype in NARROW}
+    return functional_call(layer, narrow, x) if narrow else layer(x)
+
+
+def as_weights(x: Tensor, layer: nn.Module) -> Tensor:
+    """`x` in the type of the layer's weights where those have 16 bits, which the next layer wants; else as it is."""
+    types = {p.dtype for p in layer.parameters() if p.dtype in NARROW}
+    return x.to(types.pop()) if types else x
 
 
 def feed_forward(width: int, ratio: int) -> nn.Sequential:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss
-from maskmed_zoo.losses.partial import check_annotated, merge_unannotated, only_annotated
+from maskmed_zoo.losses.inputs import InputCheck
+from maskmed_zoo.losses.partial import merge_unannotated, only_annotated
 from maskmed_zoo.losses.stages import halving_weights, nearest_labels
 
 SMOOTH = 1e-5
@@ -44,6 +45,7 @@ class CEDiceLoss(Loss):
         super().__init__()
         self.config = config or CEDiceConfig()
         self.num_classes = num_classes
+        self.check = InputCheck(num_classes, ignore_label, self.accepts)
         self.ignore_label = -100 if ignore_label is None else ignore_label
 
     def forward(
@@ -54,11 +56,16 @@ class CEDiceLoss(Loss):
         annotated: Tensor | None = None,
         instances: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Labels (b d h w); returns the weighted sum over stages and the full-resolution parts `ce` and `dice`."""
+        """Labels (b d h w); returns the weighted sum over stages and the full-resolution parts `ce` and `dice`.
+
+        Raises `JointError` for inputs that do not fit; on a GPU, wrong values in any but the first call are an error of
+        the call after it.
+        """
+        given = self.check(output, labels, annotated, instances)
+        labels, annotated = given.labels, given.annotated
         if annotated is None:
             counted = torch.ones(len(labels), self.num_classes, device=labels.device)
         else:
-            check_annotated(annotated, labels, self.num_classes)
             labels, counted = only_annotated(labels, annotated), annotated.float()
         weights = self.stage_weights(len(output.stages))
         total, parts = labels.new_zeros((), dtype=torch.float32), dict[str, Tensor]()

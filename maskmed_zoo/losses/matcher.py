@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskmed_zoo.contracts import full_precision
-from maskmed_zoo.errors import NonFiniteError
+from maskmed_zoo.errors import JointError, NonFiniteError
 
 Weights = tuple[float, float, float]
 """Class, BCE and Dice."""
@@ -98,8 +98,13 @@ def hungarian(costs: Tensor, present: Tensor) -> Tensor:
 
 
 def fixed(present: Tensor, num_queries: int) -> Tensor:
-    """Query i answers for target i where that is present: (b n) as `hungarian` returns it."""
+    """Query i answers for target i where that is present: (b n) as `hungarian` returns it.
+
+    Raises `JointError` for fewer queries than targets.
+    """
     b, t = present.shape
+    if num_queries < t:
+        raise JointError(f"{num_queries} queries for {t} labels; 'assigner: fixed' needs one per label, at least")
     index = torch.arange(t, device=present.device).expand(b, t)
     assigned = torch.where(present, index, torch.full_like(index, -1))
     return F.pad(assigned, (0, num_queries - t), value=-1)

@@ -28,19 +28,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskmed_zoo.contracts import full_precision
-from maskmed_zoo.errors import JointError
 from maskmed_zoo.losses.matcher import Weights, mask_terms
 
 CHARGE = 2.0
 """What a whole share of U costs, in sums of the weights; half of it outweighs what class and Dice can differ by."""
-
-
-def check_annotated(annotated: Tensor, labels: Tensor, num_classes: int) -> None:
-    """Raise `JointError` unless `annotated` is (b k) for labels (b d h w)."""
-    if annotated.shape != (len(labels), num_classes):
-        raise JointError(
-            f"annotated {tuple(annotated.shape)} must be (batch, labels) = {(len(labels), num_classes)}, bool"
-        )
 
 
 def only_annotated(labels: Tensor, annotated: Tensor) -> Tensor:

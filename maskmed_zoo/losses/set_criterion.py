@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss, StageOutput, full_precision
 from maskmed_zoo.errors import JointError, NonFiniteError
+from maskmed_zoo.losses.inputs import InputCheck
 from maskmed_zoo.losses.matcher import Pairs, fixed, hungarian, mask_terms, matching_costs, to_host
 from maskmed_zoo.losses.partial import (
-    check_annotated,
     claimed_share,
     explain_rest,
     log_unclaimed,
@@ -73,7 +73,6 @@ class SetCriterion(Loss):
 
     Config = SetCriterionConfig
     accepts = "queries"
-    class_weights: Tensor
 
     def __init__(
         self, *, num_classes: int, config: SetCriterionConfig | None = None, ignore_label: int | None = None
@@ -81,9 +80,7 @@ class SetCriterion(Loss):
         super().__init__()
         self.config = config or SetCriterionConfig()
         self.num_classes, self.ignore_label = num_classes, ignore_label
-        class_weights = torch.ones(num_classes + 1)
-        class_weights[-1] = self.config.no_object_weight
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.check = InputCheck(num_classes, ignore_label, self.accepts)
 
     def forward(
         self,
@@ -98,11 +95,13 @@ class SetCriterion(Loss):
         With instances (b d h w) also `dropped`, how many of them exceed the number of queries. Raises `JointError` for
         inputs that do not fit and `NonFiniteError`, naming the tensor, if masks, class logits or a cost are not finite.
         """
-        with full_precision(labels):
-            full = self.targets(labels, annotated, instances)
+        given = self.check.look(output, labels, annotated, instances)
+        annotated, instances = given.annotated, given.instances
+        with full_precision(given.labels):
+            full = self.targets(given.labels, annotated, instances)
             targets = [full.at(stage.spatial.shape[2:]) for stage in output.stages]
-            pairs = self.assign(output.stages, targets, annotated)
-            total, parts = torch.zeros((), device=labels.device), dict[str, Tensor]()
+            pairs = self.assign(output.stages, targets, annotated, given.seen)
+            total, parts = torch.zeros((), device=given.labels.device), dict[str, Tensor]()
             weights = self.stage_weights(len(output.stages))
             for weight, stage, at_stage, matched in zip(weights, output.stages, targets, pairs, strict=True):
                 terms = self._stage(stage, at_stage, matched, annotated)
@@ -124,7 +123,6 @@ class SetCriterion(Loss):
     def targets(self, labels: Tensor, annotated: Tensor | None = None, instances: Tensor | None = None) -> Targets:
         """What labels (b d h w) hold, as `forward` takes them."""
         if annotated is not None:
-            check_annotated(annotated, labels, self.num_classes)
             labels = only_annotated(labels, annotated)
         if instances is None:
             return label_targets(labels, self.num_classes, self.ignore_label)
@@ -132,19 +130,25 @@ class SetCriterion(Loss):
         return instance_targets(labels, instances, self.num_classes, self.ignore_label)
 
     def assign(
-        self, stages: Sequence[StageOutput], targets: Sequence[Targets], annotated: Tensor | None = None
+        self,
+        stages: Sequence[StageOutput],
+        targets: Sequence[Targets],
+        annotated: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> list[Pairs]:
-        """The pairs of every stage; all that the host must know for it takes one copy."""
+        """The pairs of every stage; all that the host must know for it takes one copy, `Given.seen` included."""
         present = targets[0].present
         partial = torch.zeros_like(present[:, 0]) if annotated is None else ~annotated.all(1)
         matched = 0 if self.config.assigner == "fixed" else len(stages) if self.config.match == "per_stage" else 1
         costs = [self._costs(*pair, annotated) for pair in zip(stages[:matched], targets, strict=False)]
         # Finite where every number is, and so far from overflow that the loss is finite too.
         norms = [torch.linalg.vector_norm(x.detach(), dtype=torch.float32) for s in stages for x in _query_tensors(s)]
-        on_host = to_host(present, partial, torch.stack(norms), *costs)
-        present, partial = on_host[0] > 0, on_host[1] > 0
-        _check_finite(on_host[2])
-        assignments = [hungarian(table, present) for table in on_host[3:]]
+        seen = present.new_zeros(0) if seen is None else seen
+        on_host = to_host(seen, present, partial, torch.stack(norms), *costs)
+        self.check.judge(on_host[0])
+        present, partial = on_host[1] > 0, on_host[2] > 0
+        _check_finite(on_host[3])
+        assignments = [hungarian(table, present) for table in on_host[4:]]
         assignments = assignments or [fixed(present, _query_tensors(stages[0])[0].shape[1])]
         pairs = [Pairs.of(assignment, partial, targets[0].present.device) for assignment in assignments]
         return pairs if len(pairs) == len(stages) else pairs * len(stages)
@@ -176,13 +180,14 @@ class SetCriterion(Loss):
         is_matched = pairs.assignment >= 0
         labels = targets.classes.gather(1, pairs.assignment.clamp_min(0))
         labels = torch.where(is_matched, labels, self.num_classes)
-        losses = F.cross_entropy(class_logits.transpose(1, 2), labels, self.class_weights, reduction="none")
+        weights = F.pad(torch.ones(self.num_classes, device=labels.device), (0, 1), value=self.config.no_object_weight)
+        losses = F.cross_entropy(class_logits.transpose(1, 2), labels, weights, reduction="none")
         if annotated is not None and pairs.is_partial:
             unmatched = self.config.no_object_weight * unmatched_class_loss(class_logits, annotated)
             losses = torch.where(is_matched, losses, unmatched)
         # A sample without any target holds ignored voxels alone, from which its queries learn nothing.
         known = is_matched.any(1, keepdim=True).float()
-        return (losses * known).sum() / (self.class_weights[labels] * known).sum().clamp_min(TINY)
+        return (losses * known).sum() / (weights[labels] * known).sum().clamp_min(TINY)
 
     def _mask_losses(
         self, stage: StageOutput, targets: Targets, pairs: Pairs, annotated: Tensor | None

@@ -54,7 +54,7 @@ def instance_targets(labels: Tensor, instances: Tensor, num_classes: int, ignore
     batch, kinds = len(labels), num_classes + 1
     is_label = (labels >= 0) & (labels < num_classes)
     kind = torch.where(is_label, labels.long(), num_classes)  # the last kind: no label
-    ids = torch.where(is_label & (labels > 0), instances.long().clamp_min(0), 0)
+    ids = torch.where(is_label & (labels > 0), instances.long().clamp(0, 2**ID_BITS - 1), 0)
     first = torch.arange(batch, device=labels.device) * kinds << ID_BITS  # every sample has a background
     keys = ((torch.arange(batch, device=labels.device).view(-1, 1, 1, 1) * kinds + kind) << ID_BITS) + ids
     found, index = torch.unique(torch.cat([first, keys.flatten()]), return_inverse=True)

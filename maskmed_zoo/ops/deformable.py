@@ -14,13 +14,12 @@ from torch import Tensor
 
 from maskmed_zoo.contracts import full_precision
 from maskmed_zoo.ops import reference, registration
+from maskmed_zoo.ops.arguments import check
 from maskmed_zoo.ops.backend import Backend, resolve
 from maskmed_zoo.ops.registration import FLOP_FORMULAS
 from maskmed_zoo.settings import Size3
 
 __all__ = ["FLOP_FORMULAS", "Backend", "deformable_attention"]
-
-TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def deformable_attention(
@@ -44,25 +43,10 @@ def deformable_attention(
     Raises `ValueError` if shapes, tensors, their types or devices disagree, `UserError` if a backend asked for is not
     there.
     """
-    fits = values.dim() == 4 and locations.dim() == 6 and weights.shape == locations.shape[:-1]
-    if fits:
-        expected = (values.shape[0], locations.shape[1], values.shape[2], len(shapes), locations.shape[4], 3)
-        fits = locations.shape == expected and sum(d * y * x for d, y, x in shapes) == values.shape[1]
-        fits = fits and all(n >= 0 for shape in shapes for n in shape)
-    if not fits:
-        raise ValueError(
-            f"deformable_attention: values {tuple(values.shape)}, shapes {list(shapes)}, locations "
-            f"{tuple(locations.shape)} and weights {tuple(weights.shape)} do not belong together"
-        )
-    # Raw pointers are taken of these: what is not checked here reads memory of others.
-    if values.dtype not in TYPES or not values.device == locations.device == weights.device:
-        raise ValueError(
-            f"deformable_attention: values are {values.dtype} on {values.device}, locations on {locations.device}, "
-            f"weights on {weights.device}; all belong on one device, values in float32, bfloat16, float16 or float64"
-        )
+    flat = [n for d, h, w in shapes for n in (d, h, w)]
+    check(values, locations, weights, flat)
     precision = torch.promote_types(values.dtype, torch.float32)
     locations, weights = locations.to(precision), weights.to(precision)
-    flat = [n for shape in shapes for n in shape]
     if resolve(backend, values.device.type) == "torch":
         with full_precision(values):
             return reference.attend(values, flat, locations, weights)

@@ -64,8 +64,8 @@ def backward(
         voxels = extent[0] * extent[1] * extent[2]
         of_values[:, start : start + voxels] = of_volume.view(b, h, c, voxels).permute(0, 3, 1, 2)
         start += voxels
-    of_locations = 2 * of_grid.view(-1, b, h, q, points, 3).permute(1, 3, 2, 0, 4, 5).flip(-1)
-    of_weights = of_scale.view(-1, b, h, q, points).permute(1, 3, 2, 0, 4)
+    of_locations = 2 * of_grid.view(len(grid), b, h, q, points, 3).permute(1, 3, 2, 0, 4, 5).flip(-1)
+    of_weights = of_scale.view(len(grid), b, h, q, points).permute(1, 3, 2, 0, 4)
     return of_values.to(values.dtype), of_locations, of_weights
 
 
@@ -145,6 +145,6 @@ def _sum_corners(
         for y, of_y in sides[1]:
             line, of_line = (plane + y).mul_(width), of_plane * of_y
             for x, of_x in sides[2]:
-                row, scale = (line + x).mul_(step).add_(first), of_line * of_x
-                result += F.embedding_bag(row.view(bags, -1), rows, mode="sum", per_sample_weights=scale.view(bags, -1))
+                row, scale = (line + x).mul_(step).add_(first).reshape(bags, -1), (of_line * of_x).reshape(bags, -1)
+                result += F.embedding_bag(row, rows, mode="sum", per_sample_weights=scale)
     return result

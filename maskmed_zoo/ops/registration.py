@@ -1,7 +1,8 @@
 """Deformable attention as registered ops, one per direction: opaque to `torch.compile` and `torch.export`.
 
 The kernel is picked by the device of the tensors when the op runs, so that a program exported here also runs on a
-machine with less. The backward op has no derivative: differentiating twice raises instead of giving zeros.
+machine with less. Both ops check what they get, whoever calls them. The backward op has no derivative: differentiating
+twice raises instead of giving zeros.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ import torch
 from torch import Tensor
 
 from maskmed_zoo.ops import backend, native, reference
+from maskmed_zoo.ops.arguments import check, check_types
 
 
 @torch.library.custom_op("maskmed_zoo::deformable_attention", mutates_args=())
 def forward(values: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int]) -> Tensor:
-    """Values (b s h c), locations (b q h l p 3), weights (b q h l p); (b q h c)."""
+    """Values (b s h c), locations (b q h l p 3), weights (b q h l p), shapes (3 l); (b q h c).
+
+    Locations and weights are float32, or float64 where the values are. Raises `ValueError` for what does not fit.
+    """
+    check(values, locations, weights, shapes)
+    check_types(values, locations, weights)
     taken = backend.best(values.device.type) if native.fits(shapes) else "torch"
     library, _ = native.load() if taken == "native" else (None, "")
     if library:
@@ -35,7 +42,9 @@ def forward(values: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence
 def backward(  # noqa: PLR0917 - the order of a schema
     grad: Tensor, values: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], wants_values: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of values (without elements if not wanted), locations and weights."""
+    """Gradients of values (without elements if not wanted), locations and weights; `grad` (b q h c) like the values."""
+    check(values, locations, weights, shapes)
+    check_types(values, locations, weights, grad)
     taken = backend.best(values.device.type) if native.fits(shapes) else "torch"
     library, _ = native.load() if taken == "native" else (None, "")
     if library:
@@ -52,14 +61,18 @@ def backward(  # noqa: PLR0917 - the order of a schema
 
 
 @forward.register_fake
-def _(values: Tensor, locations: Tensor, _weights: Tensor, _shapes: Sequence[int]) -> Tensor:
+def _(values: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int]) -> Tensor:
+    check(values, locations, weights, shapes)
+    check_types(values, locations, weights)
     return values.new_empty((*locations.shape[:3], values.shape[-1]))
 
 
 @backward.register_fake
-def _(
-    _grad: Tensor, values: Tensor, locations: Tensor, weights: Tensor, _shapes: Sequence[int], wants_values: bool
+def _(  # noqa: PLR0917 - the order of a schema
+    grad: Tensor, values: Tensor, locations: Tensor, weights: Tensor, shapes: Sequence[int], wants_values: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check(values, locations, weights, shapes)
+    check_types(values, locations, weights, grad)
     of_values = values.new_empty(values.shape if wants_values else 0)
     return of_values, locations.new_empty(locations.shape), weights.new_empty(weights.shape)
 

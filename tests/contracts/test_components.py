@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 import pkgutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -482,12 +483,15 @@ def test_forward_on_meta_gives_the_same_shapes(case):
         ),
     ],
 )
-def test_whole_models_export_and_keep_their_output(recipe, settings):
+def test_whole_models_are_exported_saved_loaded_and_keep_their_output(recipe, settings):
     torch.manual_seed(0)
     model = maskmed_zoo.create(recipe, **settings, model__encoder__channels=[4, 6, 8]).eval()
     perturb(model)
     image = torch.randn(1, model.in_channels, 8, 12, 8)
-    program = torch.export.export(model, (image,))
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(model, (image,)), file)
+    file.seek(0)
+    program = torch.export.load(file)
     output = program.module()(image)
     assert isinstance(output, HeadOutput)
     close(output, model(image), rtol=1e-5, atol=1e-5)

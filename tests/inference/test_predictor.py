@@ -63,6 +63,14 @@ def test_another_spacing_is_resampled_and_comes_back(predictor: Predictor) -> No
     assert agree > 0.999  # both are trilinear, in another order of operations
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_another_precision_get_images_of_it(predictor: Predictor, dtype: torch.dtype) -> None:
+    array = image(1, 9, 20, 18)
+    expected = predictor.probabilities(array, spacing=(2.0, 1.0, 1.0))
+    predictor.model.to(dtype)
+    np.testing.assert_allclose(predictor.probabilities(array, spacing=(2.0, 1.0, 1.0)), expected, atol=0.03)
+
+
 def test_files_are_those_of_arrays(predictor: Predictor, dataset: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     folder = dataset / "imagesTr"

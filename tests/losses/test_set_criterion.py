@@ -386,3 +386,9 @@ def test_labels_of_any_integer_type(dtype):
 def test_a_head_of_logits_is_refused_in_words():
     with pytest.raises(JointError, match="use 'ce_dice' for heads that give logits"):
         criterion()(HeadOutput([StageOutput(logits=torch.zeros(1, CLASSES, 2, 2, 2))]), torch.zeros(1, 2, 2, 2))
+
+
+def test_fewer_queries_than_labels_cannot_be_fixed():
+    stage = StageOutput(masks=torch.zeros(1, 2, 2, 2, 2), class_logits=torch.zeros(1, 2, CLASSES + 1))
+    with pytest.raises(JointError, match="2 queries for 3 labels; 'assigner: fixed' needs one per label, at least"):
+        criterion(assigner="fixed")(HeadOutput([stage]), torch.zeros(1, 2, 2, 2).long())

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import re
+import subprocess
+import sys
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,6 +141,68 @@ def test_plain_pytorch_differentiates_twice():
         lambda v, w: deformable_attention(v, [(2, 2, 2)], locations[:1, :, :1, :1], w, backend="torch"),
         [values, weights],
     )
+
+
+# --- called directly
+
+ROOT = Path(__file__).resolve().parents[2]
+WRONG = {
+    "no batch": lambda v, at, w: (v[0], at, w, FLAT),
+    "heads": lambda v, at, w: (v[:, :, :1], at, w, FLAT),
+    "two coordinates": lambda v, at, w: (v, at[..., :2], w, FLAT),
+    "points": lambda v, at, w: (v, at, w[..., :2], FLAT),
+    "half a level": lambda v, at, w: (v, at, w, FLAT[:-1]),
+    "voxels": lambda v, at, w: (v, at, w, [3, 4, 5, 2, 2, 3]),
+    "negative": lambda v, at, w: (v, at, w, [-3, -4, 5, 2, 2, 2]),
+    "product of 2^64 + 60": lambda v, at, w: (v, at, w, [2**62, 4, 1, 2, 2, 2]),
+    "float64 locations": lambda v, at, w: (v, at.double(), w, FLAT),
+    "float16 weights": lambda v, at, w: (v, at, w.half(), FLAT),
+    "float32 locations of float64 values": lambda v, at, w: (v.double(), at, w.double(), FLAT),
+    "integer values": lambda v, at, w: (v.long(), at, w, FLAT),
+    "weights elsewhere": lambda v, at, w: (v, at, w.to("meta"), FLAT),
+    "all on meta": lambda v, at, w: (v.to("meta"), at.to("meta")[:1], w.to("meta"), FLAT),
+    "sparse values": lambda v, at, w: (v.to_sparse(), at, w, FLAT),
+}
+WRONG_GRADIENTS = {
+    "shape": lambda grad: grad[:, :-1],
+    "no head": lambda grad: grad[:, :, 0],
+    "type": lambda grad: grad.half(),
+    "wider type": lambda grad: grad.double(),
+    "device": lambda grad: grad.to("meta"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_direct_calls_that_do_not_fit_are_refused(name):
+    op, of_gradient = torch.ops.maskmed_zoo.deformable_attention, torch.ops.maskmed_zoo.deformable_attention_backward
+    arguments = WRONG[name](*tensors(grad=False))
+    with pytest.raises(ValueError, match="deformable_attention: "):
+        op(*arguments)
+    with pytest.raises(ValueError, match="deformable_attention: "):
+        of_gradient(torch.randn(2, 6, 2, 8), *arguments, True)
+
+
+@pytest.mark.parametrize("name", WRONG_GRADIENTS)
+def test_gradients_of_another_output_are_refused(name):
+    grad = WRONG_GRADIENTS[name](torch.randn(2, 6, 2, 8))
+    with pytest.raises(ValueError, match=r"the gradient is \(.*\), torch.float.* on .*; expected .*\(2, 6, 2, 8\)"):
+        torch.ops.maskmed_zoo.deformable_attention_backward(grad, *tensors(grad=False), FLAT, True)
+
+
+@pytest.mark.parametrize("missing", ["nothing", "library"])
+def test_hundreds_of_direct_calls_with_hostile_arguments(missing, tmp_path):
+    """In a process of its own, which must live; see `hostile_calls`."""
+    code = "import sys; from tests.ops import hostile_calls; hostile_calls.main(int(sys.argv[1]), int(sys.argv[2]))"
+    if missing == "library":
+        code = f"from maskmed_zoo.ops import native; native.load = lambda: (None, 'taken away'); {code}"
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code, "5", "400"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    numbers = re.fullmatch(r"(\d+) ran, (\d+) were refused\n", done.stdout)
+    assert numbers
+    assert all(int(n) > 200 for n in numbers.groups())
 
 
 # --- which backend
