@@ -7,6 +7,7 @@ it has the highest value and is no class. Names carry the meaning: where two set
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -100,7 +101,7 @@ def _check(values: Mapping[str, int], gaps: bool) -> None:
         if type(value) is not int or value < 0:
             raise LabelsError(f"label '{name}' has value {value!r}", f'expected an integer as in "{name}": 1')
     _check_background(values)
-    twice = {value for value in values.values() if list(values.values()).count(value) > 1}
+    twice = {value for value, count in Counter(values.values()).items() if count > 1}
     if twice:
         names = ", ".join(f"'{name}'" for name, value in values.items() if value == min(twice))
         raise LabelsError(f"{names} have the same value {min(twice)}", "give each label a value of its own")

@@ -22,7 +22,20 @@ PACKAGE = ROOT / "maskmed_zoo"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part of the package may import, besides itself and the ground. "root" is maskmed_zoo/__init__.py.
-GROUND = {"errors", "files", "labels", "settings", "device", "renamed", "version", "lock"}
+GROUND = {
+    "errors",
+    "files",
+    "labels",
+    "settings",
+    "device",
+    "renamed",
+    "version",
+    "lock",
+    "plain_yaml",
+    "network_size",
+    "arguments",
+    "plugins",
+}
 COMPONENT = {"contracts", "layers", "ops"}
 RUN = {"registry", "contracts", "recipe", "model", "build", "weights"}
 RUN |= {"data", "inference", "evaluation", "report"}
@@ -35,6 +48,10 @@ ALLOWED: dict[str, set[str]] = {
     "renamed": set(),
     "version": set(),
     "lock": set(),
+    "plain_yaml": {"files"},
+    "network_size": set(),
+    "arguments": set(),
+    "plugins": set(),
     "contracts": set(),
     "registry": {"contracts"},
     "ops": {"contracts"},
