@@ -1,4 +1,4 @@
-"""Arguments of the public functions: of another kind than expected, they are named before anything is done with them."""
+"""Arguments of the public functions: one of another kind than expected is named before anything is done with it."""
 
 from __future__ import annotations
 

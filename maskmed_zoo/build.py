@@ -42,7 +42,7 @@ def model_of(recipe: Recipe, *, in_channels: int | None = None, num_classes: int
         raise RecipeError(f"recipe '{recipe.name}' leaves {missing} to the data set; state it, or pass the number")
     if not (1 <= channels <= WIDEST and 2 <= classes <= WIDEST):
         raise RecipeError(
-            f"expected 1 to {WIDEST} channels and 2 to {WIDEST} classes, background counted, got {channels} and {classes}"
+            f"expected 1 … {WIDEST} channels and 2 … {WIDEST} classes, background counted, got {channels} and {classes}"
         )
     names = data.labels.names if data.labels and classes == data.num_classes else None
     make = partial(

@@ -7,6 +7,7 @@ nothing is allocated, and compared with the machine. What cannot be allocated is
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -23,25 +24,26 @@ MOST_PARTS = 30_000
 """Layers and tensors that are made for one network; the largest ones of timm have some thousand."""
 LARGE = 2**30
 """Bytes of parameters from which a network is counted before it is made: counting costs seconds at first."""
+MEMORY = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 """What a container may have, where there is one."""
 _ModuleT = TypeVar("_ModuleT", bound=nn.Module)
 
 
-class _Large(JointError):
+class _LargeError(JointError):
     """A network that has to be counted first; of one whose layers do not build on the meta device, it is the end."""
 
 
 def made(make: Callable[[], _ModuleT]) -> _ModuleT:
     """The network of `make`, on the default device.
 
-    Raises `JointError` where it has more than `MOST_PARTS` or is larger than the device's memory.
+    Raises `JointError` where it has more than `MOST_PARTS` or does not fit into the device's memory.
     """
     device, state = torch.get_default_device(), torch.get_rng_state()
     if device.type == "meta":
         with counting():
             return make()
-    with suppress(_Large), _watched(), reported():
+    with suppress(_LargeError), _watched(), reported():
         return make()
     with counting():
         counted = make()
@@ -54,7 +56,7 @@ def made(make: Callable[[], _ModuleT]) -> _ModuleT:
 
 @contextmanager
 def counting() -> Generator[None]:
-    """Make or run a network on the meta device; raises `JointError` as `made` does, and for sizes beyond all numbers."""
+    """Make or run a network on the meta device; raises `JointError` as `made` does, and for impossible sizes."""
     with torch.device("meta"), _watched(), reported():
         yield
 
@@ -66,11 +68,11 @@ def moved(network: _ModuleT, device: torch.device) -> _ModuleT:
 
 
 def check_bytes(size: int, device: torch.device, what: str, remedy: str) -> None:
-    """Raise `JointError` if something of so many bytes is larger than a device's whole memory."""
+    """Raise `JointError` if something of so many bytes does not fit into what a device has left."""
     memory = _memory(device)
     if memory is not None and size > memory:
         raise JointError(
-            f"{what} take {size / 2**30:,.1f} GiB, {device} has {memory / 2**30:,.1f} GiB of memory; give fewer {remedy}"
+            f"{what} take {size / 2**30:,.1f} GiB, {device} has {memory / 2**30:,.1f} GiB left; give fewer {remedy}"
         )
 
 
@@ -81,7 +83,7 @@ def reported() -> Generator[None]:
         yield
     except (RuntimeError, MemoryError, ArithmeticError, ValueError) as error:
         if isinstance(error, MemoryError) or "allocate" in str(error):  # of the CPU, of CUDA
-            raise _Large("there is no memory left for the network; give fewer channels or layers") from error
+            raise _LargeError("there is no memory left for the network; give fewer channels or layers") from error
         raise JointError(f"the network cannot be made ({first_line(error)}); give fewer channels or layers") from error
 
 
@@ -99,7 +101,9 @@ def _watched() -> Generator[None]:
         if parts > MOST_PARTS:
             raise JointError(f"the network has more than {MOST_PARTS} layers and tensors; give fewer blocks or layers")
         if taken > LARGE:
-            raise _Large(f"more than {LARGE // 2**30} GiB before it could be counted; give fewer channels or layers")
+            raise _LargeError(
+                f"more than {LARGE // 2**30} GiB before it could be counted; give fewer channels or layers"
+            )
 
     handles = (
         hooks.register_module_module_registration_hook(count),
@@ -114,12 +118,14 @@ def _watched() -> Generator[None]:
 
 
 def _memory(device: torch.device) -> int | None:
-    """Bytes of memory that belong to a device, free or not; None where nobody tells."""
+    """Bytes of memory that a device has left; None where nobody tells."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
+        return torch.cuda.mem_get_info(device)[0]
     sizes: list[int] = []
-    with suppress(OSError, ValueError, AttributeError):  # no such names, or no sysconf, on other systems
+    with suppress(OSError, ValueError, AttributeError):  # no sysconf, or no such names, on other systems
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, IndexError):
+        sizes.append(1024 * int(re.findall(r"^MemAvailable:\s+(\d+) kB", MEMORY.read_text(), re.MULTILINE)[0]))
     with suppress(OSError, ValueError):  # no container, or 'max'
         sizes.append(int(CGROUP.read_text(encoding="ascii")))
     return min(sizes, default=None) if device.type == "cpu" else None

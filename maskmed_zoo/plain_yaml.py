@@ -1,7 +1,7 @@
 """YAML text that may come from anywhere: what stands in it is bounded before anything is made of it.
 
-A few lines of YAML can mean gigabytes (aliases of aliases), a stack of a million lists, or an object of Python. Recipes,
-grids, cards and `--set` values are read through `faults`, which goes over the text once and builds nothing.
+A few lines of YAML can mean gigabytes (aliases of aliases), a stack of a million lists, or an object of Python.
+Recipes, grids, cards and `--set` values are read through `faults`, which goes over the text once and builds nothing.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "labels": set(),
     "settings": set(),
-    "device": set(),
+    "device": {"arguments"},
     "renamed": set(),
     "version": set(),
     "lock": set(),

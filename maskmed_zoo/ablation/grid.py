@@ -14,7 +14,6 @@ Later changes win: the base recipe, the grid's `set`, the row's `set`, the comma
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from maskmed_zoo import registry
 from maskmed_zoo.arguments import PATH, expect
 from maskmed_zoo.errors import RecipeError, nearest
 from maskmed_zoo.recipe import strict_yaml
-from maskmed_zoo.recipe.find import is_path, recipe_path
+from maskmed_zoo.recipe.find import is_file, is_path, recipe_path
 from maskmed_zoo.recipe.loader import Override, load_recipe, validated
 from maskmed_zoo.recipe.schema import Probability, Recipe
 from maskmed_zoo.recipe.strict_yaml import Document, KeyPath
@@ -137,7 +136,7 @@ def _grid_path(name_or_path: str | Path) -> Path:
     path, name, known = Path(name_or_path), str(name_or_path), built_in()
     if name in known:
         return known[name]
-    if os.path.isfile(path):
+    if is_file(path):
         return path
     names = f"built in: {', '.join(known)}"
     if is_path(name):

@@ -1,18 +1,24 @@
 """The command `maskmed-zoo`: verbs, each in a module of its own that is imported on use.
 
-Exit code 0: done; 1: a failure; 2: a user's mistake, reported in one line per problem on standard error.
+Exit code 0: done; 1: a failure; 2: a user's mistake, reported in one line per problem on standard error; 141: nobody
+read standard output to the end, as in a shell.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
 
-from maskmed_zoo.errors import UserError, ZooError, nearest
+from maskmed_zoo.cli.output import NobodyReadsError, printing, settle, usable_streams
+from maskmed_zoo.errors import ArgumentError, UserError, ZooError, nearest, printable
 from maskmed_zoo.version import __version__
 
+PIPE_CLOSED = 141
 VERBS = {
     "list": "names of components and models",
     "describe": "the facts about one of them",
@@ -36,25 +42,50 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0].startswith("-"):
-        _top_parser().parse_args(words or ["--help"])
-        return 0
-    verb = words[0]
-    if verb not in VERBS:
-        return _fail(f"no command '{verb}'{nearest(verb, VERBS)} (commands: {', '.join(VERBS)})", 2)
+    usable_streams()
+    _show_log()
     try:
-        importlib.import_module(f"maskmed_zoo.cli.{verb}").run(parser_of(verb).parse_args(words[1:]))
+        _run(words or ["--help"])
     except ZooError as error:
         return _fail(str(error), 2 if isinstance(error, UserError) else 1)
+    except NobodyReadsError:
+        return PIPE_CLOSED
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    finally:
+        settle(sys.stderr)
     return 0
+
+
+def _run(words: Sequence[str]) -> None:
+    verb = words[0]
+    if verb not in VERBS and not verb.startswith("-"):
+        raise ArgumentError(f"no command '{verb}'{nearest(verb, VERBS)} (commands: {', '.join(VERBS)})")
+    if verb not in VERBS:
+        _top_parser().parse_args(words)
+        return
+    importlib.import_module(f"maskmed_zoo.cli.{verb}").run(parser_of(verb).parse_args(words[1:]))
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that says where help cannot be printed, and whose errors quote control characters as escapes."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:
+            with printing():
+                file.write(message)
+        else:
+            with suppress(OSError):
+                sys.stderr.write(message)
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
     """The parser of one command; made without importing what the command runs."""
     module = importlib.import_module(f"maskmed_zoo.cli.{verb}")
-    parser = argparse.ArgumentParser(prog=f"maskmed-zoo {verb}", description=module.__doc__, allow_abbrev=False)
+    parser = _Parser(prog=f"maskmed-zoo {verb}", description=module.__doc__, allow_abbrev=False)
     module.configure(parser)
     return parser
 
@@ -62,7 +93,7 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 def _top_parser() -> argparse.ArgumentParser:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="maskmed-zoo",
         description="A component zoo for 3-D medical image segmentation.",
         epilog=f"commands:\n{verbs}\n\n'maskmed-zoo COMMAND --help' tells more.",
@@ -75,5 +106,21 @@ def _top_parser() -> argparse.ArgumentParser:
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"{message}\n")
+    with suppress(OSError):  # where nobody can be told, the exit code does
+        sys.stderr.write(f"{message}\n")
     return code
+
+
+class _Log(logging.Handler):
+    """Warnings of this package on standard error, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it; control characters of what it quotes are escapes."""
+        with suppress(OSError):
+            sys.stderr.write("".join(f"{printable(line)}\n" for line in record.getMessage().split("\n")))
+
+
+def _show_log() -> None:
+    log = logging.getLogger("maskmed_zoo")
+    if not any(isinstance(handler, _Log) for handler in log.handlers):
+        log.addHandler(_Log(logging.WARNING))

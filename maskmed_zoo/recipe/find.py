@@ -1,9 +1,11 @@
-"""What a person called a recipe, and the file that was meant: a model's name, a path, or something else that has a name."""
+"""What a person called a recipe, and the file that was meant: a model's name, a path, or what else has a name."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 from maskmed_zoo import registry
 from maskmed_zoo.arguments import shown
@@ -26,7 +28,7 @@ def recipe_path(name_or_path: str | Path) -> Path:
     cards = {card.name: card for card in registry.find(kind="model")}
     if name in cards:
         return registry.recipe_file(cards[name])
-    if os.path.isfile(path) and path.suffix in YAML:
+    if path.suffix in YAML and is_file(path):
         return path
     raise RecipeError(
         _instead(name, path) or f"no recipe named '{name}'{_meant(name, list(cards))}; {NAMES}, or give a .yaml"
@@ -48,24 +50,44 @@ def component_hint(name: str) -> str | None:
 
 def _instead(name: str, path: Path) -> str | None:
     """What a name that is no recipe stands for, and where that can be used."""
-    if os.path.isfile(path / "recipe.yaml"):
-        return (
-            f"{path}: is a run or an exported folder, no recipe; zoo.load('{path}') segments with it, "
-            f"zoo.create('{path / 'recipe.yaml'}', pretrained='{path}') gives its network"
-        )
-    if os.path.isfile(path / "dataset.json"):
-        return f"{path}: is a data set, no recipe; it is the data that a recipe is trained on, --data or data='{path}'"
-    if os.path.isdir(path):
-        return f"{path}: is a folder, no recipe; give a .yaml. {NAMES}"
-    if path.name == "card.json":
-        return f"{path}: is the card of exported weights, no recipe; zoo.load('{path.parent}') segments with them"
-    if path.suffix in _WEIGHTS:
-        return f"{path}: holds weights, no recipe; zoo.create(RECIPE, pretrained='{path}') puts them into its network"
-    if os.path.exists(path):
-        return f"{path}: is no recipe, whose name ends in .yaml; {NAMES}"
-    if is_path(name):
-        return f"{path}: no such recipe file{_meant(path.stem, registry.names('model'))}; {NAMES}"
-    return component_hint(name)
+    built_in = registry.names("model")
+    cases = (
+        (
+            is_file(path / "recipe.yaml"),
+            f"is a run or an exported folder, no recipe; zoo.load('{path}') segments with it, "
+            f"zoo.create('{path / 'recipe.yaml'}', pretrained='{path}') gives its network",
+        ),
+        (
+            is_file(path / "dataset.json"),
+            f"is a data set, no recipe; recipes are trained on it: --data {path}, in Python data='{path}'",
+        ),
+        (is_there(path, S_ISDIR), f"is a folder, no recipe; give a .yaml. {NAMES}"),
+        (
+            path.name == "card.json",
+            f"is the card of exported weights, no recipe; zoo.load('{path.parent}') segments with them",
+        ),
+        (
+            path.suffix in _WEIGHTS,
+            f"holds weights, no recipe; zoo.create(RECIPE, pretrained='{path}') puts them into its network",
+        ),
+        (is_file(path), f"is no recipe, whose name ends in .yaml; {NAMES}"),
+        (is_path(name), f"no such recipe file{_meant(path.stem, built_in)}; {NAMES}"),
+    )
+    found = next((text for is_it, text in cases if is_it), None)
+    return component_hint(name) if found is None else f"{path}: {found}"
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False for what cannot be a path."""
+    return is_there(path, S_ISREG)
+
+
+def is_there(path: Path, kind: Callable[[int], bool]) -> bool:
+    """Whether there is something of a kind."""
+    try:
+        return kind(path.stat().st_mode)
+    except (OSError, ValueError):  # beside what is missing: names that are too long or hold a NUL
+        return False
 
 
 def _meant(name: str, models: list[str]) -> str:

@@ -15,10 +15,10 @@ from maskmed_zoo import registry, renamed
 from maskmed_zoo.arguments import shown
 from maskmed_zoo.errors import ArgumentError, RecipeError, nearest
 from maskmed_zoo.files import DEEPEST, check_depth
+from maskmed_zoo.plain_yaml import LARGEST_YAML
 from maskmed_zoo.recipe import strict_yaml
 from maskmed_zoo.recipe.find import recipe_path
 from maskmed_zoo.recipe.schema import Recipe, recipe_type_for
-from maskmed_zoo.plain_yaml import LARGEST_YAML
 from maskmed_zoo.recipe.strict_yaml import Document, KeyPath
 
 LONGEST_GOT = 200

@@ -24,7 +24,7 @@ def load(source: RunFolder | str | Path, *, which: Which = "last", device: str |
     if not run.path.exists() and run.path.name == str(run.path) and run.path.name in registry.names():
         name = run.path.name
         raise CheckpointError(
-            f"'{name}' is a {registry.card(name).kind}, no run; give the folder that 'train' made, or of exported weights"
+            f"'{name}' is a {registry.card(name).kind}, no run; give a folder that 'train' made or exported weights"
         )
     if which == "best" and run.is_exported and check_exported(run.path).get("weights") != "best":
         raise CheckpointError(f"{run.path}: the last weights of a run were exported here, not the best; export those")

@@ -33,14 +33,14 @@ def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: 
     if not run.exists():
         if resume:
             raise CheckpointError(
-                f"{run.path}: nothing to resume, no recipe.yaml here; leave --resume, in Python resume=True, out to start"
+                f"{run.path}: nothing to resume, no recipe.yaml here; to start, leave out --resume or resume=True"
             )
         if run.path.exists() and (not run.path.is_dir() or any(not p.name.startswith(".") for p in run.path.iterdir())):
             raise CheckpointError(f"{run.path}: exists and is no run; give a new folder with --out")
         return
     if not resume:
         raise CheckpointError(
-            f"{run.path}: already holds a run; add --resume, in Python resume=True, to continue it, or give a new folder"
+            f"{run.path}: already holds a run; add --resume or resume=True to continue it, or give a new folder"
         )
     difference = first_difference(run.recipe().model_dump(mode="json"), recipe.model_dump(mode="json"))
     if difference:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
+
+import torch
 
 from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.cache import CaseCache, fingerprint_of
 from maskmed_zoo.data.sources import Data, open_sources
 from maskmed_zoo.device import pick_device, pick_workers
 from maskmed_zoo.files import write_json
+from maskmed_zoo.network_size import check_bytes
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.loop import Loop
@@ -49,6 +53,8 @@ def train(
     check_folder(run, recipe, facts, resume)
     trainer = Trainer(recipe, target, display.say)
     trainer.model.encoder.out_spec.check_patch(recipe.data.patch_size)
+    voxels = recipe.train.batch_size * len(recipe.channels) * prod(recipe.data.patch_size)
+    check_bytes(4 * voxels, torch.device("cpu"), "a batch's images", "voxels in patch_size, or a smaller batch_size")
     caches: list[CaseCache] = []
     for source, split in zip(sources, splits, strict=True):
         cache = CaseCache(out.parent / CACHE, source.dataset, recipe.data.spacing, recipe.data.instances)
