@@ -43,6 +43,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     new file is on the disk. The temporary name ends as `path` does, for writers that go by the ending.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OutputError(f"{path}: is no plain file, which can be replaced; give another name")
         temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}-{path.name[-20:]}")
         try:
             write(temporary)

@@ -6,12 +6,13 @@ Give either RUN, whose validation cases are then predicted and whose evaluation.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+from stat import S_ISREG
 
 import maskmed_zoo as zoo
 from maskmed_zoo.cli.output import add_device, add_moved_data, add_weights, render
-from maskmed_zoo.errors import ArgumentError, OutputError
+from maskmed_zoo.errors import ArgumentError, OutputError, UserError
+from maskmed_zoo.files import read_json, write_json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the table; a run also gets its predictions/ and evaluation.json."""
     from maskmed_zoo.evaluation.table import tables
+    from maskmed_zoo.recipe.find import is_there
 
-    if args.json and args.json.is_file() and not _is_scores(args.json):
+    if args.json and is_there(args.json, S_ISREG) and not _is_scores(args.json):
         raise OutputError(f"{args.json}: exists and holds no scores, so it is not replaced; give another file")
     folders = args.pred is not None or args.ref is not None
     if folders == (args.run is not None) or (args.pred is None) != (args.ref is None):
@@ -47,17 +49,14 @@ def run(args: argparse.Namespace) -> None:
         device=None if folders else args.device,
     )
     if args.json:
-        try:
-            args.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{args.json}: cannot be written: {error.strerror}") from error
+        write_json(args.json, result)
     render(*tables(result))
 
 
 def _is_scores(path: Path) -> bool:
     """Whether a file is what `--json` wrote before."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path)
+    except UserError:
         return False
     return isinstance(content, dict) and "mean_dice" in content

@@ -79,8 +79,8 @@ class Display:
 
 
 def _summary(row: dict[str, Any]) -> str:
-    dice = f"  validation Dice {row['validation_dice']:.3f}" if "validation_dice" in row else ""
-    return f"loss {row['loss']:.3f}{dice}"
+    dice = f"  validation Dice {row['validation_dice']:z.3f}" if "validation_dice" in row else ""
+    return f"loss {row['loss']:z.3f}{dice}"
 
 
 def _clock(seconds: float) -> str:
