@@ -71,12 +71,13 @@ def create(
     Raises `RecipeError` for a wrong name, key or value, `JointError` where two components do not fit, and
     `CheckpointError` for weights that cannot be had, read or fitted.
     """
-    from maskmed_zoo.arguments import INTEGER, NONE, PATH, expect
+    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_path
     from maskmed_zoo.build import create as build
 
     for name, number in (("in_channels", in_channels), ("num_classes", num_classes)):
         expect(name, number, (*INTEGER, *NONE), "a whole number")
-    expect("pretrained", pretrained, (bool, *PATH), "True, False, a file or a folder")
+    if not isinstance(pretrained, bool):
+        expect_path("pretrained", pretrained, "True, False, a file or a folder")
     expect("strict", strict, (bool,), "True or False")
     model = build(name_or_recipe, in_channels, num_classes, overrides)
     if pretrained is not False:
@@ -106,15 +107,22 @@ def load_weights(
 
     Raises `CheckpointError`, with the model unchanged, for files that cannot be read or do not fit.
     """
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from torch import nn
+    from torch import Tensor, nn
 
-    from maskmed_zoo.arguments import NUMBER, PATH, expect
+    from maskmed_zoo.arguments import NONE, NUMBER, expect, expect_path, expect_several
     from maskmed_zoo.weights.load import load_weights as load
 
     expect("model", model, (nn.Module,), "a network, as 'create' gives it")
-    expect("source", source, (*PATH, Mapping), "a file, a folder or a state dict")
+    if isinstance(source, Mapping):
+        expect_several("names in source", [*source], (str,), "names of tensors")
+        expect_several(
+            "source", [*source.values()], (Tensor,), "tensors by name; a checkpoint may hold them under a key"
+        )
+    else:
+        expect_path("source", source, "a file, a folder or a state dict")
+    expect("keys", keys, (Callable, *NONE), "a function from a state dict and a module to a state dict")
     expect("strict", strict, (bool,), "True or False")
     expect("minimum", minimum, NUMBER, "a share from 0 to 1")
     return load(model, source, keys=keys, strict=strict, minimum=minimum)
@@ -203,13 +211,13 @@ def train(
     """
     from pathlib import Path
 
-    from maskmed_zoo.arguments import INTEGER, NONE, PATH, expect
+    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_path
     from maskmed_zoo.recipe import by_keyword
     from maskmed_zoo.recipe import load_recipe as read
     from maskmed_zoo.runner.train import train as run
 
     expect("fold", fold, INTEGER, "a whole number; a data set given as 'DIR@all' trains on all of its cases")
-    expect("out", out, PATH, "a folder")
+    expect_path("out", out, "a folder")
     expect("workers", workers, (*INTEGER, *NONE), "a whole number")
     expect("resume", resume, (bool,), "True or False")
     _expect_folders(data)
@@ -228,10 +236,11 @@ def load(source: str | Path, *, weights: Literal["last", "best"] = "last", devic
 
     Raises `CheckpointError` if the folder or its weights are missing, broken or of another recipe.
     """
-    from maskmed_zoo.arguments import PATH, expect
+    from maskmed_zoo.arguments import expect, expect_path
     from maskmed_zoo.runner.load import load as predictor_of
 
-    expect("source", source, PATH, "the folder of a run or of exported weights")
+    expect_path("source", source, "the folder of a run or of exported weights")
+    expect("weights", weights, (str,), "'last' or 'best'")
     return predictor_of(source, which=weights, device=device)
 
 
@@ -265,11 +274,12 @@ def evaluate(
     from collections.abc import Mapping
     from pathlib import Path
 
-    from maskmed_zoo.arguments import NONE, PATH, expect, expect_several
+    from maskmed_zoo.arguments import NONE, expect, expect_path, expect_several
     from maskmed_zoo.errors import ArgumentError
 
     for name, folder in (("run", run), ("pred", pred), ("ref", ref)):
-        expect(name, folder, (*PATH, *NONE), "a folder")
+        expect_path(name, folder, "a folder", optional=True)
+    expect("weights", weights, (str, *NONE), "'last' or 'best'")
     expect("labels", labels, (Mapping, *NONE), "label names and values")
     if data is not None:
         _expect_folders(data)
@@ -343,7 +353,10 @@ def register(name: str, *, kind: str, summary: str = "") -> Callable[[Any], Any]
 
 
 def _expect_folders(data: object) -> None:
-    from maskmed_zoo.arguments import PATH, expect_several
+    from maskmed_zoo.arguments import PATH, expect_path, expect_several
 
-    several = [data] if isinstance(data, PATH) else data
-    expect_several("data", several, PATH, "a data set's folder, or several")
+    what = "a data set's folder, or several"
+    if isinstance(data, PATH):
+        expect_path("data", data, what)
+        return
+    expect_several("data", data, PATH, what)

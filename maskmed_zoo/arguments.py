@@ -9,6 +9,8 @@ from numbers import Integral, Real
 
 from maskmed_zoo.errors import ArgumentError
 
+LONGEST_PART = 255
+"""Bytes between two slashes of a path."""
 PATH = (str, os.PathLike)
 NUMBER, INTEGER = (Real,), (Integral,)
 NONE = (type(None),)
@@ -24,6 +26,16 @@ def expect(name: str, value: object, kinds: tuple[type, ...], what: str) -> None
     is_switch = isinstance(value, bool) and bool not in kinds
     if is_switch or not isinstance(value, kinds):
         raise ArgumentError(f"{name}: expected {what}, got {shown(value)}")
+
+
+def expect_path(name: str, value: object, what: str, *, optional: bool = False) -> None:
+    """Raise `ArgumentError` unless the value can be the path of something."""
+    if optional and value is None:
+        return
+    expect(name, value, PATH, what)
+    path = os.fsencode(value) if isinstance(value, PATH) else b""
+    if b"\0" in path or any(len(part) > LONGEST_PART for part in path.split(b"/")):
+        raise ArgumentError(f"{name}: expected {what}, got {shown(value)}, which no file can be called")
 
 
 def expect_several(name: str, values: object, kinds: tuple[type, ...], what: str, length: int | None = None) -> None:

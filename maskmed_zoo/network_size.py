@@ -6,6 +6,7 @@ nothing is allocated, and compared with the machine. What cannot be allocated is
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import threading
@@ -45,6 +46,7 @@ def made(make: Callable[[], _ModuleT]) -> _ModuleT:
             return make()
     with suppress(_LargeError), _watched(), reported():
         return make()
+    gc.collect()  # what was made of it so far
     with counting():
         counted = make()
     size = sum(tensor.nbytes for tensor in (*counted.parameters(), *counted.buffers()))
@@ -102,7 +104,7 @@ def _watched() -> Generator[None]:
             raise JointError(f"the network has more than {MOST_PARTS} layers and tensors; give fewer blocks or layers")
         if taken > LARGE:
             raise _LargeError(
-                f"more than {LARGE // 2**30} GiB before it could be counted; give fewer channels or layers"
+                f"the network takes more than {LARGE // 2**30} GiB to be counted; give fewer channels or layers"
             )
 
     handles = (

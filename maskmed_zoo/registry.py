@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import yaml
 
 from maskmed_zoo import plugins, renamed
+from maskmed_zoo.arguments import shown
 from maskmed_zoo.errors import RegistryError, first_line, nearest, printable
 from maskmed_zoo.files import read_text
 from maskmed_zoo.plain_yaml import FAST_LOADER, LARGEST_YAML, faults
@@ -204,7 +205,9 @@ def _check_class(name: str, kind: str, cls: Any) -> None:
 
     base = getattr(contracts, kind.capitalize())
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise RegistryError(f"{kind} '{name}' must be a subclass of maskmed_zoo.contracts.{base.__name__}, got {cls!r}")
+        raise RegistryError(
+            f"{kind} '{name}' must be a subclass of maskmed_zoo.contracts.{base.__name__}, got {shown(cls)}"
+        )
     config: Any = getattr(cls, "Config", None)
     if not (isinstance(config, type) and issubclass(config, contracts.ComponentConfig)):
         raise RegistryError(f"{kind} '{name}': its Config must be a subclass of maskmed_zoo.contracts.ComponentConfig")

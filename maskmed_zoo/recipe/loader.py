@@ -153,7 +153,8 @@ def _override(document: Document, path: KeyPath, value: Any, text: str) -> None:
         target = target[key]
         if not isinstance(target, dict):
             raise RecipeError(f"{text}: '{'.'.join(map(str, path[: depth + 1]))}' is a value, it has no keys inside")
-    if path[-1] == "kind" and len(path) == 3 and path[0] == "model" and target.get("kind") != value:
+    is_kind = path[-1] == "kind" and len(path) == 3 and path[0] == "model" and isinstance(value, str)
+    if is_kind and target.get("kind") != value:
         kept = _kept_settings(str(path[1]), target.get("kind"), value)
         target = document.data["model"][path[1]] = {key: held for key, held in target.items() if key in kept}
     target[path[-1]] = value

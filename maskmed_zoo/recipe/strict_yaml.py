@@ -83,7 +83,7 @@ class Document:
             place = place_of(self.source, key_node.start_mark)
             is_text = isinstance(key_node, yaml.ScalarNode)
             key = key_node.value if is_text else "?"
-            if key == "<<" and key_node.style is None:
+            if key == "<<" and _is_plain(key_node):
                 self.problems.append(f"{place}: a merge key (<<) is not allowed here; write the keys out")
             elif not is_text or (_is_plain(key_node) and not isinstance(scalar(key), str)):
                 self.problems.append(f"{place}: key '{key}' must be text; put it in quotes")
@@ -118,7 +118,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, None if isinstance(scalar(value), str) else "'")
+    style = "'" if not isinstance(scalar(value), str) else None if value.isprintable() else '"'  # the last one escapes
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
 
 
 _Dumper.add_representer(str, _text)
