@@ -32,12 +32,21 @@ class _Open:
 def faults(text: str, source: str) -> list[str]:
     """What is refused in the text, each as `source:line:col: …`: tags, directives, and more than the limits.
 
-    Raises `yaml.YAMLError` for text that is no YAML.
+    Raises `yaml.YAMLError` for text that is no YAML, as PyYAML itself words it: the fast parser is not as exact.
     """
+    try:
+        return _faults(text, source, FAST_LOADER)
+    except yaml.YAMLError:
+        if found := _faults(text, source, yaml.SafeLoader):
+            return found
+        raise
+
+
+def _faults(text: str, source: str, loader: Any) -> list[str]:
     found: list[str] = []
     outside = _Open(None)
     stack, known = [outside], dict[str, tuple[int, int]]()
-    for event in yaml.parse(text, FAST_LOADER):
+    for event in yaml.parse(text, loader):
         place = place_of(source, event.start_mark)
         if isinstance(event, yaml.DocumentStartEvent) and (event.version or event.tags):
             found.append(f"{place}: a directive (%) is not allowed here; take that line out")

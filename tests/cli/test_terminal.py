@@ -1,4 +1,4 @@
-"""Standard output and error of any kind: what stands in them is harmless, and what cannot be printed ends in one line."""
+"""Standard output and error of any kind: what is printed is harmless, and what cannot be printed ends in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib as mpl
+import matplotlib.text as mpl_text
 import numpy as np
 import pytest
 from rich.progress import Progress
@@ -17,7 +17,7 @@ from rich.table import Table
 from maskmed_zoo.cli import output
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.errors import OutputError
-from maskmed_zoo.report.figure import draw_cases
+from maskmed_zoo.report.figure import comparison_figure
 from maskmed_zoo.runner.display import Display, PlainConsole
 
 NASTY = "a\x1b[31m\rb\x07\x9b\u202e\u2028[red]x[/red]:smile:"
@@ -115,17 +115,17 @@ def test_a_failure_that_is_no_closed_pipe_is_told(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("name", ["a$b", "$x_1^2$", "$\\frac$", "_hidden", "a_b^c", "\x1b[31m"])
 def test_names_stand_in_pictures_as_they_are(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
-    render = mpl.text.Text.draw
+    render = mpl_text.Text.draw
 
-    def draw(self: mpl.text.Text, renderer: object, *args: object, **settings: object) -> None:
+    def draw(self: mpl_text.Text, renderer: object, *args: object, **settings: object) -> None:
         drawn.append(self.get_text())
         assert self._preprocess_math(self.get_text())[1] is False
         render(self, renderer, *args, **settings)
 
-    monkeypatch.setattr(mpl.text.Text, "draw", draw)
+    monkeypatch.setattr(mpl_text.Text, "draw", draw)
     image = np.zeros((4, 8, 8), np.float32)
     labels = np.ones((4, 8, 8), np.uint8)
-    draw_cases([(name, image, labels, labels)], tmp_path / "p.png", label_names=["background", name])
+    comparison_figure(tmp_path / "p.png", [(name, image, labels, labels)], ["background", name], (1.0, 1.0, 1.0))
     shown = name.replace("\x1b", r"\x1b")
     assert shown in drawn
     assert any(text.startswith(f"{shown}\n") for text in drawn)
