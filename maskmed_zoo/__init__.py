@@ -71,8 +71,14 @@ def create(
     Raises `RecipeError` for a wrong name, key or value, `JointError` where two components do not fit, and
     `CheckpointError` for weights that cannot be had, read or fitted.
     """
+    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_path
     from maskmed_zoo.build import create as build
 
+    for name, number in (("in_channels", in_channels), ("num_classes", num_classes)):
+        expect(name, number, (*INTEGER, *NONE), "a whole number")
+    if not isinstance(pretrained, bool):
+        expect_path("pretrained", pretrained, "True, False, a file or a folder")
+    expect("strict", strict, (bool,), "True or False")
     model = build(name_or_recipe, in_channels, num_classes, overrides)
     if pretrained is not False:
         from maskmed_zoo.weights.published import published
@@ -103,8 +109,24 @@ def load_weights(
     Wrappers around the network, in the file or in the module, make no difference. Raises `CheckpointError`, with the
     model unchanged, for files that cannot be read or do not fit.
     """
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor, nn
+
+    from maskmed_zoo.arguments import NONE, NUMBER, expect, expect_path, expect_several
     from maskmed_zoo.weights.load import load_weights as load
 
+    expect("model", model, (nn.Module,), "a network, as 'create' gives it")
+    if isinstance(source, Mapping):
+        expect_several("names in source", [*source], (str,), "names of tensors")
+        expect_several(
+            "source", [*source.values()], (Tensor,), "tensors by name; a checkpoint may hold them under a key"
+        )
+    else:
+        expect_path("source", source, "a file, a folder or a state dict")
+    expect("keys", keys, (Callable, *NONE), "a function from a state dict and a module to a state dict")
+    expect("strict", strict, (bool,), "True or False")
+    expect("minimum", minimum, NUMBER, "a share from 0 to 1")
     return load(model, source, keys=keys, strict=strict, minimum=minimum)
 
 
@@ -135,8 +157,21 @@ def attach_head(
     Returns a module that is called like the network and gives a `HeadOutput`; `predict` gives log-probabilities.
     Raises `JointError` if the network does not take such an image or no features are found.
     """
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from maskmed_zoo.arguments import INTEGER, NONE, NUMBER, expect, expect_several
     from maskmed_zoo.attach import attach_head as attach
 
+    expect("network", network, (nn.Module,), "a network of PyTorch; zoo.create makes one of a recipe's name")
+    expect("head", head, (str, Mapping), "a head's name, or its settings with 'kind'")
+    expect("num_classes", num_classes, INTEGER, "the number of labels")
+    expect("in_channels", in_channels, (*INTEGER, *NONE), "the number of channels")
+    expect_several("patch_size", patch_size, INTEGER, "three whole numbers (z, y, x)", length=3)
+    expect_several("spacing", spacing, NUMBER, "three lengths in mm (z, y, x)", length=3)
+    if stages is not None:
+        expect_several("stages", stages, (str,), "names of modules")
     return attach(
         network,
         head,
@@ -178,9 +213,18 @@ def train(
     """
     from pathlib import Path
 
+    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_path
+    from maskmed_zoo.recipe import by_keyword
+    from maskmed_zoo.recipe import load_recipe as read
     from maskmed_zoo.runner.train import train as run
 
-    loaded = load_recipe(recipe, {key.replace("__", "."): value for key, value in overrides.items()})
+    expect("fold", fold, INTEGER, "a whole number; a data set given as 'DIR@all' trains on all of its cases")
+    expect_path("out", out, "a folder")
+    expect("workers", workers, (*INTEGER, *NONE), "a whole number")
+    expect("resume", resume, (bool,), "True or False")
+    _expect_folders(data)
+    arguments = ("data", "out", "fold", "device", "workers", "resume")
+    loaded = read(recipe, by_keyword("train", overrides, arguments))
     return run(loaded, data=data, out=Path(out), fold=fold, device=device, workers=workers, resume=resume).path
 
 
@@ -194,8 +238,11 @@ def load(source: str | Path, *, weights: Literal["last", "best"] = "last", devic
 
     Raises `CheckpointError` if the folder or its weights are missing, broken or of another recipe.
     """
+    from maskmed_zoo.arguments import expect, expect_path
     from maskmed_zoo.runner.load import load as predictor_of
 
+    expect_path("source", source, "the folder of a run or of exported weights")
+    expect("weights", weights, (str,), "'last' or 'best'")
     return predictor_of(source, which=weights, device=device)
 
 
@@ -226,10 +273,20 @@ def evaluate(
     metric that there is none of;
     `DataError` and `CheckpointError` for folders that cannot be used.
     """
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from maskmed_zoo.arguments import NONE, expect, expect_path, expect_several
     from maskmed_zoo.errors import ArgumentError
 
+    for name, folder in (("run", run), ("pred", pred), ("ref", ref)):
+        expect_path(name, folder, "a folder", optional=True)
+    expect("weights", weights, (str, *NONE), "'last' or 'best'")
+    expect("labels", labels, (Mapping, *NONE), "label names and values")
+    if data is not None:
+        _expect_folders(data)
+    if not isinstance(metrics, str):
+        expect_several("metrics", metrics, (str,), "names of metrics")
     if (run is None) == (pred is None) or (pred is None) != (ref is None):
         raise ArgumentError("evaluate: give either a run, or pred and ref")
     if pred is not None and ref is not None:
@@ -249,29 +306,59 @@ def evaluate(
 def list(pattern: str = "*", *, kind: str | None = None) -> Sequence[str]:
     """Names of components and models that match a shell wildcard, of one kind or of all, sorted by kind and name."""
     from maskmed_zoo import registry
+    from maskmed_zoo.arguments import NONE, expect
 
+    expect("pattern", pattern, (str,), "a name or a shell wildcard")
+    expect("kind", kind, (str, *NONE), f"one of {', '.join(registry.KINDS)}")
     return [card.name for card in registry.find(pattern, kind=kind)]
 
 
 def describe(name: str) -> dict[str, Any]:
     """The facts on a component's or model's card. Raises `RegistryError` with the nearest name if there is none."""
     from maskmed_zoo import registry
+    from maskmed_zoo.arguments import expect
 
+    expect("name", name, (str,), "the name of a component or a model")
     return registry.card(name).to_json()
 
 
-def load_recipe(name_or_path: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A checked recipe by name or path, or of a loaded one; `overrides` maps "a.b" to values.
+def load_recipe(
+    name_or_path: str | Path | Recipe, overrides: Mapping[str, Any] | None = None, **keywords: Any
+) -> Recipe:
+    """A checked recipe by name or path, or of a loaded one.
 
-    Raises `RecipeError` with every problem.
+    Args:
+        name_or_path: a model's name (`zoo.list(kind="model")`), a path to a recipe, or a loaded one.
+        overrides: "a.b" to values.
+        **keywords: the same with `__` for the dot, as in `create`: `train__epochs=10`.
+
+    Raises `RecipeError` with every problem, and `ArgumentError` for what is no recipe's name at all.
     """
+    from collections.abc import Mapping
+
+    from maskmed_zoo.arguments import NONE, expect
+    from maskmed_zoo.recipe import by_keyword
     from maskmed_zoo.recipe import load_recipe as load
 
-    return load(name_or_path, overrides or {})
+    expect("overrides", overrides, (Mapping, *NONE), "a mapping such as {'train.epochs': 10}")
+    return load(name_or_path, {**(overrides or {}), **by_keyword("load_recipe", keywords, ("overrides",))})
 
 
 def register(name: str, *, kind: str, summary: str = "") -> Callable[[Any], Any]:
     """Class decorator that adds a component at run time; see CONTRIBUTING for the contract."""
     from maskmed_zoo import registry
+    from maskmed_zoo.arguments import expect
 
+    for argument, text in (("name", name), ("kind", kind), ("summary", summary)):
+        expect(argument, text, (str,), "a text")
     return registry.register(name, kind=kind, summary=summary)
+
+
+def _expect_folders(data: object) -> None:
+    from maskmed_zoo.arguments import PATH, expect_path, expect_several
+
+    what = "a data set's folder, or several"
+    if isinstance(data, PATH):
+        expect_path("data", data, what)
+        return
+    expect_several("data", data, PATH, what)

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Self, cast
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from maskmed_zoo import registry
+from maskmed_zoo import network_size, registry
 from maskmed_zoo.adapters.probe import (
     CONVOLUTIONS,
     Outputs,
@@ -104,9 +105,10 @@ def attach_head(
     taps = Taps(network, names)
     maps = trace(Outputs(network, taps), channels, patch_size)
     spec = maps.spec(maps.outputs)
+    make = partial(cast(Any, head_cls), in_spec=spec, num_classes=num_classes, config=config, spacing=spacing)
+    made: Head = network_size.made(make)
     cut(network, used_parameters(maps), names)
     trace(Outputs(network, taps), channels, patch_size)  # still runs, and leaves nothing behind in the network
-    made: Head = cast(Any, head_cls)(in_spec=spec, num_classes=num_classes, config=config, spacing=spacing)
     device = next((p.device for p in network.parameters()), torch.get_default_device())
     made.to(device, maps.outputs[0].dtype)
     return AttachedModel(network, made, taps, num_classes=num_classes, frozen=freeze == "body")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ import torch
 from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.errors import JointError, RecipeError
 from maskmed_zoo.model import SegmentationModel, build_loss, build_model, count_parameters
+from maskmed_zoo.network_size import counting, made
 from maskmed_zoo.ops.deformable import FLOP_FORMULAS
-from maskmed_zoo.recipe import Recipe, load_recipe
+from maskmed_zoo.recipe import Recipe, by_keyword, load_recipe
 from maskmed_zoo.recipe.schema import UnreadConfig
+from maskmed_zoo.settings import WIDEST
 
 
 def create(
     source: str | Path | Recipe, in_channels: int | None, num_classes: int | None, overrides: Mapping[str, Any]
 ) -> SegmentationModel:
     """See `maskmed_zoo.create`."""
-    recipe = load_recipe(source, {key.replace("__", "."): value for key, value in overrides.items()})
+    arguments = ("in_channels", "num_classes", "pretrained", "strict")
+    recipe = load_recipe(source, by_keyword("create", overrides, arguments))
     return model_of(recipe, in_channels=in_channels, num_classes=num_classes)
 
 
@@ -28,7 +32,7 @@ def model_of(recipe: Recipe, *, in_channels: int | None = None, num_classes: int
     """The network of a recipe; numbers given here stand above the recipe's.
 
     Raises `RecipeError` if neither states the channels or the labels, or if there are too few, and `JointError` where
-    parts do not fit, or cannot tell instances apart where `data.instances` asks for it.
+    parts do not fit, take more memory than there is, or cannot tell instances apart where `data.instances` asks for it.
     """
     data = recipe.data
     channels = in_channels if in_channels is not None else (len(data.channels) if data.channels else None)
@@ -36,14 +40,15 @@ def model_of(recipe: Recipe, *, in_channels: int | None = None, num_classes: int
     if channels is None or classes is None:
         missing = "data.channels" if channels is None else "data.labels"
         raise RecipeError(f"recipe '{recipe.name}' leaves {missing} to the data set; state it, or pass the number")
-    if channels < 1 or classes < 2:
+    if not (1 <= channels <= WIDEST and 2 <= classes <= WIDEST):
         raise RecipeError(
-            f"expected at least 1 channel and 2 classes, background counted, got {channels} and {classes}"
+            f"expected 1 … {WIDEST} channels and 2 … {WIDEST} classes, background counted, got {channels} and {classes}"
         )
     names = data.labels.names if data.labels and classes == data.num_classes else None
-    model = build_model(
-        recipe.model, in_channels=channels, num_classes=classes, spacing=data.spacing, class_names=names
+    make = partial(
+        build_model, recipe.model, in_channels=channels, num_classes=classes, spacing=data.spacing, class_names=names
     )
+    model = made(make)
     if data.instances is not None:
         _check_instances(recipe, model)
     return model
@@ -70,12 +75,13 @@ def network_facts(recipe: Recipe) -> dict[str, Any]:
 
     with torch.device("meta"):
         model = model_of(recipe)
-        image = torch.empty(1, model.in_channels, *recipe.data.patch_size)
     model.encoder.out_spec.check_patch(recipe.data.patch_size)
     counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
     groups = model.parameter_groups()
-    with counter:
-        output = model.eval().requires_grad_(False)(image)
+    with counting():
+        image = torch.empty(1, model.in_channels, *recipe.data.patch_size)
+        with counter:
+            output = model.eval().requires_grad_(False)(image)
     loss = build_loss(recipe.model, num_classes=model.num_classes, ignore_label=None)
     stages = [
         {"shape": [*stage.spatial.shape[1:]], "weight": weight}

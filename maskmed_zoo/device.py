@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from maskmed_zoo.arguments import expect
 from maskmed_zoo.errors import UserError, first_line
 
 
@@ -15,8 +16,13 @@ def pick_device(name: str | None) -> torch.device:
     """The named device, or the first CUDA device, or the CPU. Raises `UserError` if it is not there."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    expect("device", name, (str, torch.device), "cpu, cuda, cuda:1, … or mps")
     try:
         device = torch.device(name)
+    except RuntimeError as error:  # PyTorch lists two dozen kinds, most of which nobody has
+        remedy = "use cpu, cuda, cuda:1, … or mps; GPUs of NVIDIA and AMD are called cuda, Apple's mps"
+        raise UserError(f"device '{name}' cannot be used (PyTorch knows no such name); {remedy}") from error
+    try:
         if device.type == "meta":
             raise NotImplementedError("it holds no data")
         torch.empty(1, device=device)

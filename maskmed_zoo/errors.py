@@ -20,11 +20,14 @@ def printable(text: str) -> str:
     """One line as a terminal can show it: control characters as escapes, the middle left out where it is too long."""
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
-    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+    return escaped(text)
 
 
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+def escaped(text: str) -> str:
+    """One line, however long, with control characters as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class ZooError(Exception):

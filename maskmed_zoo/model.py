@@ -152,7 +152,8 @@ def check_loss(recipe: ModelRecipe) -> None:
         return
     head, loss = _class(recipe.head, Head), _class(recipe.loss, Loss)
     if head.gives != loss.accepts:
-        fitting = [name for name in registry.names("loss") if registry.component(name).accepts == head.gives]  # pyright: ignore
+        losses = [loss for loss in registry.components("loss") if issubclass(loss, Loss)]
+        fitting = [loss.Config.model_fields["kind"].default for loss in losses if loss.accepts == head.gives]
         raise JointError(
             f"loss '{_kind(recipe.loss)}' takes {loss.accepts}, head '{_kind(recipe.head)}' gives {head.gives}; "
             f"write 'kind: {' or '.join(fitting)}' under model.loss"

@@ -1,26 +1,29 @@
 """One registry for everything that has a name: components of every kind and the published models.
 
 A name stands on a card, `registry/<kind>s/<name>.yaml`: facts, no code. Listing and describing read cards only;
-the class behind a component card is imported on use. Cards of other packages are found through the entry-point group
-`maskmed_zoo.components`: the entry point's value is the name of an importable package that holds a `registry/` folder
-of the same shape; it is not imported for listing.
+the class behind a component card is imported on use. Cards of other packages are those of `plugins`. One that is broken
+or takes a name that exists is left out, with a warning: no package disables the others.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import importlib
-import importlib.util
+import json
+import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
 
-from maskmed_zoo import renamed
-from maskmed_zoo.errors import RegistryError, nearest
+from maskmed_zoo import plugins, renamed
+from maskmed_zoo.arguments import shown
+from maskmed_zoo.errors import RegistryError, first_line, nearest, printable
+from maskmed_zoo.files import read_text
+from maskmed_zoo.plain_yaml import FAST_LOADER, LARGEST_YAML, faults
 
 if TYPE_CHECKING:
     from maskmed_zoo.contracts import Component
@@ -28,9 +31,12 @@ if TYPE_CHECKING:
 COMPONENT_KINDS = ("encoder", "neck", "decoder", "head", "loss")
 KINDS = (*COMPONENT_KINDS, "model")
 FOLDERS = {kind: "losses" if kind == "loss" else kind + "s" for kind in KINDS}
-ENTRY_POINT_GROUP = "maskmed_zoo.components"
+MOST_CARDS = 500
+"""Of one plug-in."""
 _FIELDS = {"summary", "target", "recipe", "paper", "section", "license", "needs", "deviations", "results", "weights"}
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+log = logging.getLogger(__name__)
 _ComponentT = TypeVar("_ComponentT", bound="type[Component]")
 
 
@@ -76,14 +82,26 @@ class _Registry:
     @property
     def cards(self) -> dict[str, Card]:
         if self._cards is None:
-            plugins = [_plugin_folder(point.name, point.value) for point in entry_points(group=ENTRY_POINT_GROUP)]
             cards: dict[str, Card] = {}
-            for root in (data_folder("registry"), *plugins):
-                for kind, folder in FOLDERS.items():
-                    for path in sorted((root / folder).glob("*.yaml")):
-                        self._add(_read_card(path, kind), cards)
+            for card in _read_cards(data_folder("registry")):
+                self._add(card, cards)
+            for plug_in in plugins.plug_ins():
+                self._add_plug_in(plug_in, cards)
             self._cards = cards
         return self._cards
+
+    def _add_plug_in(self, plug_in: plugins.PlugIn | RegistryError, cards: dict[str, Card]) -> None:
+        """All cards of a plug-in, or none and a warning."""
+        both = dict(cards)
+        try:
+            if isinstance(plug_in, RegistryError):
+                raise plug_in
+            for card in _read_cards(plug_in.registry(), most=MOST_CARDS):
+                self._add(card, both)
+        except Exception as error:  # whatever is wrong with it, the others are used
+            log.warning("plug-in %s is left out: %s", getattr(plug_in, "distribution", ""), printable(str(error)))
+        else:
+            cards.update(both)
 
     def _add(self, card: Card, cards: dict[str, Card]) -> None:
         known = cards.get(card.name)
@@ -115,36 +133,69 @@ class _Registry:
             self._classes[name] = _import_target(card)
         return self._classes[name]
 
+    def load_all(self, kind: str) -> list[type[Component]]:
+        own = data_folder("registry")
+        found: list[type[Component]] = []
+        for card in sorted((card for card in self.cards.values() if card.kind == kind), key=lambda card: card.name):
+            try:
+                found.append(self.load(card.name, kind))
+            except RegistryError as error:
+                if card.source is None or card.source.is_relative_to(own):
+                    raise
+                log.warning("%s '%s' is left out: %s", kind, card.name, printable(str(error)))
+                del self.cards[card.name]
+        return found
 
-def _plugin_folder(name: str, package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(location) / "registry").is_dir():
-            return Path(location) / "registry"
-    raise RegistryError(
-        f"entry point '{name}' of {ENTRY_POINT_GROUP} names '{package}', which is no package with a registry/ folder; "
-        f"reinstall or uninstall that plug-in"
-    )
+
+def _read_cards(root: Path, most: int | None = None) -> list[Card]:
+    """The cards in a registry folder; raises `RegistryError` for one that is broken."""
+    cards: list[Card] = []
+    for kind, folder in FOLDERS.items():
+        plugins.check_folder(root / folder, root)
+        for path in sorted((root / folder).glob("*.yaml")):
+            cards.append(_read_card(path, kind))
+            if most is not None and len(cards) > most:
+                raise RegistryError(f"{root}: more than {most} cards")
+    return cards
 
 
 def _read_card(path: Path, kind: str) -> Card:
+    text = read_text(path, largest=LARGEST_YAML, error=RegistryError)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)  # a safe loader, in C where there is one
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if wrong := faults(text, str(path)):
+            raise RegistryError(wrong[0])
+        content = yaml.load(text, FAST_LOADER)
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # beside the first: dates and keys that are none
         raise RegistryError(f"{path}: card cannot be read: {' '.join(str(error).split())}") from error
     link = "recipe" if kind == "model" else "target"
     facts: dict[str, Any] = renamed.update_card(content, str(path)) if isinstance(content, dict) else {}
     if not {"summary", link} <= facts.keys() <= _FIELDS:
         raise RegistryError(f"{path}: a {kind} card needs 'summary' and '{link}' and may hold {sorted(_FIELDS)}")
+    if not _NAME.fullmatch(path.stem):
+        raise RegistryError(f"{path}: a card's name has up to 100 letters, digits, '-', '_' and '.'; rename it")
+    _check_facts(path, kind, facts)
     return Card(path.stem, kind, str(facts.pop("summary")), path, facts)
+
+
+def _check_facts(path: Path, kind: str, facts: dict[str, Any]) -> None:
+    try:
+        json.dumps(facts, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RegistryError(f"{path}: a card holds texts, numbers, lists and mappings, but {error}") from error
+    parts = Path(str(facts.get("recipe"))).parts
+    if kind == "model" and (not isinstance(facts["recipe"], str) or ".." in parts or Path(*parts).is_absolute()):
+        raise RegistryError(f"{path}: recipe: expected a path inside the recipes folder, got {facts['recipe']!r}")
+    if kind != "model" and not _TARGET.fullmatch(str(facts["target"])):
+        raise RegistryError(f"{path}: target: expected 'module:Class', got {facts['target']!r}")
 
 
 def _import_target(card: Card) -> type[Component]:
     module, _, attribute = str(card.facts["target"]).partition(":")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise RegistryError(f"{card.source}: target '{card.facts['target']}' cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        why = first_line(error)
+        raise RegistryError(f"{card.source}: target '{card.facts['target']}' cannot be imported: {why}") from error
     _check_class(card.name, card.kind, cls)
     return cls
 
@@ -154,9 +205,14 @@ def _check_class(name: str, kind: str, cls: Any) -> None:
 
     base = getattr(contracts, kind.capitalize())
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise RegistryError(f"{kind} '{name}' must be a subclass of maskmed_zoo.contracts.{base.__name__}, got {cls!r}")
-    kind_field = cls.Config.model_fields.get("kind")
-    if kind_field is None or kind_field.default != name:
+        raise RegistryError(
+            f"{kind} '{name}' must be a subclass of maskmed_zoo.contracts.{base.__name__}, got {shown(cls)}"
+        )
+    config: Any = getattr(cls, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, contracts.ComponentConfig)):
+        raise RegistryError(f"{kind} '{name}': its Config must be a subclass of maskmed_zoo.contracts.ComponentConfig")
+    kind_field = config.model_fields.get("kind")
+    if kind_field is None or kind_field.default != name or get_args(kind_field.annotation) != (name,):
         raise RegistryError(f"{kind} '{name}': its Config must have the field kind: Literal['{name}'] = '{name}'")
 
 
@@ -187,6 +243,11 @@ def card(name: str, kind: str | None = None) -> Card:
 def component(name: str, kind: str | None = None) -> type[Component]:
     """The class behind a component's name, imported on use."""
     return _REGISTRY.load(name, kind)
+
+
+def components(kind: str) -> list[type[Component]]:
+    """The classes of a kind, by name, all of them imported; those of plug-ins that cannot be are left out and named."""
+    return _REGISTRY.load_all(kind)
 
 
 def register(name: str, *, kind: str, summary: str = "") -> Callable[[_ComponentT], _ComponentT]:

@@ -22,7 +22,21 @@ PACKAGE = ROOT / "maskmed_zoo"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part of the package may import, besides itself and the ground. "root" is maskmed_zoo/__init__.py.
-GROUND = {"errors", "files", "labels", "settings", "device", "renamed", "version", "lock", "memory"}
+GROUND = {
+    "errors",
+    "files",
+    "labels",
+    "settings",
+    "device",
+    "renamed",
+    "version",
+    "lock",
+    "memory",
+    "plain_yaml",
+    "network_size",
+    "arguments",
+    "plugins",
+}
 COMPONENT = {"contracts", "layers", "ops"}
 RUN = {"registry", "contracts", "recipe", "model", "build", "weights"}
 RUN |= {"data", "inference", "evaluation", "report"}
@@ -31,11 +45,15 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "labels": set(),
     "settings": set(),
-    "device": set(),
+    "device": {"arguments"},
     "renamed": set(),
     "version": set(),
     "lock": set(),
     "memory": set(),
+    "plain_yaml": {"files"},
+    "network_size": set(),
+    "arguments": set(),
+    "plugins": set(),
     "contracts": set(),
     "registry": {"contracts"},
     "ops": {"contracts"},

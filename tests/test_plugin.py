@@ -1,4 +1,4 @@
-"""The example plug-in: installed beside the zoo it is listed, described and built; a name taken twice is refused."""
+"""Plug-ins: the example is listed, described and built; one that is broken is left out, with one warning."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from maskmed_zoo import registry
+from maskmed_zoo.errors import RegistryError
 
 PLUGIN = Path(__file__).resolve().parent.parent / "examples/plugin"
 
@@ -34,7 +37,8 @@ def install(source: Path, target: Path) -> None:
 
 def zoo(*words: str, site: Path, also: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`maskmed-zoo WORDS` with `site` (and `also`) on the path, elsewhere than in the checkout."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(p) for p in (site, also) if p)}
+    inherited = os.environ.get("PYTHONPATH")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(p) for p in (site, also, inherited) if p)}
     return subprocess.run(
         [sys.executable, "-m", "maskmed_zoo", *words], cwd=site, env=environment, capture_output=True, text=True,
         check=False,
@@ -46,7 +50,8 @@ def test_is_listed_without_being_imported(site: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert {"fsad", "gaussian", "skip"} <= {card["name"] for card in json.loads(done.stdout)}
     code = "import sys, maskmed_zoo as z; z.list(); print([m for m in sys.modules if 'gaussian' in m or m == 'torch'])"
-    environment = os.environ | {"PYTHONPATH": str(site)}
+    inherited = os.environ.get("PYTHONPATH", "")
+    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{inherited}"}
     printed = subprocess.run(
         [sys.executable, "-c", code], cwd=site, env=environment, capture_output=True, text=True, check=True
     ).stdout
@@ -73,20 +78,122 @@ def test_is_unknown_without_the_plugin(tmp_path: Path) -> None:
     assert "'gaussian' is not one of" in done.stderr
 
 
-def test_a_name_taken_twice_is_refused(site: Path, tmp_path: Path) -> None:
-    package = tmp_path / "second_package"
-    (package / "registry/heads").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "registry/heads/gaussian.yaml").write_text("summary: a head\ntarget: second_package:Head\n")
-    meta = tmp_path / "second_package-1.0.dist-info"
+GOOD = "summary: a neck\ntarget: bad_plugin.neck:Neck\n"
+BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+BROKEN = {
+    "no package": ({}, "bad_plugin", "no package with a registry/ folder"),
+    "no registry": ({"bad_plugin/__init__.py": ""}, "bad_plugin", "no package with a registry/ folder"),
+    "no name of a package": ({}, "../../etc", "no package with a registry/ folder"),
+    "with an attribute": ({"bad_plugin/registry/necks/a.yaml": GOOD}, "bad_plugin:x", "no package"),
+    "a name of ours": ({"bad_plugin/registry/heads/fsad.yaml": GOOD}, "bad_plugin", "'fsad' is registered twice"),
+    "twice": (
+        {"bad_plugin/registry/heads/a.yaml": GOOD, "bad_plugin/registry/necks/a.yaml": GOOD},
+        "bad_plugin",
+        "'a' is registered twice",
+    ),
+    "a missing fact": ({"bad_plugin/registry/necks/a.yaml": "summary: x"}, "bad_plugin", "needs 'summary' and"),
+    "no YAML": ({"bad_plugin/registry/necks/a.yaml": "summary: [x"}, "bad_plugin", "cannot be read"),
+    "no text": ({"bad_plugin/registry/necks/a.yaml": "summary: \x1b[31m\0"}, "bad_plugin", "cannot be read"),
+    "a bomb": ({"bad_plugin/registry/necks/a.yaml": GOOD + BOMB}, "bad_plugin", "more than 50000 values"),
+    "a tag": ({"bad_plugin/registry/necks/a.yaml": GOOD + "paper: !!binary aGk="}, "bad_plugin", "tag '"),
+    "a date": ({"bad_plugin/registry/necks/a.yaml": GOOD + "paper: 2026-01-01"}, "bad_plugin", "a card holds"),
+    "its own list": ({"bad_plugin/registry/necks/a.yaml": GOOD + "needs: &n [*n]"}, "bad_plugin", "a card holds"),
+    "deep": ({"bad_plugin/registry/necks/a.yaml": GOOD + "needs: " + "[" * 500}, "bad_plugin", "nested more than 64"),
+    "large": ({"bad_plugin/registry/necks/a.yaml": GOOD + "#" * 300_000}, "bad_plugin", "more than 262144 bytes"),
+    "no target": (
+        {"bad_plugin/registry/necks/a.yaml": "summary: x\ntarget: os.system"},
+        "bad_plugin",
+        "'module:Class'",
+    ),
+    "up and out": (
+        {"bad_plugin/registry/models/a.yaml": "summary: x\nrecipe: ../../../etc/passwd"},
+        "bad_plugin",
+        "a path inside the recipes folder",
+    ),
+    "a strange name": ({"bad_plugin/registry/necks/a\x1b b.yaml": GOOD}, "bad_plugin", "a\\x1b b.yaml"),
+    "broken metadata": ({}, None, "entry points cannot be read"),
+}
+
+
+def installed(site: Path, files: dict[str, str], package: str | None, name: str = "bad-plugin") -> None:
+    """A distribution of these files whose entry point names the package; None: nobody can read which."""
+    for path, content in files.items():
+        (site / path).parent.mkdir(parents=True, exist_ok=True)
+        (site / path).write_text(content, encoding="utf-8")
+    meta = site / f"{name.replace('-', '_')}-1.0.dist-info"
     meta.mkdir()
-    (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: second-package\nVersion: 1.0\n")
-    (meta / "entry_points.txt").write_text("[maskmed_zoo.components]\nsecond = second_package\n")
-    done = zoo("list", site=site, also=tmp_path)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert "the name 'gaussian' is registered twice" in done.stderr
-    assert "rename one" in done.stderr
+    (meta / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    point = "no equals sign" if package is None else f"it = {package}"
+    (meta / "entry_points.txt").write_text(f"[maskmed_zoo.components]\n{point}\n")
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, site: Path) -> list[str]:
+    """Names that a new process with this folder on its path would list."""
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(registry, "_REGISTRY", registry._Registry())
+    return registry.names()
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_one_is_left_out(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = registry.names()
+    files, package, message = BROKEN[fault]
+    installed(tmp_path, files, package)
+    assert listed(monkeypatch, tmp_path) == before
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert "bad-plugin" in line
+    assert message in line
+    assert line.isprintable()
+    assert registry.names() == before
+    assert len(caplog.records) == 1, "said once"
+
+
+def test_nothing_is_imported_for_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loud = "raise SystemExit('imported')"
+    files = {"loud/__init__.py": loud, "loud/inner/__init__.py": loud}
+    card = {"loud/inner/registry/necks/inner_neck.yaml": "summary: a neck\ntarget: loud.inner.neck:Neck\n"}
+    installed(tmp_path, files | card, "loud.inner")
+    assert "inner_neck" in listed(monkeypatch, tmp_path)
+    with pytest.raises(RegistryError, match=r"'loud\.inner\.neck:Neck' cannot be imported: imported"):
+        registry.component("inner_neck")
+
+
+def test_a_class_that_cannot_be_imported_disables_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = registry.names("neck")
+    installed(tmp_path, {"bad_plugin/registry/necks/a.yaml": GOOD, "bad_plugin/neck.py": "1 / 0"}, "bad_plugin")
+    assert "a" in listed(monkeypatch, tmp_path)
+    assert len(registry.components("neck")) == len(before)
+    assert [record.getMessage().count("division by zero") for record in caplog.records] == [1]
+    assert registry.names("neck") == before
+
+
+def test_folders_are_no_links_out_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "elsewhere" / "necks").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "necks" / "a.yaml").write_text(GOOD)
+    installed(tmp_path, {"bad_plugin/__init__.py": ""}, "bad_plugin")
+    (tmp_path / "bad_plugin" / "registry").symlink_to(tmp_path / "elsewhere")
+    assert "a" not in listed(monkeypatch, tmp_path)
+    assert "is a link out of its package" in caplog.text
+
+
+def test_the_first_of_two_of_one_name_is_kept(site: Path, tmp_path: Path) -> None:
+    card = {"second/registry/heads/gaussian.yaml": "summary: a head\ntarget: second:Head\n"}
+    installed(tmp_path, card, "second", name="second-package")
+    done = zoo("list", "gaussian", "--json", site=site, also=tmp_path)
+    assert done.returncode == 0
+    assert [each["kind"] for each in json.loads(done.stdout)] == ["neck"]
+    (line,) = done.stderr.splitlines()
+    assert "plug-in second-package is left out: the name 'gaussian' is registered twice" in line
+    assert "rename one" in line
 
 
 def test_the_neck_does_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ class _Work:
             self.display.say(f"{title}: failed: {failure}")
         else:
             score = headline(scores)
-            dice = "–" if score is None else f"{score:.4f}"
+            dice = "–" if score is None else f"{score:z.4f}"
             self.display.say(f"{title}: mean Dice {dice}, {time.perf_counter() - start:.0f} s")
 
 

@@ -22,12 +22,14 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from maskmed_zoo import registry
+from maskmed_zoo.arguments import PATH, expect
 from maskmed_zoo.errors import RecipeError, nearest
 from maskmed_zoo.recipe import strict_yaml
-from maskmed_zoo.recipe.loader import Override, load_recipe, recipe_path, validated
+from maskmed_zoo.recipe.find import is_file, is_path, recipe_path
+from maskmed_zoo.recipe.loader import Override, load_recipe, validated
 from maskmed_zoo.recipe.schema import Probability, Recipe
 from maskmed_zoo.recipe.strict_yaml import Document, KeyPath
-from maskmed_zoo.settings import Settings
+from maskmed_zoo.settings import Name, Settings
 
 
 class Row(Settings):
@@ -45,7 +47,7 @@ class Grid(Settings):
     """A whole ablation."""
 
     schema_version: Literal[1] = Field(description="version of this format")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="of the tables that are written")
+    name: Name = Field(description="of the tables that are written")
     recipe: str = Field(description="base recipe: a name, or a path from the grid's folder")
     set: tuple[str, ...] = Field(default=(), description="changes that all rows share")
     rows: dict[str, Row] = Field(min_length=1, description="row name to row, in the order of the table")
@@ -120,22 +122,32 @@ def load_grid(name_or_path: str | Path) -> GridFile:
     Raises `RecipeError` with every problem, each with file:line:col, the key, and the nearest name.
     """
     document = strict_yaml.read(_grid_path(name_or_path))
+    if isinstance(document.data, dict) and "model" in document.data and "rows" not in document.data:
+        raise RecipeError(
+            f"{document.place(('model',))}: model: this is a recipe, no grid; it can be the grid's recipe"
+        )
     if not isinstance(document.data, dict):
         raise RecipeError(f"{document.source}:1:1: a grid is a mapping with schema_version, name, recipe, rows, …")
     return GridFile(validated(document, Grid), document)
 
 
 def _grid_path(name_or_path: str | Path) -> Path:
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if not path.is_file():
-            raise RecipeError(f"{path}: no such grid file; give a .yaml, or a built-in name: {', '.join(built_in())}")
+    expect("grid", name_or_path, PATH, "a built-in grid's name or the path of one")
+    path, name, known = Path(name_or_path), str(name_or_path), built_in()
+    if name in known:
+        return known[name]
+    if is_file(path):
         return path
-    known = built_in()
-    if str(name_or_path) not in known:
-        hint = nearest(str(name_or_path), known)
-        raise RecipeError(f"no grid named '{name_or_path}'{hint} (built in: {', '.join(known)}); or give a .yaml")
-    return known[str(name_or_path)]
+    names = f"built in: {', '.join(known)}"
+    if is_path(name):
+        raise RecipeError(f"{path}: no such grid file{nearest(path.stem, known)}; give a .yaml ({names})")
+    if name in registry.names():
+        raise RecipeError(
+            f"'{name}' is a {registry.card(name).kind}, no grid; give a grid ({names}), perhaps with --recipe {name}"
+            if registry.card(name).kind == "model"
+            else f"'{name}' is a {registry.card(name).kind}, no grid; rows of a grid name components ({names})"
+        )
+    raise RecipeError(f"no grid named '{name}'{nearest(name, known)} ({names}); or give a .yaml")
 
 
 def built_in() -> dict[str, Path]:

@@ -123,9 +123,9 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "row": lambda r: r["row"],
     "Dice (seeds)": lambda r: f"{_number(r['mean_dice'])}{_spread(r)} ({len(r['seeds'])})",
     "difference": lambda r: (
-        f"{_number(r['difference']['mean'], '+.4f')}{_spread(r['difference'])}" if r["difference"] else ""
+        f"{_number(r['difference']['mean'], '+z.4f')}{_spread(r['difference'])}" if r["difference"] else ""
     ),
-    "p (cases)": lambda r: f"{r['difference']['p']:.3g} ({r['difference']['cases']})" if r["difference"] else "",
+    "p (cases, seeds)": lambda r: _p_value(r["difference"]) if r["difference"] else "",
     "paper": lambda r: "" if r["paper"] is None else f"{r['paper']:.3f}",
     "parameters": lambda r: f"{r['parameters']:,}",
     "GMACs": lambda r: f"{r['macs'] / 1e9:.1f}",
@@ -181,9 +181,13 @@ def _write_markdown(summary: dict[str, Any], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _number(value: float | None, style: str = ".4f") -> str:
+def _number(value: float | None, style: str = "z.4f") -> str:
     return "–" if value is None else f"{value:{style}}"
 
 
+def _p_value(difference: dict[str, Any]) -> str:
+    return f"{difference['p']:.3g} ({difference['cases']}, {len(difference['seeds'])})"
+
+
 def _spread(values: dict[str, Any]) -> str:
-    return "" if values["sd_over_seeds"] is None else f" ± {values['sd_over_seeds']:.4f}"
+    return "" if values["sd_over_seeds"] is None else f" ± {values['sd_over_seeds']:z.4f}"

@@ -67,12 +67,11 @@ def run(args: argparse.Namespace) -> None:
         render(_cells(ablation))
         return
     if sys.stdout.isatty():
-        from rich.console import Console
         from rich.live import Live
 
-        from maskmed_zoo.runner.display import Display
+        from maskmed_zoo.runner.display import Display, PlainConsole
 
-        with Live(console=Console(markup=False), auto_refresh=False) as live:
+        with Live(console=PlainConsole(), auto_refresh=False) as live:
             summary = ablate(
                 ablation, display=Display(live.console), show=lambda s: live.update(_table(s), refresh=True)
             )

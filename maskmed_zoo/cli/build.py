@@ -53,7 +53,7 @@ def _stages(facts: dict[str, Any]) -> Table:
     table = Table("stage", "maps", "size", "loss weight", box=None)
     for index, stage in enumerate(facts["stages"]):
         maps, *size = stage["shape"]
-        table.add_row(str(index), str(maps), _size(size), f"{stage['weight']:.4f}")
+        table.add_row(str(index), str(maps), _size(size), f"{stage['weight']:z.4f}")
     return table
 
 

@@ -1,4 +1,7 @@
-"""Copy a built-in recipe, comments included, to a file of your own. An existing file is never replaced."""
+"""Copy a built-in recipe, comments included, to a file of your own. An existing file is never replaced.
+
+The copy is named after its file. What its header says of scores is left out: the recipe as it is reached them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import argparse
 from pathlib import Path
 
 from maskmed_zoo.cli.output import write
-from maskmed_zoo.errors import OutputError, RecipeError
+from maskmed_zoo.errors import OutputError, RecipeError, escaped
+from maskmed_zoo.files import is_folder, read_text, unwritable
+from maskmed_zoo.plain_yaml import LARGEST_YAML
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,17 +22,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the copy; refuses to overwrite."""
-    from maskmed_zoo.recipe import recipe_path
+    from maskmed_zoo.recipe.find import recipe_path
+    from maskmed_zoo.recipe.own_copy import own_copy
 
     source = recipe_path(args.name)
-    target = args.dest / source.name if args.dest.is_dir() else args.dest
+    target = args.dest / source.name if is_folder(args.dest) else args.dest
     if target.suffix not in (".yaml", ".yml"):
         raise RecipeError(f"{target}: a recipe's name ends in .yaml; give such a file or an existing folder")
+    text = read_text(source, largest=LARGEST_YAML, error=RecipeError)
+    _write_new(target, own_copy(text, escaped(target.name)))
+    write(f"{target}")
+
+
+def _write_new(target: Path, text: str) -> None:
+    """Make a file that was not there, and leave none where it cannot be written whole."""
     try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(source.read_text(encoding="utf-8"))
+        file = target.open("x", encoding="utf-8")
     except FileExistsError as error:
         raise OutputError(f"{target}: exists already; give another name") from error
+    except (OSError, ValueError) as error:
+        raise unwritable(target, error) from error
+    try:
+        with file:
+            file.write(text)
     except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
-    write(f"{target}")
+        target.unlink(missing_ok=True)
+        raise unwritable(target, error) from error

@@ -11,6 +11,7 @@ from pathlib import Path
 import maskmed_zoo as zoo
 from maskmed_zoo.cli.output import add_device, add_moved_data, add_weights, render
 from maskmed_zoo.errors import ArgumentError, OutputError
+from maskmed_zoo.files import write_json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the table; a run also gets its predictions/ and evaluation.json."""
     from maskmed_zoo.evaluation.table import tables
     from maskmed_zoo.evaluation.written import read_summary
-    from maskmed_zoo.files import usable, write_json
+    from maskmed_zoo.files import usable
     from maskmed_zoo.runner.display import Display
 
     if args.json and usable(args.json).exists() and read_summary(args.json) is None:

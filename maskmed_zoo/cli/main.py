@@ -1,23 +1,25 @@
 """The command `maskmed-zoo`: verbs, each in a module of its own that is imported on use.
 
-Exit code 0: done; 1: a failure; 2: a user's mistake, reported in one line per problem on standard error.
+Exit code 0: done; 1: a failure; 2: a user's mistake, reported in one line per problem on standard error; 141: nobody
+read standard output to the end, as in a shell.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import os
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
+from typing import Any, NoReturn
 
-from maskmed_zoo.errors import UserError, ZooError, nearest, printable
+from maskmed_zoo.cli.output import NobodyReadsError, printing, settle, usable_streams
+from maskmed_zoo.errors import ArgumentError, UserError, ZooError, first_line, nearest, printable
+from maskmed_zoo.memory import REMEDY, is_exhausted
 from maskmed_zoo.version import __version__
 
-FIRST_FILE = 3
-"""Number of the first file that is no standard stream."""
+PIPE_CLOSED = 141
 VERBS = {
     "list": "names of components and models",
     "describe": "the facts about one of them",
@@ -41,55 +43,57 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _open_streams()
-    if not words or words[0].startswith("-"):
-        _top_parser().parse_args(words or ["--help"])
-        return 0
-    verb = words[0]
-    if verb not in VERBS:
-        return _fail(f"no command '{verb}'{nearest(verb, VERBS)} (commands: {', '.join(VERBS)})", 2)
+    usable_streams()
+    _show_log()
     try:
-        importlib.import_module(f"maskmed_zoo.cli.{verb}").run(parser_of(verb).parse_args(words[1:]))
-        sys.stdout.flush()
-    except (ZooError, KeyboardInterrupt, OSError) as error:
-        return _ended(error)
+        _run(words or ["--help"])
+    except ZooError as error:
+        return _fail(str(error), 2 if isinstance(error, UserError) else 1)
+    except NobodyReadsError:
+        return PIPE_CLOSED
+    except (MemoryError, RuntimeError) as error:
+        if not is_exhausted(error):
+            raise
+        return _fail(f"{words[0]} needs more memory than there is ({first_line(error)}); {REMEDY}", 1)
+    except OSError as error:
+        place = error.filename or words[0]
+        return _fail(f"{printable(str(place))}: cannot be read or written ({error.strerror or first_line(error)})", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    finally:
+        settle(sys.stderr)
     return 0
 
 
-def _ended(error: BaseException) -> int:
-    """Say in one line why a command ended; returns its exit code."""
-    if isinstance(error, ZooError):
-        return _fail(str(error), 2 if isinstance(error, UserError) else 1)
-    if isinstance(error, KeyboardInterrupt):
-        return _fail("interrupted", 130)
-    _give_up_output()
-    if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough, as 'head' has
-        return 1
-    place = printable(str(getattr(error, "filename", None) or "standard output"))
-    return _fail(f"{place}: cannot be read or written ({getattr(error, 'strerror', None) or error})", 1)
+def _run(words: Sequence[str]) -> None:
+    verb = words[0]
+    if verb not in VERBS and not verb.startswith("-"):
+        raise ArgumentError(f"no command '{verb}'{nearest(verb, VERBS)} (commands: {', '.join(VERBS)})")
+    if verb not in VERBS:
+        _top_parser().parse_args(words)
+        return
+    importlib.import_module(f"maskmed_zoo.cli.{verb}").run(parser_of(verb).parse_args(words[1:]))
 
 
-def _open_streams() -> None:
-    """Let what is written to a closed standard stream go nowhere, and no file that is opened take its number."""
-    with suppress(OSError):
-        while (descriptor := os.open(os.devnull, os.O_RDWR)) < FIRST_FILE:
-            pass
-        os.close(descriptor)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for all that comes
+class _Parser(argparse.ArgumentParser):
+    """One that says where help cannot be printed, and whose errors quote control characters as escapes."""
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:
+            with printing():
+                file.write(message)
+        else:
+            with suppress(OSError):
+                sys.stderr.write(message)
 
-def _give_up_output() -> None:
-    """Standard output takes nothing more, also not what Python would write to it at the end."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
     """The parser of one command; made without importing what the command runs."""
     module = importlib.import_module(f"maskmed_zoo.cli.{verb}")
-    parser = argparse.ArgumentParser(prog=f"maskmed-zoo {verb}", description=module.__doc__, allow_abbrev=False)
+    parser = _Parser(prog=f"maskmed-zoo {verb}", description=module.__doc__, allow_abbrev=False)
     module.configure(parser)
     return parser
 
@@ -97,7 +101,7 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
 def _top_parser() -> argparse.ArgumentParser:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="maskmed-zoo",
         description="A component zoo for 3-D medical image segmentation.",
         epilog=f"commands:\n{verbs}\n\n'maskmed-zoo COMMAND --help' tells more.",
@@ -110,6 +114,21 @@ def _top_parser() -> argparse.ArgumentParser:
 
 
 def _fail(message: str, code: int) -> int:
-    with suppress(OSError, ValueError):
+    with suppress(OSError):  # where nobody can be told, the exit code does
         sys.stderr.write(f"{message}\n")
     return code
+
+
+class _Log(logging.Handler):
+    """Warnings of this package on standard error, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it; control characters of what it quotes are escapes."""
+        with suppress(OSError):
+            sys.stderr.write("".join(f"{printable(line)}\n" for line in record.getMessage().split("\n")))
+
+
+def _show_log() -> None:
+    log = logging.getLogger("maskmed_zoo")
+    if not any(isinstance(handler, _Log) for handler in log.handlers):
+        log.addHandler(_Log(logging.WARNING))

@@ -3,31 +3,80 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO
+
+from maskmed_zoo.errors import OutputError, escaped
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+class NobodyReadsError(Exception):
+    """Standard output is a pipe that its reader has closed, as `head` does when it has enough."""
+
+
 def write(text: str) -> None:
-    """One line of plain text."""
-    sys.stdout.write(f"{text}\n")
+    """One line of plain text; control characters are escapes."""
+    with printing():
+        sys.stdout.write(f"{escaped(text)}\n")
 
 
 def write_json(content: Any) -> None:
-    """One JSON document."""
-    write(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False))
+    """One JSON document; characters that no terminal shows are escapes of JSON."""
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=not is_unicode)
+    with printing():
+        sys.stdout.write("".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text) + "\n")
 
 
 def render(*parts: RenderableType) -> None:
     """Tables and styled text; lines are not cut where the output is no terminal."""
-    from rich.console import Console
+    from maskmed_zoo.runner.display import PlainConsole
 
-    console = Console(width=None if sys.stdout.isatty() else 140, markup=False)
-    for part in parts:
-        console.print(part, highlight=False)
+    console = PlainConsole(width=None if sys.stdout.isatty() else 140)
+    with printing():
+        for part in parts:
+            console.print(part, highlight=False)
+
+
+@contextmanager
+def printing() -> Generator[None]:
+    """Print, and know that it arrived; raises `OutputError` where it cannot, `NobodyReadsError` where nobody reads."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        settle(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise NobodyReadsError from error
+        raise OutputError(f"standard output: cannot be written ({error.strerror}); check where it goes") from error
+
+
+def usable_streams() -> None:
+    """Standard output and error of any kind: closed ones lead nowhere, and what they cannot encode is escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: >&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def settle(stream: TextIO) -> None:
+    """Write what is left in a buffer, or let it go nowhere: Python would complain about it once more when it ends."""
+    try:
+        stream.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec, resize
 from maskmed_zoo.layers.conv import ConvNormAct, init_he
-from maskmed_zoo.settings import PositiveInt
+from maskmed_zoo.settings import Width
 
 
 class FPNConfig(ComponentConfig):
     """Settings of `fpn`."""
 
     kind: Literal["fpn"] = "fpn"
-    channels: PositiveInt = Field(default=64, description="channels of every stage")
+    channels: Width = Field(default=64, description="channels of every stage")
 
 
 class FPNDecoder(Decoder):

@@ -18,7 +18,7 @@ from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec
 from maskmed_zoo.decoders.pyramid import stage_strides
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.conv import ConvNormAct, ResidualBlock, init_he, per_level
-from maskmed_zoo.settings import PositiveInt, Triple
+from maskmed_zoo.settings import Layers, PositiveInt, Triple
 
 HALVINGS = 50  # more than there are digits that change a channel count
 
@@ -27,15 +27,14 @@ class UNetConfig(ComponentConfig):
     """Settings of `unet`."""
 
     kind: Literal["unet"] = "unet"
-    blocks: PositiveInt | tuple[PositiveInt, ...] = Field(
+    blocks: Layers | tuple[Layers, ...] = Field(
         default=2, description="convolutions (or residual blocks) per stage, one number or one each, finest first"
     )
     kernels: tuple[Triple, ...] | None = Field(default=None, description="per stage, finest first, odd; null: 3")
     residual: bool = Field(default=False, description="residual blocks of two convolutions instead of convolutions")
-    width: float = Field(default=1.0, gt=0, description="channels of a stage over those of its level")
+    width: float = Field(default=1.0, gt=0, le=1000, description="channels of a stage over those of its level")
     parameters: PositiveInt | None = Field(
         default=None,
-        le=10**12,
         description="in place of `width`: grow or shrink until the decoder by itself has about so many parameters",
     )
 

@@ -18,14 +18,14 @@ from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec
 from maskmed_zoo.decoders.pyramid import stage_strides
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.unetr_blocks import basic_block, up_block
-from maskmed_zoo.settings import PositiveInt
+from maskmed_zoo.settings import Layers
 
 
 class UNETRUpConfig(ComponentConfig):
     """Settings of `unetr_up`."""
 
     kind: Literal["unetr_up"] = "unetr_up"
-    stages: PositiveInt | None = Field(
+    stages: Layers | None = Field(
         default=None, description="how many stages to hand on, finest first; null: all, 1: no deep supervision"
     )
     refine: bool = Field(default=False, description="another residual block on the finest stage, as 3D UX-Net has")

@@ -19,14 +19,14 @@ from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.layers.conv import conv3d
 from maskmed_zoo.layers.mednext import MedNeXtSettings
 from maskmed_zoo.layers.unetr_blocks import check_voxels
-from maskmed_zoo.settings import PositiveInt
+from maskmed_zoo.settings import Base
 
 
 class MedNeXtConfig(MedNeXtSettings):
     """Settings of `mednext`."""
 
     kind: Literal["mednext"] = "mednext"
-    feature_size: PositiveInt = Field(default=32, description="channels of the finest level, then doubling")
+    feature_size: Base = Field(default=32, description="channels of the finest level, then doubling")
 
 
 class MedNeXtEncoder(Encoder):

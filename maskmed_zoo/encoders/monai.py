@@ -13,7 +13,8 @@ papers'.
 from __future__ import annotations
 
 import inspect
-from typing import Any, Literal
+from collections.abc import Collection, Iterator
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, field_validator
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 
 from maskmed_zoo.adapters.probe import Outputs, cut, last_maps, module_maps, trace, used_parameters
 from maskmed_zoo.adapters.taps import Taps
+from maskmed_zoo.arguments import shown
 from maskmed_zoo.contracts import ComponentConfig, Encoder
 from maskmed_zoo.errors import JointError, nearest
 from maskmed_zoo.layers.full_resolution import WithFullResolution
-from maskmed_zoo.settings import PositiveInt, Triple
+from maskmed_zoo.settings import LONGEST_WINDOW, Triple, Width
 
 NETWORKS = (
     "AttentionUnet", "BasicUNet", "DynUNet", "FlexibleUNet", "MedNeXt", "SegResNet", "SegResNetDS", "SwinUNETR", "UNet",
@@ -32,6 +34,8 @@ NETWORKS = (
 )  # fmt: skip
 OURS = {"spatial_dims": 3, "out_channels": 2}
 """Arguments that are not the user's: the second is of the part that is cut off."""
+MOST_IN_ARGUMENTS = 2048
+"""Of channels, blocks and sizes that MONAI takes; nothing bounds them there."""
 
 
 class MONAIConfig(ComponentConfig):
@@ -48,9 +52,18 @@ class MONAIConfig(ComponentConfig):
     probe_patch: Triple = Field(
         default=(64, 64, 64), description="a size (z, y, x) that the network takes, in which the levels are found"
     )
-    stem_channels: PositiveInt = Field(
+    stem_channels: Width = Field(
         default=16, description="of the level at full resolution, if the network itself has none"
     )
+
+    @field_validator("arguments")
+    @classmethod
+    def _within_limits(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        for name, value in arguments.items():
+            limit = LONGEST_WINDOW if name == "window_size" else MOST_IN_ARGUMENTS
+            if any(abs(number) > limit for number in _numbers(value)):
+                raise ValueError(f"{name}: expected numbers of at most {limit}")
+        return arguments
 
     @field_validator("network")
     @classmethod
@@ -92,6 +105,17 @@ class MONAIEncoder(Encoder):
         return [call.name for call in last_maps(run, before=end + 1, leading_to=nodes)]
 
 
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers in an argument, and the length of every list, which stands for as many layers."""
+    if isinstance(value, list | tuple | dict):
+        inside = cast(Collection[Any], value.values() if isinstance(value, dict) else value)
+        yield len(inside)
+        for each in inside:
+            yield from _numbers(each)
+    elif isinstance(value, int | float):
+        yield value
+
+
 def _build(config: MONAIConfig, in_channels: int) -> nn.Module:
     from monai.networks import nets
 
@@ -109,6 +133,6 @@ def _build(config: MONAIConfig, in_channels: int) -> nn.Module:
         return cls(**fixed, **config.arguments)
     except Exception as error:  # whatever MONAI thinks of the arguments
         raise JointError(
-            f"encoder 'monai': {config.network} with arguments {config.arguments} cannot be built: "
+            f"encoder 'monai': {config.network} with arguments {shown(config.arguments)} cannot be built: "
             f"{' '.join(str(error).split())}"
         ) from error

@@ -7,20 +7,18 @@ from itertools import accumulate
 from pydantic import Field, model_validator
 
 from maskmed_zoo.contracts import ComponentConfig, FeatureSpec
-from maskmed_zoo.settings import PositiveInt, Size3, Triple
+from maskmed_zoo.settings import MOST_LEVELS, Layers, Size3, Triple, Width
 
 
 class PyramidConfig(ComponentConfig):
     """Channels, strides and kernels per level; a single number stands for (z, y, x)."""
 
-    channels: tuple[PositiveInt, ...] = Field(default=(32, 64, 128, 256, 320, 320), min_length=2)
+    channels: tuple[Width, ...] = Field(default=(32, 64, 128, 256, 320, 320), min_length=2, max_length=MOST_LEVELS)
     strides: tuple[Triple, ...] | None = Field(
         default=None, description="per level, over the one above; null: 1, then 2"
     )
     kernels: tuple[Triple, ...] | None = Field(default=None, description="per level, odd; null: 3")
-    blocks: PositiveInt | tuple[PositiveInt, ...] = Field(
-        default=2, description="blocks per level, one number or one each"
-    )
+    blocks: Layers | tuple[Layers, ...] = Field(default=2, description="blocks per level, one number or one each")
 
     @model_validator(mode="after")
     def _one_per_level(self) -> PyramidConfig:

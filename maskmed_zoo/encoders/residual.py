@@ -14,16 +14,14 @@ from torch import Tensor, nn
 from maskmed_zoo.contracts import Encoder
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.layers.conv import ConvStack, ResidualBlock, init_he, per_level
-from maskmed_zoo.settings import PositiveInt
+from maskmed_zoo.settings import Layers
 
 
 class ResidualConfig(PyramidConfig):
     """Settings of `residual`; the defaults are those of ResEnc-M/L: 1, 3, 4, 6, 6, 6 blocks."""
 
     kind: Literal["residual"] = "residual"
-    blocks: PositiveInt | tuple[PositiveInt, ...] = Field(
-        default=(1, 3, 4, 6, 6, 6), description="residual blocks per level"
-    )
+    blocks: Layers | tuple[Layers, ...] = Field(default=(1, 3, 4, 6, 6, 6), description="residual blocks per level")
 
 
 class ResidualEncoder(Encoder):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from maskmed_zoo.contracts import ComponentConfig, Encoder
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.layers.unetr_blocks import basic_block, check_voxels
-from maskmed_zoo.settings import PositiveInt, Triple
+from maskmed_zoo.settings import Base, Layers, Width, Window
 
 
 class SwinUNETRConfig(ComponentConfig):
@@ -27,12 +27,12 @@ class SwinUNETRConfig(ComponentConfig):
 
     kind: Literal["swin_unetr"] = "swin_unetr"
     version: Literal["v1", "v2"] = Field(default="v1", description="v2: a residual block before every Swin stage")
-    feature_size: PositiveInt = Field(default=48, description="channels of the two finest levels, then doubling")
-    depths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
+    feature_size: Base = Field(default=48, description="channels of the two finest levels, then doubling")
+    depths: tuple[Layers, Layers, Layers, Layers] = Field(
         default=(2, 2, 2, 2), description="transformer blocks per stage"
     )
-    attention_heads: PositiveInt = Field(default=3, description="of the first stage, doubling at each")
-    window_size: Triple = Field(default=(7, 7, 7), description="tokens that attend to each other, (z, y, x)")
+    attention_heads: Width = Field(default=3, description="of the first stage, doubling at each")
+    window_size: Window = Field(default=(7, 7, 7), description="tokens that attend to each other, (z, y, x)")
 
     @model_validator(mode="after")
     def _heads_divide_channels(self) -> SwinUNETRConfig:

@@ -29,7 +29,7 @@ from maskmed_zoo.contracts import ComponentConfig, Encoder
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.conv import InstanceNorm
 from maskmed_zoo.layers.full_resolution import WithFullResolution
-from maskmed_zoo.settings import PositiveInt, Size3
+from maskmed_zoo.settings import Side, Size3, Width
 
 PROBE = 64
 """Voxels along each axis of the image in which strided layers and levels are found."""
@@ -49,15 +49,15 @@ class TimmConfig(ComponentConfig):
     inflation: Literal["center", "mean"] = Field(
         default="center", description="where the 2-D kernel goes: into the middle, or spread along z"
     )
-    z_kernel: PositiveInt = Field(
+    z_kernel: Side = Field(
         default=3, description="largest extent of kernels along z, odd; of Swin's windows, in tokens"
     )
-    z_factors: tuple[PositiveInt, ...] | None = Field(
+    z_factors: tuple[Side, ...] | None = Field(
         default=None,
         description="per level of the backbone, how much coarser along z than the one above; null: as along y, x",
     )
-    slab: PositiveInt = Field(default=1, description="slices: how many neighbouring slices are channels, odd")
-    stem_channels: PositiveInt = Field(default=16, description="of the level at full resolution")
+    slab: Side = Field(default=1, description="slices: how many neighbouring slices are channels, odd")
+    stem_channels: Width = Field(default=16, description="of the level at full resolution")
 
     @model_validator(mode="after")
     def _odd(self) -> TimmConfig:

@@ -20,7 +20,7 @@ from maskmed_zoo.contracts import Encoder, resize
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.layers.transformer import TransformerConfig
 from maskmed_zoo.layers.unetr_blocks import basic_block
-from maskmed_zoo.settings import PositiveInt, Size3, Triple
+from maskmed_zoo.settings import Base, Size3, Triple, Width
 
 PATCH = 16
 LAYERS = 12
@@ -34,9 +34,9 @@ class UNETRConfig(TransformerConfig):
     img_size: Triple = Field(
         default=(96, 96, 96), description="voxels (z, y, x) the position table is made for, multiples of 16"
     )
-    feature_size: PositiveInt = Field(default=16, description="channels of the finest level, then doubling")
-    width: PositiveInt = 768
-    attention_heads: PositiveInt = 12
+    feature_size: Base = Field(default=16, description="channels of the finest level, then doubling")
+    width: Width = 768
+    attention_heads: Width = 12
 
     @field_validator("img_size")
     @classmethod

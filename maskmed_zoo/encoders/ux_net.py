@@ -21,7 +21,7 @@ from maskmed_zoo.contracts import ComponentConfig, Encoder
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.layers.conv import conv3d
 from maskmed_zoo.layers.unetr_blocks import basic_block, check_voxels
-from maskmed_zoo.settings import PositiveInt
+from maskmed_zoo.settings import Base, Layers
 
 KERNEL = (7, 7, 7)
 SCALING = 4
@@ -32,10 +32,8 @@ class UXNetConfig(ComponentConfig):
     """Settings of `ux_net`."""
 
     kind: Literal["ux_net"] = "ux_net"
-    feature_size: PositiveInt = Field(default=48, description="channels of the finest level, then doubling")
-    depths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
-        default=(2, 2, 2, 2), description="blocks per stage"
-    )
+    feature_size: Base = Field(default=48, description="channels of the finest level, then doubling")
+    depths: tuple[Layers, Layers, Layers, Layers] = Field(default=(2, 2, 2, 2), description="blocks per stage")
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -55,4 +55,4 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+    return "–" if value is None else f"{value:z.4f}"

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, Head, HeadOutput, StageOutput
 from maskmed_zoo.layers.conv import conv3d, init_he
-from maskmed_zoo.settings import PositiveInt, Spacing3
+from maskmed_zoo.settings import Queries, Spacing3
 
 
 class LearnedClassConfig(ComponentConfig):
     """Settings of `learned_class`."""
 
     kind: Literal["learned_class"] = "learned_class"
-    num_queries: PositiveInt | None = Field(default=None, description="N, masks per stage; null: one per label")
+    num_queries: Queries | None = Field(default=None, description="N, masks per stage; null: one per label")
 
 
 class LearnedClassHead(Head):

@@ -24,7 +24,7 @@ from maskmed_zoo.contracts import FeatureSpec, Head, HeadOutput, StageOutput, re
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.query_decoder import QueryConfig, QueryDecoder
 from maskmed_zoo.layers.transformer import init_outputs, mlp
-from maskmed_zoo.settings import PositiveInt, Size3, Spacing3
+from maskmed_zoo.settings import Layers, Size3, Spacing3
 
 
 class MaskedQueryConfig(QueryConfig):
@@ -42,10 +42,10 @@ class MaskedQueryConfig(QueryConfig):
     mask_features: Literal["own", "finest"] = Field(
         default="own", description="own: each stage's masks on its own map; finest: every block's on the finest map"
     )
-    attend_stages: PositiveInt | None = Field(
+    attend_stages: Layers | None = Field(
         default=None, description="finest: how many of the lowest stages are read, round-robin; null: all"
     )
-    layers: PositiveInt | None = Field(default=None, description="finest: number of blocks; null: one per stage read")
+    layers: Layers | None = Field(default=None, description="finest: number of blocks; null: one per stage read")
     predict_first: bool = Field(
         default=False, description="the queries predict before the first block too, which gives it masks (Mask2Former)"
     )

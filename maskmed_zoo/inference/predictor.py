@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskmed_zoo.arguments import expect, expect_several
 from maskmed_zoo.contracts import HeadOutput
-from maskmed_zoo.data.fingerprint import Fingerprint
+from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
 from maskmed_zoo.data.image import Geometry, geometry_of
 from maskmed_zoo.data.normalize import check_range, normalize, schemes
 from maskmed_zoo.data.resample import check_resampled, resample_image
@@ -28,6 +29,7 @@ from maskmed_zoo.inference.to_image import nearest, probabilities_to_labels, res
 from maskmed_zoo.inference.write import Prediction
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.model import SegmentationModel
+from maskmed_zoo.network_size import moved
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.settings import Spacing3
 
@@ -57,10 +59,18 @@ class Predictor:
         device: str | None = None,
         weights_sha256: str | None = None,
     ) -> None:
+        expect(
+            "recipe",
+            recipe,
+            (Recipe,),
+            "a loaded recipe; zoo.load(FOLDER) makes a predictor of a run or of exported weights",
+        )
+        expect("model", model, (SegmentationModel,), "a network, as zoo.create(RECIPE) gives it")
+        expect_several("fingerprint", fingerprint, (IntensityStats,), "intensity statistics, one per channel")
         self.recipe, self.fingerprint = recipe, fingerprint
         self.labels, self.channels = recipe.labels, recipe.channels
         self.device = pick_device(device)
-        self.model = model.to(self.device).eval()
+        self.model = moved(model, self.device).eval()
         self.dtype = autocast_dtype(recipe.train.amp, self.device)
         self._weights_sha256 = weights_sha256
 

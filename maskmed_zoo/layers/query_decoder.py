@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.layers.position import extent_mm, sine_encoding
 from maskmed_zoo.layers.transformer import QueryBlock, TransformerConfig
-from maskmed_zoo.settings import PositiveInt, Size3, Spacing3
+from maskmed_zoo.settings import PositiveInt, Queries, Size3, Spacing3
 
 
 class QueryConfig(TransformerConfig):
     """Settings of every head with queries."""
 
-    num_queries: PositiveInt | None = Field(default=None, description="N; null: `queries_per_class` for every label")
-    queries_per_class: PositiveInt = Field(
+    num_queries: Queries | None = Field(default=None, description="N; null: `queries_per_class` for every label")
+    queries_per_class: Queries = Field(
         default=1, description="N over the number of labels, background included (§4.3, Table 6)"
     )
     max_tokens: PositiveInt = Field(

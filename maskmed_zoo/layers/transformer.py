@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from maskmed_zoo.contracts import ComponentConfig, full_precision
-from maskmed_zoo.settings import PositiveInt
+from maskmed_zoo.settings import Width
 
 NARROW = (torch.bfloat16, torch.float16)
 
@@ -19,9 +19,9 @@ NARROW = (torch.bfloat16, torch.float16)
 class TransformerConfig(ComponentConfig):
     """Settings common to everything built from these bricks."""
 
-    width: PositiveInt = 192
-    attention_heads: PositiveInt = 8
-    ffn_ratio: PositiveInt = 4
+    width: Width = 192
+    attention_heads: Width = 8
+    ffn_ratio: Width = 4
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")

@@ -35,7 +35,7 @@ from maskmed_zoo.losses.partial import (
 from maskmed_zoo.losses.points import at_points, uncertain_points, uniform_points
 from maskmed_zoo.losses.stages import halving_weights
 from maskmed_zoo.losses.targets import Targets, instance_targets, label_targets
-from maskmed_zoo.settings import PositiveInt
+from maskmed_zoo.settings import Points
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -57,7 +57,7 @@ class SetCriterionConfig(ComponentConfig):
     stage_weighting: Literal["halving", "equal"] = Field(
         default="halving", description="weights of the outputs, which sum to 1: each half of the one before, or equal"
     )
-    points: PositiveInt | None = Field(
+    points: Points | None = Field(
         default=None, description="mask terms on so many sampled points (Mask2Former: 12544); null: on all voxels"
     )
 

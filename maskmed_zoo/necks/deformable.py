@@ -16,15 +16,15 @@ from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.layers.deformable import DeformableBlock
 from maskmed_zoo.layers.position import voxel_centers
 from maskmed_zoo.necks.tokens import TokenNeck, TokenNeckConfig
-from maskmed_zoo.settings import PositiveInt, Size3, Spacing3
+from maskmed_zoo.settings import Layers, Size3, Spacing3, Width
 
 
 class DeformableConfig(TokenNeckConfig):
     """Settings of `deformable`."""
 
     kind: Literal["deformable"] = "deformable"
-    query_levels: PositiveInt = Field(default=4, description="how many of the lowest levels are queries and values")
-    points: PositiveInt = Field(default=4, description="sampling points per query, head and level")
+    query_levels: Layers = Field(default=4, description="how many of the lowest levels are queries and values")
+    points: Width = Field(default=4, description="sampling points per query, head and level")
 
 
 class DeformableNeck(TokenNeck):

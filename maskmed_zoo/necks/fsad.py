@@ -17,17 +17,17 @@ from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.layers.deformable import DeformableBlock
 from maskmed_zoo.layers.position import voxel_centers
 from maskmed_zoo.necks.tokens import TokenNeck, TokenNeckConfig
-from maskmed_zoo.settings import PositiveInt, Size3, Spacing3
+from maskmed_zoo.settings import Layers, Size3, Spacing3, Width
 
 
 class FSADConfig(TokenNeckConfig):
     """Settings of `fsad`."""
 
     kind: Literal["fsad"] = "fsad"
-    query_levels: PositiveInt = Field(
+    query_levels: Layers = Field(
         default=3, description="how many of the lowest levels are queries (§3.3 says 4, App. B 3)"
     )
-    points: PositiveInt = Field(default=4, description="K, sampling points per query, head and level")
+    points: Width = Field(default=4, description="K, sampling points per query, head and level")
     own_voxel: bool = Field(
         default=False, description="control: no offsets, a query reads its own voxel of every level (`points` unused)"
     )

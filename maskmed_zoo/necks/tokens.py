@@ -15,14 +15,14 @@ from maskmed_zoo.contracts import FeatureSpec, Neck
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.position import extent_mm, sine_encoding
 from maskmed_zoo.layers.transformer import TransformerConfig
-from maskmed_zoo.settings import PositiveInt, Size3, Spacing3
+from maskmed_zoo.settings import Layers, Size3, Spacing3
 
 
 class TokenNeckConfig(TransformerConfig):
     """Settings of every neck whose queries are the voxels of the lowest levels."""
 
-    query_levels: PositiveInt
-    layers: PositiveInt = 1
+    query_levels: Layers
+    layers: Layers = 1
 
 
 class TokenNeck(Neck):

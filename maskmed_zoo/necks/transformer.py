@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from maskmed_zoo.contracts import FeatureSpec
 from maskmed_zoo.layers.transformer import MultiHeadAttention, TransformerConfig, feed_forward
 from maskmed_zoo.necks.tokens import TokenNeck, TokenNeckConfig
-from maskmed_zoo.settings import PositiveInt, Size3, Spacing3
+from maskmed_zoo.settings import Layers, Size3, Spacing3
 
 
 class TransformerNeckConfig(TokenNeckConfig):
     """Settings of `transformer`."""
 
     kind: Literal["transformer"] = "transformer"
-    query_levels: PositiveInt = Field(default=3, description="how many of the lowest levels attend to one another")
+    query_levels: Layers = Field(default=3, description="how many of the lowest levels attend to one another")
 
 
 class TransformerNeck(TokenNeck):

@@ -12,11 +12,17 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from maskmed_zoo import registry, renamed
-from maskmed_zoo.errors import RecipeError, nearest
+from maskmed_zoo.arguments import shown
+from maskmed_zoo.errors import ArgumentError, RecipeError, nearest
+from maskmed_zoo.files import DEEPEST, check_depth
+from maskmed_zoo.plain_yaml import LARGEST_YAML
 from maskmed_zoo.recipe import strict_yaml
+from maskmed_zoo.recipe.find import recipe_path
 from maskmed_zoo.recipe.schema import Recipe, recipe_type_for
 from maskmed_zoo.recipe.strict_yaml import Document, KeyPath
 
+LONGEST_GOT = 200
+"""Characters of a wrong value that are shown."""
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 
@@ -26,31 +32,6 @@ class Override:
 
     text: str
     place: str
-
-
-def recipe_path(name_or_path: str | Path) -> Path:
-    """The file a recipe's name (on a model card) or path stands for.
-
-    Raises `RecipeError` if there is neither.
-    """
-    path = Path(name_or_path)
-    if path.is_dir() and (path / "recipe.yaml").is_file():
-        raise RecipeError(
-            f"{path}: is a run or an exported folder, no recipe; zoo.load('{path}') segments with it, "
-            f"zoo.create('{path / 'recipe.yaml'}', pretrained='{path}') gives its network"
-        )
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if not path.is_file():
-            raise RecipeError(f"{path}: no such recipe file; 'maskmed-zoo list --kind model' names those built in")
-        return path
-    cards = {card.name: card for card in registry.find(kind="model")}
-    name = str(name_or_path)
-    if name not in cards:
-        hint = nearest(name, cards)
-        raise RecipeError(
-            f"no recipe named '{name}'{hint}; 'maskmed-zoo list --kind model' names them, or give a .yaml"
-        )
-    return registry.recipe_file(cards[name])
 
 
 def load_recipe(
@@ -74,6 +55,8 @@ def load_recipe(
         document = strict_yaml.read(recipe_path(source))
     if not isinstance(document.data, dict):
         raise RecipeError(f"{document.source}:1:1: a recipe is a mapping with schema_version, name, model, …")
+    if "rows" in document.data and "model" not in document.data:
+        raise RecipeError(f"{document.place(('rows',))}: rows: this is a grid of 'ablate', no recipe; ablate runs it")
     for key, value, text in _parse_overrides(overrides):
         _override(document, key, value, text)
     return _checked(document, unread)
@@ -99,6 +82,27 @@ def validated(document: Document, model: type[_ModelT]) -> _ModelT:
         raise RecipeError(_problems(document, model, [dict(e) for e in error.errors()])) from error
 
 
+def by_keyword(function: str, keywords: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Overrides by path of keywords with `__` for the dot.
+
+    Raises `ArgumentError` for a word that is neither, with the argument or the setting that was meant.
+    """
+    for key in keywords:
+        if "__" not in key and key not in Recipe.model_fields:
+            sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
+            known = [f"{name}__{setting}" for name, section in sections.items() for setting in _settings(section)]
+            meant = [path for path in known if path.endswith(f"__{key}")] or [*arguments, *known]
+            hint = f"; did you mean '{meant[0]}'?" if len(meant) == 1 else nearest(key, meant)
+            raise ArgumentError(
+                f"{function}: no argument '{key}'{hint}; settings of the recipe are given by path: train__epochs=10"
+            )
+    return {key.replace("__", "."): value for key, value in keywords.items()}
+
+
+def _settings(section: Any) -> list[str]:
+    return [name for model in _models(section) for name in model.model_fields]
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML text: every default written out."""
     return strict_yaml.dump(recipe.model_dump(mode="json"))
@@ -106,16 +110,38 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def _parse_overrides(overrides: Sequence[str | Override] | Mapping[str, Any]) -> list[tuple[KeyPath, Any, str]]:
     if isinstance(overrides, Mapping):
-        return [(tuple(key.split(".")), value, f"override {key}") for key, value in overrides.items()]
+        return [
+            (_key_path(key, f"override {key}"), _plain(value, key), f"override {key}")
+            for key, value in overrides.items()
+        ]
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence):
+        raise ArgumentError(f"overrides: expected a mapping such as {{'train.epochs': 10}}, got {shown(overrides)}")
     parsed: list[tuple[KeyPath, Any, str]] = []
     for given in overrides:
+        if not isinstance(given, str | Override):
+            raise ArgumentError(f"overrides: expected texts such as 'train.epochs=10', got {shown(given)}")
         override = given if isinstance(given, Override) else Override(given, f"--set {given}")
         key, equals, value = override.text.partition("=")
-        if not equals or not all(key.split(".")):
+        if not equals:
             raise RecipeError(f"{override.place}: expected key.key=value, for example train.epochs=10")
         source = override.place if isinstance(given, Override) else f"--set {key}"
-        parsed.append((tuple(key.split(".")), Document(value, source).data, override.place))
+        if len(value.encode("utf-8", "replace")) > LARGEST_YAML:
+            raise RecipeError(f"{source}: a value of more than {LARGEST_YAML} bytes; refused")
+        parsed.append((_key_path(key, override.place), Document(value, source).data, override.place))
     return parsed
+
+
+def _key_path(key: Any, place: str) -> KeyPath:
+    path = key.split(".") if isinstance(key, str) else []
+    if not path or not all(path) or len(path) > DEEPEST:
+        raise RecipeError(f"{place}: expected the path of a setting, as train.epochs, of at most {DEEPEST} keys")
+    return tuple(path)
+
+
+def _plain(value: Any, key: str) -> Any:
+    """A value given in Python, which stays the caller's."""
+    check_depth(value, f"override {key}", error=RecipeError)
+    return copy.deepcopy(value) if isinstance(value, dict | list) else value
 
 
 def _override(document: Document, path: KeyPath, value: Any, text: str) -> None:
@@ -127,7 +153,8 @@ def _override(document: Document, path: KeyPath, value: Any, text: str) -> None:
         target = target[key]
         if not isinstance(target, dict):
             raise RecipeError(f"{text}: '{'.'.join(map(str, path[: depth + 1]))}' is a value, it has no keys inside")
-    if path[-1] == "kind" and len(path) == 3 and path[0] == "model" and target.get("kind") != value:
+    is_kind = path[-1] == "kind" and len(path) == 3 and path[0] == "model" and isinstance(value, str)
+    if is_kind and target.get("kind") != value:
         kept = _kept_settings(str(path[1]), target.get("kind"), value)
         target = document.data["model"][path[1]] = {key: held for key, held in target.items() if key in kept}
     target[path[-1]] = value
@@ -179,7 +206,10 @@ def _problem(document: Document, model: type[BaseModel], error: dict[str, Any]) 
 
 
 def _got(error: dict[str, Any]) -> str:
-    return "" if error["type"] == "value_error" else f", got {error['input']!r}"
+    if error["type"] == "value_error":
+        return ""
+    got = " ".join(repr(error["input"]).split())
+    return f", got {got if len(got) <= LONGEST_GOT else got[:LONGEST_GOT] + ' …'}"
 
 
 def _choices(text: str) -> list[str]:

@@ -17,13 +17,13 @@ from maskmed_zoo import registry
 from maskmed_zoo.contracts import ComponentConfig
 from maskmed_zoo.errors import RecipeError
 from maskmed_zoo.labels import Labels
-from maskmed_zoo.settings import PositiveInt, Settings
+from maskmed_zoo.settings import LARGEST, Name, PositiveInt, Settings, Side
 
 Axis = Literal["z", "y", "x"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Range = tuple[PositiveFloat, PositiveFloat]
-PatchSize = tuple[PositiveInt, PositiveInt, PositiveInt]
+PatchSize = tuple[Side, Side, Side]
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
@@ -72,7 +72,9 @@ class DataRecipe(Settings):
         default=None,
         description="instances of one label: its connected parts, or the numbers in instancesTr; null: not separated",
     )
-    mirror_axes: tuple[Axis, ...] = Field(default=(), description="axes flipped at random in training; x is left-right")
+    mirror_axes: tuple[Axis, ...] = Field(
+        default=(), max_length=3, description="axes flipped at random in training; x is left-right"
+    )
     augmentation: Augmentation = Augmentation()
 
     @field_validator("labels", mode="before")
@@ -113,7 +115,7 @@ class Optimizer(Settings):
     transformer_scale: PositiveFloat = Field(default=0.1, description="base rate of the Transformer group over `lr`")
     weight_decay: float = Field(default=3e-5, ge=0)
     momentum: float = Field(default=0.99, ge=0, lt=1, description="SGD only, Nesterov")
-    warmup_iterations: int = Field(default=0, ge=0, description="linear warm-up from zero")
+    warmup_iterations: int = Field(default=0, ge=0, le=LARGEST, description="linear warm-up from zero")
     poly_power: PositiveFloat = Field(
         default=0.9, description="rate x (1 - progress) ** power, for each group's own base rate"
     )
@@ -127,7 +129,7 @@ class TrainRecipe(Settings):
     iterations_per_epoch: PositiveInt = 250
     batch_size: PositiveInt = 2
     validation_iterations: int = Field(
-        default=50, ge=0, description="batches of validation patches per validated epoch"
+        default=50, ge=0, le=LARGEST, description="batches of validation patches per validated epoch"
     )
     validate_every: PositiveInt = Field(default=1, description="epochs between validations on patches")
     optimizer: Optimizer = Optimizer()
@@ -135,7 +137,10 @@ class TrainRecipe(Settings):
         default="auto", description="auto: where the device has it (CUDA)"
     )
     max_skipped_steps: int = Field(
-        default=10, ge=0, description="steps with non-finite costs, loss or gradients skipped in a row before failing"
+        default=10,
+        ge=0,
+        le=LARGEST,
+        description="steps with non-finite costs, loss or gradients skipped in a row before failing",
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
 
@@ -169,7 +174,7 @@ class Recipe(Settings):
     """A whole experiment: the model, its data, its training and its inference."""
 
     schema_version: Literal[1] = Field(description="version of this format")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: Name
     model: ModelRecipe
     data: DataRecipe
     train: TrainRecipe
@@ -236,4 +241,4 @@ def recipe_type_for(content: Any, unread: Sequence[str] = ()) -> type[Recipe]:
 
 
 def _all_configs(kind: str) -> tuple[type[ComponentConfig], ...]:
-    return tuple(registry.component(name, kind).Config for name in registry.names(kind))
+    return tuple(component.Config for component in registry.components(kind))

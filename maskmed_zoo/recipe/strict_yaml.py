@@ -1,11 +1,13 @@
 """YAML without traps, and with the place of every value.
 
 Scalars follow the YAML 1.2 core schema: `3e-4` is a number, `no` and `1:30` are strings. Duplicate keys, keys that are
-not strings, tags, and merge keys are refused, all of them at once, with file, line and column.
+not strings, merge keys and numbers that no computer holds are refused, all of them at once, with file, line and column;
+so are, before them, tags and whatever exceeds the limits of `plain_yaml`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ from typing import Any
 import yaml
 
 from maskmed_zoo.errors import RecipeError
+from maskmed_zoo.files import read_text
+from maskmed_zoo.plain_yaml import FAST_LOADER, LARGEST_YAML, faults, place_of
 
 KeyPath = tuple[str | int, ...]
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _CONSTANTS = {"": None, "~": None, "null": None, "true": True, "True": True, "false": False, "False": False}
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "timestamp", "value")}
 
 
 class Document:
@@ -29,14 +32,7 @@ class Document:
         self.problems: list[str] = []
         self._open: set[int] = set()
         self.places: dict[KeyPath, str] = {(): f"{source}:1:1"}
-        try:
-            node = yaml.compose(text, yaml.SafeLoader)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            place = _place(source, mark) if mark else source
-            raise RecipeError(f"{place}: not valid YAML: {error.problem or error.context}") from error
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+        node = self._compose(text)
         self.data: Any = None if node is None else self._value(node, ())
         if self.problems:
             raise RecipeError(self.problems)
@@ -47,10 +43,22 @@ class Document:
             path = path[:-1]
         return self.places[path]
 
+    def _compose(self, text: str) -> yaml.Node | None:
+        try:
+            if found := faults(text, self.source):
+                raise RecipeError(found)
+            return yaml.compose(text, FAST_LOADER)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            place = place_of(self.source, mark) if mark else self.source
+            raise RecipeError(f"{place}: not valid YAML: {error.problem or error.context}") from error
+        except (yaml.YAMLError, UnicodeEncodeError) as error:
+            raise RecipeError(f"{self.source}: not valid YAML: {' '.join(str(error).split())}") from error
+
     def _value(self, node: yaml.Node, path: KeyPath) -> Any:
-        self.places.setdefault(path, _place(self.source, node.start_mark))
+        self.places.setdefault(path, place_of(self.source, node.start_mark))
         if id(node) in self._open:
-            self.problems.append(f"{_place(self.source, node.start_mark)}: an alias stands inside its own anchor")
+            self.problems.append(f"{place_of(self.source, node.start_mark)}: an alias stands inside its own anchor")
             return None
         self._open.add(id(node))
         try:
@@ -63,17 +71,21 @@ class Document:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self._value(child, (*path, index)) for index, child in enumerate(node.value)]
-        if node.tag not in _PLAIN_TAGS:
-            self.problems.append(f"{_place(self.source, node.start_mark)}: tag '{node.tag}' is not allowed here")
-        return scalar(node.value) if isinstance(node, yaml.ScalarNode) and node.style is None else node.value
+        value = scalar(node.value) if _is_plain(node) else node.value
+        if isinstance(value, float) and math.isinf(value):
+            place = place_of(self.source, node.start_mark)
+            self.problems.append(f"{place}: '{node.value}' is no finite number of this computer; give a smaller one")
+        return value
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, child in node.value:
-            place = _place(self.source, key_node.start_mark)
+            place = place_of(self.source, key_node.start_mark)
             is_text = isinstance(key_node, yaml.ScalarNode)
             key = key_node.value if is_text else "?"
-            if not is_text or (key_node.style is None and not isinstance(scalar(key), str)):
+            if key == "<<" and _is_plain(key_node):
+                self.problems.append(f"{place}: a merge key (<<) is not allowed here; write the keys out")
+            elif not is_text or (_is_plain(key_node) and not isinstance(scalar(key), str)):
                 self.problems.append(f"{place}: key '{key}' must be text; put it in quotes")
             elif key in result:
                 first = self.places[(*path, key)].removeprefix(f"{self.source}:")
@@ -95,20 +107,19 @@ def scalar(text: str) -> str | int | float | bool | None:
 
 def read(path: Path) -> Document:
     """The YAML file at `path`; raises `RecipeError` with file:line:col for every problem in it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise RecipeError(f"{path}: cannot be read: {reason}; give the path of a recipe (.yaml)") from error
-    return Document(text, str(path))
+    return Document(read_text(path, largest=LARGEST_YAML, error=RecipeError), str(path))
 
 
 class _Dumper(yaml.SafeDumper):
-    pass
+    def ignore_aliases(self, data: Any) -> bool:
+        """What stands in two places is written twice."""
+        del data
+        return True
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, None if isinstance(scalar(value), str) else "'")
+    style = "'" if not isinstance(scalar(value), str) else None if value.isprintable() else '"'  # the last one escapes
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
 
 
 _Dumper.add_representer(str, _text)
@@ -119,5 +130,6 @@ def dump(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
 
 
-def _place(source: str, mark: Any) -> str:
-    return f"{source}:{mark.line + 1}:{mark.column + 1}"
+def _is_plain(node: yaml.Node) -> bool:
+    """Whether a scalar stands without quotes."""
+    return isinstance(node, yaml.ScalarNode) and node.style in (None, "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.errors import UserError
+from maskmed_zoo.errors import UserError, escaped
 from maskmed_zoo.files import make_folder, write_atomically
 
 DPI = 150
@@ -44,27 +44,35 @@ class Sheet:
 
     def legend(self, left: float, top: float, entries: list[tuple[str, str]], columns: int = 1) -> None:
         """Coloured squares with text beside them; `entries` are (text, color)."""
-        from matplotlib.patches import Patch
-
-        patches = [Patch(facecolor=color, edgecolor="0.3", linewidth=0.5, label=text) for text, color in entries]
-        self.figure.legend(
-            handles=patches,
-            loc="upper left",
-            bbox_to_anchor=(left / self.width, 1 - top / self.height),
-            ncols=columns,
-            fontsize=8,
-            frameon=False,
-            borderaxespad=0,
-            handlelength=1.2,
-        )
+        anchor = (left / self.width, 1 - top / self.height)
+        add_legend(self.figure, entries, loc="upper left", bbox_to_anchor=anchor, ncols=columns)
 
     def save(self, path: Path) -> Path:
         """Write a PNG, and its folder where that is missing."""
-        save_picture(self.figure, path)
-        return path
+        return save(self.figure, path)
 
 
-def save_picture(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, and its folder where that is missing; raises `OutputError`."""
+def add_legend(figure: Any, entries: list[tuple[str, str]], **place: Any) -> None:
+    """Coloured squares with text beside them; `entries` are (text, color)."""
+    from matplotlib.patches import Patch
+
+    patches = [Patch(facecolor=color, edgecolor="0.3", linewidth=0.5, label="label") for _, color in entries]
+    style: dict[str, Any] = {"fontsize": 8, "frameon": False, "borderaxespad": 0, "handlelength": 1.2}
+    legend = figure.legend(handles=patches, **style, **place)
+    for shown, (text, _) in zip(legend.get_texts(), entries, strict=True):
+        shown.set_text(text)  # given as a label, one that begins with _ would be left out
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a PNG, and its folder where that is missing; raises `OutputError`.
+
+    Names stand in it as they are: $ begins no formula, and control characters are escapes.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text("\n".join(map(escaped, text.get_text().split("\n"))))
     make_folder(path.parent)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI, format="png"))
+    return path

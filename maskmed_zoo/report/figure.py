@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.report.canvas import require_matplotlib, save_picture
+from maskmed_zoo.report.canvas import add_legend, require_matplotlib, save
 from maskmed_zoo.settings import Spacing3
 
 Array = NDArray[Any]
@@ -47,7 +47,6 @@ def comparison_figure(
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
     if not rows:
         raise DataError("no case to draw")
@@ -88,23 +87,14 @@ def comparison_figure(
                 axes.set_title(title, fontsize=11, pad=5)
             if column == 0:
                 axes.set_ylabel(f"{view.case}\n{view.title}", fontsize=8, labelpad=4)
-    figure.legend(
-        handles=[Patch(facecolor=color, edgecolor="0.3", linewidth=0.5, label=text) for text, color in entries],
-        loc="lower center",
-        bbox_to_anchor=(0.5, 0.55 / height),
-        ncols=min(per_row, max(1, len(entries))),
-        fontsize=8,
-        frameon=False,
-        borderaxespad=0,
-        handlelength=1.2,
-    )
+    anchor = (0.5, 0.55 / height)
+    add_legend(figure, entries, loc="lower center", bbox_to_anchor=anchor, ncols=min(per_row, max(1, len(entries))))
     shown_range = "1st to 99th percentile" if window is None else f"{window[0]:g} to {window[1]:g}"
     caption = "Radiological convention: the patient's right (R) is on the left of every picture."
     figure.text(0.5, 0.3 / height, caption, ha="center", fontsize=8)
     caption = f"Axial slices seen from the feet, coronal slices from the front. Grey levels: {shown_range}."
     figure.text(0.5, 0.12 / height, caption, ha="center", fontsize=8)
-    save_picture(figure, Path(path))
-    return Path(path)
+    return save(figure, Path(path))
 
 
 def label_colors(count: int) -> list[str]:

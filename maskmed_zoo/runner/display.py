@@ -9,26 +9,41 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from maskmed_zoo.errors import printable
+from maskmed_zoo.errors import escaped
+
+
+class PlainConsole(Console):
+    """A console that shows text as it is: no markup, no emoji, and control characters as escapes."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:  # of what is printed, and of cells and titles of tables
+        return super().render_str("\n".join(map(escaped, text.split("\n"))), **settings)
+
+    def on_broken_pipe(self) -> None:
+        """Nothing: whoever prints says what that means."""
+        raise BrokenPipeError
 
 
 class Display:
     """Progress on a rich console (standard error by default)."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or PlainConsole(stderr=True)
 
     def say(self, text: str) -> None:
         """One line; work goes on where nobody can be told, as on a full disk or in a closed terminal."""
         with suppress(OSError, ValueError):
-            self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+            self.console.print(escaped(text), highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, title: str) -> Generator[Callable[[int, int], None]]:
         """Progress of `title`; the function given takes (done, total)."""
         with self._bars() as bars:
-            task = bars.add_task(title, total=None)
+            task = bars.add_task(escaped(title), total=None)
 
             def show(done: int, total: int) -> None:
                 bars.update(task, completed=done, total=total)
@@ -54,13 +69,18 @@ class Display:
             yield show
 
     def _bars(self) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         return Progress(*columns, console=self.console, disable=not self.console.is_terminal)
 
 
 def _summary(row: dict[str, Any]) -> str:
-    dice = f"  validation Dice {row['validation_dice']:.3f}" if "validation_dice" in row else ""
-    loss = f"loss {row['loss']:.3f}" if "loss" in row else "every step skipped"
+    dice = f"  validation Dice {row['validation_dice']:z.3f}" if "validation_dice" in row else ""
+    loss = f"loss {row['loss']:z.3f}" if "loss" in row else "every step skipped"
     return f"{loss}{dice}"
 
 

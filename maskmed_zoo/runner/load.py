@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
+from maskmed_zoo import registry
 from maskmed_zoo.build import model_of
 from maskmed_zoo.errors import ArgumentError, CheckpointError
 from maskmed_zoo.inference.predictor import Predictor
@@ -20,6 +21,11 @@ def load(source: RunFolder | str | Path, *, which: Which = "last", device: str |
     if which not in get_args(Which):
         raise ArgumentError(f"weights: expected 'last' or 'best', got {which!r}")
     run = source if isinstance(source, RunFolder) else RunFolder(Path(source))
+    if not run.path.exists() and run.path.name == str(run.path) and run.path.name in registry.names():
+        name = run.path.name
+        raise CheckpointError(
+            f"'{name}' is a {registry.card(name).kind}, no run; give a folder that 'train' made or exported weights"
+        )
     if which == "best" and run.is_exported and check_exported(run.path).get("weights") != "best":
         raise CheckpointError(f"{run.path}: the last weights of a run were exported here, not the best; export those")
     recipe = run.recipe(with_loss=False)

@@ -32,12 +32,16 @@ def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: 
     """Raise `CheckpointError` unless `run` is free or, to `resume`, holds one of this recipe and these `run_facts`."""
     if not run.exists():
         if resume:
-            raise CheckpointError(f"{run.path}: nothing to resume, no recipe.yaml here; leave --resume out to start")
+            raise CheckpointError(
+                f"{run.path}: nothing to resume, no recipe.yaml here; to start, leave out --resume or resume=True"
+            )
         if run.path.exists() and (not run.path.is_dir() or any(not p.name.startswith(".") for p in run.path.iterdir())):
             raise CheckpointError(f"{run.path}: exists and is no run; give a new folder with --out")
         return
     if not resume:
-        raise CheckpointError(f"{run.path}: already holds a run; add --resume to continue it, or give a new folder")
+        raise CheckpointError(
+            f"{run.path}: already holds a run; add --resume or resume=True to continue it, or give a new folder"
+        )
     difference = first_difference(run.recipe().model_dump(mode="json"), recipe.model_dump(mode="json"))
     if difference:
         raise CheckpointError(

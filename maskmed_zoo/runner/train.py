@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.cache import CaseCache, fingerprint_of
@@ -13,6 +16,7 @@ from maskmed_zoo.device import pick_device, pick_workers
 from maskmed_zoo.errors import Failures
 from maskmed_zoo.files import UNFINISHED, remove_abandoned, write_json
 from maskmed_zoo.memory import within_memory
+from maskmed_zoo.network_size import check_bytes
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.loop import Loop
@@ -57,6 +61,8 @@ def train(
     check_folder(run, recipe, facts, resume)
     trainer = Trainer(recipe, target, display.say)
     trainer.model.encoder.out_spec.check_patch(recipe.data.patch_size)
+    voxels = recipe.train.batch_size * len(recipe.channels) * prod(recipe.data.patch_size)
+    check_bytes(4 * voxels, torch.device("cpu"), "a batch's images", "voxels in patch_size, or a smaller batch_size")
     with run.held(display.say):
         check_folder(run, recipe, facts, resume)  # again: another process may have been at work until now
         remove_abandoned(run.path, f"{UNFINISHED}*")

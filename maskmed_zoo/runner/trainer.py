@@ -15,6 +15,7 @@ from maskmed_zoo.data.patches import Patch
 from maskmed_zoo.device import autocast, autocast_dtype
 from maskmed_zoo.errors import NonFiniteError
 from maskmed_zoo.model import build_loss
+from maskmed_zoo.network_size import moved
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
 
@@ -25,7 +26,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, device: torch.device, say: Callable[[str], None] | None = None) -> None:
         self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.train.seed)
-        self.model = model_of(recipe).to(device)
+        self.model = moved(model_of(recipe), device)
         self.ignore_label = recipe.labels.ignore
         classes = self.model.num_classes
         self.loss = build_loss(recipe.model, num_classes=classes, ignore_label=self.ignore_label).to(device)

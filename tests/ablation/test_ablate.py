@@ -127,6 +127,8 @@ def test_each_cell_once_and_numbers_by_hand(
     text = (tmp_path / "out" / "heads.md").read_text()
     assert "INCOMPLETE" not in text
     assert f"| query | {row['mean_dice']:.4f} ± {row['sd_over_seeds']:.4f} (2) |" in text
+    assert "| p (cases, seeds) |" in text
+    assert f"| {row['difference']['p']:.3g} (1, 2) |" in text
 
 
 def test_nothing_is_repeated_and_equal_cells_are_shared(

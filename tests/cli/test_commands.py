@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import maskmed_zoo as zoo
+from maskmed_zoo.cli import copy as copy_command
 from maskmed_zoo.cli.main import VERBS, main
+from maskmed_zoo.errors import OutputError
 
 
 def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -98,6 +102,64 @@ def test_copy_keeps_comments_and_validates(capsys: pytest.CaptureFixture[str], t
     assert copy.read_text().startswith("# MaskMed on")
     assert "valid" in output(capsys, "validate", str(copy))
     assert zoo.load_recipe(copy) == zoo.load_recipe("maskmed_hippocampus_cpu")
+
+
+def test_copy_is_named_after_its_file_and_claims_no_score(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Of every recipe: the same settings under another name, and nothing of what was reached with it."""
+    models = zoo.list(kind="model")
+    assert len(models) >= 13
+    for model in models:
+        copy = tmp_path / f"my {model}.yaml"
+        output(capsys, "copy", model, str(copy))
+        assert zoo.load_recipe(copy) == zoo.load_recipe(model, {"name": f"my_{model}"})
+        header = copy.read_text(encoding="utf-8").split("schema_version")[0]
+        assert not re.search(r"Dice|Reached|Published|[ (]\.\d\d", header)
+        assert "#" in header
+        assert f"train {model} " not in header
+    assert "train 'my maskmed_amos.yaml' --data" in (tmp_path / "my maskmed_amos.yaml").read_text(encoding="utf-8")
+    for stem, name in (("1e5", "1e5"), ("null", "null"), ("...", "recipe"), ("ü", "recipe"), ("x" * 150, "x" * 100)):
+        output(capsys, "copy", "maskmed_phantom", str(tmp_path / f"{stem}.yaml"))
+        assert zoo.load_recipe(tmp_path / f"{stem}.yaml").name == name
+
+
+@pytest.mark.parametrize("name", ["nowhere/x.yaml", "x" * 300 + ".yaml", "a\0b.yaml", "file/x.yaml"])
+def test_copy_that_cannot_be_written_leaves_nothing(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["copy", "maskmed_phantom", f"{tmp_path}/{name}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_copy_on_a_full_disk_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def close(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    def opened(path: Path, *_: str, **__: str) -> io.StringIO:
+        path.touch()
+        return Full()
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(OutputError, match="No space left"):
+        copy_command._write_new(tmp_path / "x.yaml", "text")
+    assert not list(tmp_path.iterdir())
+    assert not capsys.readouterr().out
+
+
+def test_scores_replace_scores_alone(capsys: pytest.CaptureFixture[str], dataset: Path, tmp_path: Path) -> None:
+    words = ["evaluate", "--pred", str(dataset / "labelsTr"), "--ref", str(dataset / "labelsTr"), "--json"]
+    for _ in range(2):
+        output(capsys, *words, str(tmp_path / "scores.json"))
+    (tmp_path / "notes").write_text("mine")
+    for target in (tmp_path / "notes", tmp_path / "nowhere" / "s.json", Path("/dev/null"), tmp_path / ("x" * 300)):
+        assert main([*words, str(target)]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_validate_says_what_it_could_not_check(capsys: pytest.CaptureFixture[str]) -> None:

@@ -357,9 +357,7 @@ def test_no_memory_is_one_line_with_the_case(tmp_path, dataset, monkeypatch):
         raise MemoryError("Unable to allocate 9 TiB")
 
     monkeypatch.setattr(module, "resample_labels", exhausted)
-    with pytest.raises(
-        MemoryShortageError, match=r"a_0000\.nii\.gz: this case needs more memory"
-    ):
+    with pytest.raises(MemoryShortageError, match=r"a_0000\.nii\.gz: this case needs more memory"):
         CaseCache(tmp_path / "cache", dataset, SPACING).prepare(dataset.cases[:1])
 
 
@@ -434,7 +432,7 @@ def test_two_processes_prepare_one_cache(cache, dataset, monkeypatch):
     """The one that comes later leaves the entry of the first, which may be in use by then, as it is."""
     original, other = module.load_case, CaseCache(cache.folder.parent, dataset, SPACING)
 
-    def slow(case: Case, of: object) -> object:
+    def slow(case: Case, of: Any) -> object:
         monkeypatch.setattr(module, "load_case", original)
         other.prepare([case])
         return original(case, of)

@@ -1,0 +1,47 @@
+"""Arguments of the public functions: one of another kind than expected is named before anything is done with it."""
+
+from __future__ import annotations
+
+import os
+import reprlib
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+from maskmed_zoo.errors import ArgumentError
+
+LONGEST_PART = 255
+"""Bytes between two slashes of a path."""
+PATH = (str, os.PathLike)
+NUMBER, INTEGER = (Real,), (Integral,)
+NONE = (type(None),)
+
+
+def shown(value: object) -> str:
+    """A value of any kind, short and in one line."""
+    return f"{' '.join(reprlib.repr(value).split())} ({type(value).__name__})"
+
+
+def expect(name: str, value: object, kinds: tuple[type, ...], what: str) -> None:
+    """Raise `ArgumentError` unless the value is of one of the kinds; True and False are no numbers."""
+    is_switch = isinstance(value, bool) and bool not in kinds
+    if is_switch or not isinstance(value, kinds):
+        raise ArgumentError(f"{name}: expected {what}, got {shown(value)}")
+
+
+def expect_path(name: str, value: object, what: str, *, optional: bool = False) -> None:
+    """Raise `ArgumentError` unless the value can be the path of something."""
+    if optional and value is None:
+        return
+    expect(name, value, PATH, what)
+    path = os.fsencode(value) if isinstance(value, PATH) else b""
+    if b"\0" in path or any(len(part) > LONGEST_PART for part in path.split(b"/")):
+        raise ArgumentError(f"{name}: expected {what}, got {shown(value)}, which no file can be called")
+
+
+def expect_several(name: str, values: object, kinds: tuple[type, ...], what: str, length: int | None = None) -> None:
+    """Raise `ArgumentError` unless the value is a list of such values, of a length if one is given."""
+    is_list = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    if not is_list or length not in (None, len(values)):
+        raise ArgumentError(f"{name}: expected {what}, got {shown(values)}")
+    for value in values:
+        expect(name, value, kinds, what)
