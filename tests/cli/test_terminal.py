@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.text as mpl_text
 import numpy as np
@@ -117,7 +118,7 @@ def test_names_stand_in_pictures_as_they_are(name: str, tmp_path: Path, monkeypa
     drawn: list[str] = []
     render = mpl_text.Text.draw
 
-    def draw(self: mpl_text.Text, renderer: object, *args: object, **settings: object) -> None:
+    def draw(self: mpl_text.Text, renderer: Any, *args: Any, **settings: Any) -> None:
         drawn.append(self.get_text())
         assert self._preprocess_math(self.get_text())[1] is False
         render(self, renderer, *args, **settings)
