@@ -109,7 +109,7 @@ def load_weights(
     Wrappers around the network, in the file or in the module, make no difference. Raises `CheckpointError`, with the
     model unchanged, for files that cannot be read or do not fit.
     """
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor, nn
 
@@ -124,7 +124,8 @@ def load_weights(
         )
     else:
         expect_path("source", source, "a file, a folder or a state dict")
-    expect("keys", keys, (Callable, *NONE), "a function from a state dict and a module to a state dict")
+    if keys is not None and not callable(keys):
+        expect("keys", keys, NONE, "a function from a state dict and a module to a state dict")
     expect("strict", strict, (bool,), "True or False")
     expect("minimum", minimum, NUMBER, "a share from 0 to 1")
     return load(model, source, keys=keys, strict=strict, minimum=minimum)

@@ -6,6 +6,7 @@ import os
 import reprlib
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import cast
 
 from maskmed_zoo.errors import ArgumentError
 
@@ -40,8 +41,10 @@ def expect_path(name: str, value: object, what: str, *, optional: bool = False) 
 
 def expect_several(name: str, values: object, kinds: tuple[type, ...], what: str, length: int | None = None) -> None:
     """Raise `ArgumentError` unless the value is a list of such values, of a length if one is given."""
-    is_list = isinstance(values, Sequence) and not isinstance(values, str | bytes)
-    if not is_list or length not in (None, len(values)):
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise ArgumentError(f"{name}: expected {what}, got {shown(values)}")
-    for value in values:
+    several = cast(Sequence[object], values)
+    if length not in (None, len(several)):
+        raise ArgumentError(f"{name}: expected {what}, got {shown(several)}")
+    for value in several:
         expect(name, value, kinds, what)

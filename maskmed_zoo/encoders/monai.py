@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from maskmed_zoo.adapters.probe import Outputs, cut, last_maps, module_maps, trace, used_parameters
 from maskmed_zoo.adapters.taps import Taps
-from maskmed_zoo.arguments import shown
 from maskmed_zoo.contracts import ComponentConfig, Encoder
 from maskmed_zoo.errors import JointError, nearest
 from maskmed_zoo.layers.full_resolution import WithFullResolution
@@ -116,6 +115,10 @@ def _numbers(value: Any) -> Iterator[float]:
         yield value
 
 
+def _short(value: object) -> str:
+    return " ".join(repr(value).split())[:300]
+
+
 def _build(config: MONAIConfig, in_channels: int) -> nn.Module:
     from monai.networks import nets
 
@@ -133,6 +136,6 @@ def _build(config: MONAIConfig, in_channels: int) -> nn.Module:
         return cls(**fixed, **config.arguments)
     except Exception as error:  # whatever MONAI thinks of the arguments
         raise JointError(
-            f"encoder 'monai': {config.network} with arguments {shown(config.arguments)} cannot be built: "
+            f"encoder 'monai': {config.network} with arguments {_short(config.arguments)} cannot be built: "
             f"{' '.join(str(error).split())}"
         ) from error

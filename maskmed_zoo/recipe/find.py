@@ -15,7 +15,7 @@ YAML = (".yaml", ".yml")
 _WEIGHTS = (".safetensors", ".pt", ".pth")
 
 
-def recipe_path(name_or_path: str | Path) -> Path:
+def recipe_path(name_or_path: object) -> Path:
     """The file a recipe's name (on a model card) or path stands for.
 
     Raises `RecipeError` if there is neither, saying what else the name stands for, and `ArgumentError` for what is no
@@ -23,7 +23,7 @@ def recipe_path(name_or_path: str | Path) -> Path:
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise ArgumentError(f"expected a model's name, a path or a recipe, got {shown(name_or_path)}; {NAMES}")
-    name, path = os.fspath(name_or_path), Path(name_or_path)
+    name, path = str(name_or_path), Path(name_or_path)
     cards = {card.name: card for card in registry.find(kind="model")}
     if name in cards:
         return registry.recipe_file(cards[name])

@@ -108,7 +108,7 @@ def dump_recipe(recipe: Recipe) -> str:
     return strict_yaml.dump(recipe.model_dump(mode="json"))
 
 
-def _parse_overrides(overrides: Sequence[str | Override] | Mapping[str, Any]) -> list[tuple[KeyPath, Any, str]]:
+def _parse_overrides(overrides: Any) -> list[tuple[KeyPath, Any, str]]:
     if isinstance(overrides, Mapping):
         return [
             (_key_path(key, f"override {key}"), _plain(value, key), f"override {key}")
