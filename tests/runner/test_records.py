@@ -117,7 +117,7 @@ def test_a_pipe_or_a_folder_in_the_place_of_a_file(run: RunFolder, made: Path, n
         path.touch()
 
 
-def deep(state: dict[str, Any], path: str, value: Any) -> None:
+def deep(state: Any, path: str, value: Any) -> None:
     *keys, last = [int(key) if key.isdecimal() else key for key in path.split("/")]
     for key in keys:
         state = state[key]
