@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from itertools import accumulate
 
 LONGEST = 2000
 """Characters of a line."""
@@ -98,15 +99,21 @@ class Failures:
         except (DataError, MemoryShortageError) as error:
             self.lines += str(error).split("\n")  # not the error itself: it holds on to the arrays of its case
 
-    def tell(self, cases: int, others: str) -> None:
-        """Raise one `DataError` that names all of them, of so many `cases`, and what became of the `others`."""
+    def tell(self, cases: int, others: str, *, in_one_line: bool = False) -> None:
+        """Raise one `DataError` with a line for each, of so many `cases`, and what became of the `others`.
+
+        One line holds as many as there is place for, and says how many more there are.
+        """
         failed = len(self.lines)
-        if failed == 1 < cases:
-            raise DataError(f"{self.lines[0]} (1 of {cases} cases; {others})")
-        if 1 < failed < cases:
-            raise DataError("\n".join([*self.lines, f"{failed} of {cases} cases cannot be used; {others}"]))
-        if failed:
-            raise DataError("\n".join(self.lines))
+        if not failed:
+            return
+        if failed == 1 or in_one_line:
+            shown = max(1, sum(length < LONGEST * 3 // 4 for length in accumulate(map(len, self.lines))))
+            more = f"; and {failed - shown} more like these" if shown < failed else ""
+            rest = f" ({failed} of {cases} cases; {others})" if cases > 1 else ""
+            raise DataError(f"{'; '.join(self.lines[:shown])}{more}{rest}")
+        last = [f"{failed} of {cases} cases cannot be used; {others}"] if failed < cases else []
+        raise DataError("\n".join([*self.lines, *last]))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

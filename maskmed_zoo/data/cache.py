@@ -195,7 +195,7 @@ class CaseCache:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         if failures is None:
-            kept.tell(len(cases), f"the others are prepared in {self.folder}")
+            kept.tell(len(cases), f"the others are prepared in {self.folder}", in_one_line=True)
 
     def load(self, case: Case) -> CachedCase:
         """A prepared case; `DataError` if it was not prepared or its record is damaged."""

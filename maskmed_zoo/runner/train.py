@@ -91,7 +91,7 @@ def _train(
             cache.prepare(chosen, workers=workers, progress=progress, failures=failures)
         caches.append(cache)
         cases += len(chosen)
-    failures.tell(cases, "the others are prepared, training starts once these are mended or taken out of the data set")
+    failures.tell(cases, "the others are prepared; mend these, or take them out of the data set", in_one_line=True)
     training = [(cache, split.training) for cache, (_, split) in zip(caches, parts, strict=True)]
     validation = [(cache, split.validation) for cache, (_, split) in zip(caches, parts, strict=True)]
     if not run.manifest_file.exists():

@@ -23,7 +23,7 @@ import maskmed_zoo as zoo
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.data.image import geometry_of
 from maskmed_zoo.data.predicted import STAMP
-from maskmed_zoo.errors import CheckpointError, DataError, MemoryShortageError, NonFiniteError, OutputError
+from maskmed_zoo.errors import CheckpointError, DataError, Failures, MemoryShortageError, NonFiniteError, OutputError
 from maskmed_zoo.explain.explain import explain
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.inference.write import Prediction, write_prediction
@@ -186,9 +186,10 @@ def test_training_tells_all_bad_cases_at_once(here: Path) -> None:
     recipe = load_recipe(here / "tiny.yaml", QUICK)
     for workers in (0, 1):
         call = lambda w=workers: train(recipe, data=data, out=here / "new", device="cpu", workers=w)  # noqa: E731
-        *lines, last = message(call)
-        assert sorted("case_00" in line for line in lines) == [False, True]
-        assert last.startswith("2 of 4 cases cannot be used; the others are prepared")
+        (line,) = message(call)
+        assert "case_00_0000.nii.gz: " in line
+        assert "case_02.nii.gz: " in line
+        assert "(2 of 4 cases; the others are prepared" in line
         assert not (here / "new").exists()
         assert {path.name for path in here.glob(".maskmed_cache/*/*")} == {"case_01", "case_03"}
 
@@ -404,3 +405,14 @@ def test_no_validation_cases_is_one_line(here: Path) -> None:
     run = RunFolder(here / "run")
     run.manifest_file.write_text(json.dumps(run.manifest() | {"validation": []}))
     assert message(lambda: zoo.evaluate(run.path, device="cpu"))[0].startswith("the run has no validation cases")
+
+
+def test_a_line_holds_what_it_can() -> None:
+    failures = Failures()
+    failures.lines = [f"case {index}: {'x' * 90}" for index in range(100)]
+    (line,) = message(lambda: failures.tell(200, "the others are done", in_one_line=True))
+    assert len(line) < 2000
+    assert line.startswith("case 0: ")
+    assert line.endswith("like these (100 of 200 cases; the others are done)")
+    assert len(message(lambda: failures.tell(200, "the others are done"))) == 101
+    Failures().tell(200, "all are done")
