@@ -21,7 +21,7 @@ with tempfile.TemporaryDirectory() as folder:
     data = make_phantom_dataset(root / "data", cases=cases, test_cases=tests, shape=(32, 40, 40), content="lesions")
 
     # `data.instances: map` in the recipe gives every lesion of instancesTr/ a query of its own.
-    overrides = [f"train.epochs={max(1, steps // 100)}", f"train.iterations_per_epoch={min(steps, 100)}"]
+    overrides = {"train.epochs": max(1, steps // 100), "train.iterations_per_epoch": min(steps, 100)}
     run = train(zoo.load_recipe("instances_phantom", overrides), data=data, out=root / "run")
 
     for label_map in predict(run, [data / "imagesTs"], root / "out")[:2]:

@@ -111,18 +111,13 @@ def load_weights(
     """
     from collections.abc import Mapping
 
-    from torch import Tensor, nn
+    from torch import nn
 
-    from maskmed_zoo.arguments import NONE, NUMBER, expect, expect_path, expect_several
+    from maskmed_zoo.arguments import NONE, NUMBER, expect, expect_path
     from maskmed_zoo.weights.load import load_weights as load
 
     expect("model", model, (nn.Module,), "a network, as 'create' gives it")
-    if isinstance(source, Mapping):
-        expect_several("names in source", [*source], (str,), "names of tensors")
-        expect_several(
-            "source", [*source.values()], (Tensor,), "tensors by name; a checkpoint may hold them under a key"
-        )
-    else:
+    if not isinstance(source, Mapping):
         expect_path("source", source, "a file, a folder or a state dict")
     if keys is not None and not callable(keys):
         expect("keys", keys, NONE, "a function from a state dict and a module to a state dict")

@@ -10,8 +10,6 @@ from typing import cast
 
 from maskmed_zoo.errors import ArgumentError
 
-LONGEST_PART = 255
-"""Bytes between two slashes of a path."""
 PATH = (str, os.PathLike)
 NUMBER, INTEGER = (Real,), (Integral,)
 NONE = (type(None),)
@@ -34,13 +32,11 @@ def expect_path(name: str, value: object, what: str, *, optional: bool = False) 
     if optional and value is None:
         return
     expect(name, value, PATH, what)
-    path = os.fsencode(value) if isinstance(value, PATH) else b""
-    if b"\0" in path or any(len(part) > LONGEST_PART for part in path.split(b"/")):
-        raise ArgumentError(f"{name}: expected {what}, got {shown(value)}, which no file can be called")
 
 
 def expect_several(name: str, values: object, kinds: tuple[type, ...], what: str, length: int | None = None) -> None:
-    """Raise `ArgumentError` unless the value is a list of such values, of a length if one is given."""
+    """Raise `ArgumentError` unless the value is a list, or array, of such values, of a length if one is given."""
+    values = getattr(values, "tolist", lambda: values)()  # of an array
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise ArgumentError(f"{name}: expected {what}, got {shown(values)}")
     several = cast(Sequence[object], values)

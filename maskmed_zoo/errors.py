@@ -65,6 +65,13 @@ class DataError(UserError):
         return printable(Exception.__str__(self))
 
 
+class SeveralError(DataError):
+    """Several cases that cannot be used, a line each."""
+
+    def __str__(self) -> str:
+        return ZooError.__str__(self)
+
+
 class CheckpointError(UserError):
     """A run folder or a checkpoint that is missing, broken or belongs to another recipe."""
 
@@ -100,7 +107,7 @@ class Failures:
             self.lines += str(error).split("\n")  # not the error itself: it holds on to the arrays of its case
 
     def tell(self, cases: int, others: str, *, in_one_line: bool = False) -> None:
-        """Raise one `DataError` with a line for each, of so many `cases`, and what became of the `others`.
+        """Raise a `DataError` with a line for each, of so many `cases`, and what became of the `others`.
 
         One line holds as many as there is place for, and says how many more there are.
         """
@@ -113,7 +120,7 @@ class Failures:
             rest = f" ({failed} of {cases} cases; {others})" if cases > 1 else ""
             raise DataError(f"{'; '.join(self.lines[:shown])}{more}{rest}")
         last = [f"{failed} of {cases} cases cannot be used; {others}"] if failed < cases else []
-        raise DataError("\n".join([*self.lines, *last]))
+        raise SeveralError("\n".join([*self.lines, *last]))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

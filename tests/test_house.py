@@ -51,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "lock": set(),
     "memory": set(),
     "plain_yaml": {"files"},
-    "network_size": set(),
+    "network_size": {"memory"},
     "arguments": set(),
     "plugins": set(),
     "contracts": set(),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from maskmed_zoo import memory
-from maskmed_zoo.errors import DataError
+from maskmed_zoo.errors import MemoryShortageError
 
 
 def test_available_is_what_the_machine_or_its_container_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_available_is_what_the_machine_or_its_container_leaves(tmp_path: Path, m
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     assert memory.available() == 1500
     memory.check_available(1500, "x")
-    with pytest.raises(DataError, match=r"^x needs 0\.0 GiB of memory, there are 0\.0; free some, crop"):
+    with pytest.raises(MemoryShortageError, match=r"^x needs 0\.0 GiB of memory, there are 0\.0; free some, crop"):
         memory.check_available(1501, "x")
     (tmp_path / "memory.max").write_text("max\n")
     unlimited = memory.available()
@@ -32,7 +32,7 @@ def test_available_is_what_the_machine_or_its_container_leaves(tmp_path: Path, m
 def test_real_errors_of_numpy_and_torch_are_known() -> None:
     for allocate in (lambda: np.empty(2**50, np.uint8), lambda: torch.empty(2**55, dtype=torch.uint8)):
         with (
-            pytest.raises(DataError, match=r"^x: it needs more memory than there is \(") as caught,
+            pytest.raises(MemoryShortageError, match=r"^x: it needs more memory than there is \(") as caught,
             memory.within_memory("x: it"),
         ):
             allocate()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from maskmed_zoo.ops import native_build
+from maskmed_zoo.recipe.own_copy import own_copy
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("maskmed_zoo", "registry", "recipes", "pyproject.toml", "README.md", "LICENSE")
@@ -117,4 +118,5 @@ def test_builds_a_recipe(installed: Path, tmp_path: Path) -> None:
 
 def test_copies_a_recipe(installed: Path, tmp_path: Path) -> None:
     run(["-m", "maskmed_zoo", "copy", "maskmed_amos", "mine.yaml"], tmp_path, installed)
-    assert (tmp_path / "mine.yaml").read_text() == (ROOT / "recipes/amos/maskmed_amos.yaml").read_text()
+    text = (ROOT / "recipes/amos/maskmed_amos.yaml").read_text()
+    assert (tmp_path / "mine.yaml").read_text() == own_copy(text, "mine.yaml")

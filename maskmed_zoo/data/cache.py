@@ -201,9 +201,9 @@ class CaseCache:
         """A prepared case; `DataError` if it was not prepared or its record is damaged."""
         folder = self.folder / case.identifier
         with _reading(folder):
-            record = read_json(folder / "case.json") if folder.is_dir() else {}
-            if not record:
+            if not folder.is_dir():
                 raise FileNotFoundError
+            record = read_json(folder / "case.json")
             channels = len(case.images)
             means, stds, lows, highs = (_numbers(record[name], channels) for name in _STATISTICS)
             shape = tuple(int(size) for size in record["shape"])

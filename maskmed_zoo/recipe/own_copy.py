@@ -13,6 +13,7 @@ from maskmed_zoo.recipe.strict_yaml import scalar
 from maskmed_zoo.settings import LONGEST_NAME
 
 CLAIM = re.compile(r"\bdice\b|\bscores?\b|\breached\b|\bpublished\b|\bmeasured here\b|\bceiling\b", re.IGNORECASE)
+_NUMBER = re.compile(r"\.\d{2}|\d\.\d")
 _SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9])")
 _WIDTH = 118
 
@@ -53,7 +54,7 @@ def _header(lines: list[str], old: str, file: str) -> list[str]:
 
 def _without_claims(paragraph: list[str]) -> list[str]:
     sentences = _SENTENCES.split(" ".join(paragraph))
-    kept = [sentence for sentence in sentences if not CLAIM.search(sentence)]
+    kept = [sentence for sentence in sentences if not (CLAIM.search(sentence) and _NUMBER.search(sentence))]
     if len(kept) == len(sentences):
         return [f"# {line}" for line in paragraph]
     return textwrap.wrap(" ".join(kept), _WIDTH, initial_indent="# ", subsequent_indent="# ")

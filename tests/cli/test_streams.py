@@ -18,8 +18,8 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_full() -> None:
     done = shell(f"{COMMAND} list > /dev/full")
-    assert done.returncode == 1
-    assert done.stderr == "standard output: cannot be read or written (No space left on device)\n"
+    assert done.returncode == 2
+    assert done.stderr.startswith("standard output: cannot be written (No space left on device); ")
     assert shell(f"{COMMAND} describe no_such_name 2> /dev/full").returncode == 2
 
 
@@ -28,4 +28,4 @@ def test_closed_and_no_longer_read() -> None:
         done = shell(f"{COMMAND} {words}")
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     done = shell(f"{COMMAND} schema | head -c 1; exit ${{PIPESTATUS[0]}}")
-    assert (done.returncode in (0, 1), done.stdout, done.stderr) == (True, "{", "")
+    assert (done.returncode in (0, 141), done.stdout, done.stderr) == (True, "{", "")
