@@ -97,6 +97,7 @@ class Failures:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self._kinds: set[type[UserError]] = set()
 
     @contextmanager
     def kept(self) -> Generator[None]:
@@ -104,10 +105,13 @@ class Failures:
         try:
             yield
         except (DataError, MemoryShortageError) as error:
+            self._kinds.add(type(error))
             self.lines += str(error).split("\n")  # not the error itself: it holds on to the arrays of its case
 
     def tell(self, cases: int, others: str, *, in_one_line: bool = False) -> None:
         """Raise a `DataError` with a line for each, of so many `cases`, and what became of the `others`.
+
+        A `MemoryShortageError` where every one of them was that.
 
         One line holds as many as there is place for, and says how many more there are.
         """
@@ -118,9 +122,11 @@ class Failures:
             shown = max(1, sum(length < LONGEST * 3 // 4 for length in accumulate(map(len, self.lines))))
             more = f"; and {failed - shown} more like these" if shown < failed else ""
             rest = f" ({failed} of {cases} cases; {others})" if cases > 1 else ""
-            raise DataError(f"{'; '.join(self.lines[:shown])}{more}{rest}")
+            kind = MemoryShortageError if self._kinds == {MemoryShortageError} else DataError
+            raise kind(f"{'; '.join(self.lines[:shown])}{more}{rest}")
         last = [f"{failed} of {cases} cases cannot be used; {others}"] if failed < cases else []
-        raise SeveralError("\n".join([*self.lines, *last]))
+        kind = MemoryShortageError if self._kinds == {MemoryShortageError} else SeveralError
+        raise kind("\n".join([*self.lines, *last]))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

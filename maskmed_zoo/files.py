@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import time
 import uuid
 from collections import Counter
@@ -29,6 +28,9 @@ DEEPEST = 64
 """Levels of lists and mappings, one in the other."""
 UNFINISHED = ".partial-"
 """Before the name of a file that is being written."""
+_MASK = os.umask(0)  # asked for by setting it, which other threads would see: so once, here
+os.umask(_MASK)
+_MODE = 0o666 & ~_MASK
 
 
 def sha256_of(path: Path) -> str:
@@ -62,19 +64,19 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     new file is on the disk. The temporary name ends as `path` does, for writers that go by the ending.
     """
     try:
-        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode) and not path.is_symlink():
+        if path.exists() and not path.is_file():
             raise OutputError(f"{path}: is no plain file, so it is not replaced; give another name, or move it away")
         temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}-{path.name[-20:]}")
         try:
             write(temporary)
-            temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
+            temporary.chmod(_MODE)  # safetensors makes files that only their owner may read
             _sync(temporary)
             temporary.replace(path)
             _sync(path.parent)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-    except UserError:
+    except (UserError, MemoryError, LookupError, TypeError, AttributeError):  # the last ones: mistakes in `write`
         raise
     except Exception as error:  # torch and safetensors have errors of their own for a full disk
         raise unwritable(path, error) from error
@@ -96,12 +98,6 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def usable(path: Path, error: type[UserError] = OutputError) -> Path:

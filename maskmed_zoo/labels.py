@@ -7,6 +7,7 @@ it has the highest value and is no class. Names carry the meaning: where two set
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -18,6 +19,15 @@ from pydantic_core import CoreSchema, core_schema
 BACKGROUND, IGNORE = "background", "ignore"
 HIGHEST = 2**15 - 1
 """The largest value: label maps are kept as int16."""
+
+
+_UNSEEN = ("Cc", "Cs", "Zl", "Zp")
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def is_visible(name: str) -> bool:
+    """Whether a name can be told by looking at it: it is not blank, and nothing in it ends or turns the line."""
+    return bool(name.strip()) and not any(unicodedata.category(c) in _UNSEEN or c in _TURNING for c in name)
 
 
 class LabelsError(ValueError):
@@ -101,7 +111,7 @@ class Labels(Mapping[str, int]):
 def _check(values: Mapping[str, int], gaps: bool) -> None:
     given: Mapping[Any, Any] = values
     for name, value in given.items():
-        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        if not isinstance(name, str) or not is_visible(name):
             raise LabelsError(f"a label is called {name!r}", "give it a name of letters that can be seen")
         if type(value) is not int or value < 0:
             raise LabelsError(f"label '{name}' has value {value!r}", f"expected an integer as in {_pair(name, value)}")

@@ -188,9 +188,9 @@ def _make(config: ComponentConfig, base: type[_T], **context: Any) -> _T:
 
 
 def check_precision(model: nn.Module, image: Tensor) -> None:
-    """Raise `JointError` if the image has another type than 16-bit weights, and no autocast makes them one."""
+    """Raise `JointError` if the image has another type than the weights, and no autocast makes them one."""
     weights, kind = next((p.dtype for p in model.parameters()), image.dtype), image.device.type
-    if weights.itemsize > 2 or image.dtype == weights:
+    if image.dtype == weights:
         return
     if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         raise JointError(f"the image is {image.dtype}, the network's weights {weights}; give image.to({weights})")

@@ -16,30 +16,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from maskmed_zoo.errors import JointError, first_line
-from maskmed_zoo.memory import available, is_exhausted
+from maskmed_zoo.errors import JointError, MemoryShortageError, first_line
+from maskmed_zoo.memory import GIB, available, is_exhausted
 
 MOST_PARTS = 30_000
 """Layers and tensors that are made for one network; the largest ones of timm have some thousand."""
-LARGE = 2**30
+LARGE = GIB
 """Bytes of parameters from which a network is counted before it is made: counting costs seconds at first."""
+_REMEDY = "give fewer channels or layers"
 _ModuleT = TypeVar("_ModuleT", bound=nn.Module)
 
 
-class _LargeError(JointError):
-    """A network that has to be counted first; of one whose layers do not build on the meta device, it is the end."""
+class _Large(BaseException):
+    """A network that has to be counted first."""
 
 
 def made(make: Callable[[], _ModuleT]) -> _ModuleT:
     """The network of `make`, on the default device.
 
-    Raises `JointError` where it has more than `MOST_PARTS` or does not fit into the device's memory.
+    Raises `JointError` where it has more than `MOST_PARTS`, `MemoryShortageError` where the device lacks the memory.
     """
     device, state = torch.get_default_device(), torch.get_rng_state()
     if device.type == "meta":
         with counting():
             return make()
-    with suppress(_LargeError), _watched(), reported():
+    with suppress(_Large, MemoryShortageError), _watched(LARGE), reported():
         return make()
     gc.collect()  # what was made of it so far
     with counting():
@@ -53,40 +54,50 @@ def made(make: Callable[[], _ModuleT]) -> _ModuleT:
 
 @contextmanager
 def counting() -> Generator[None]:
-    """Make or run a network on the meta device; raises `JointError` as `made` does, and for impossible sizes."""
-    with torch.device("meta"), _watched(), reported():
-        yield
+    """Make or run a network on the meta device; raises as `made` does, and `JointError` for impossible sizes.
+
+    Layers that are made on the CPU all the same, as MONAI's can be, take what memory is left, and no more.
+    """
+    most = available()
+    try:
+        with torch.device("meta"), _watched(most), reported():
+            yield
+    except _Large as error:
+        raise MemoryShortageError(
+            f"the network's weights take more than the {(most or 0) / GIB:,.1f} GiB that are left; {_REMEDY}"
+        ) from error
 
 
 def moved(network: _ModuleT, device: torch.device) -> _ModuleT:
-    """The network on a device; raises `JointError` where there is no memory left for it."""
+    """The network on a device; raises `MemoryShortageError` where there is no memory left for it."""
     with reported():
         return network.to(device)
 
 
 def check_bytes(size: int, device: torch.device, what: str, remedy: str) -> None:
-    """Raise `JointError` if something of so many bytes does not fit into what a device has left."""
+    """Raise `MemoryShortageError` if something of so many bytes does not fit into what a device has left."""
     memory = _memory(device)
     if memory is not None and size > memory:
-        raise JointError(
-            f"{what} take {size / 2**30:,.1f} GiB, {device} has {memory / 2**30:,.1f} GiB left; give fewer {remedy}"
+        raise MemoryShortageError(
+            f"{what} take {size / GIB:,.1f} GiB, {device} has {memory / GIB:,.1f} GiB left; give fewer {remedy}"
         )
 
 
 @contextmanager
 def reported() -> Generator[None]:
-    """What PyTorch and Python say of impossible sizes and of missing memory, as a `JointError`."""
+    """What PyTorch and Python say of impossible sizes as a `JointError`, of memory as a `MemoryShortageError`."""
     try:
         yield
     except (RuntimeError, MemoryError, ArithmeticError, ValueError) as error:
         if is_exhausted(error):
-            raise _LargeError("there is no memory left for the network; give fewer channels or layers") from error
-        raise JointError(f"the network cannot be made ({first_line(error)}); give fewer channels or layers") from error
+            raise MemoryShortageError(f"there is no memory left for the network; {_REMEDY}") from error
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise JointError(f"the network cannot be made ({what}); change the settings of its parts") from error
 
 
 @contextmanager
-def _watched() -> Generator[None]:
-    """End the making of a network that has too many parts or, not on the meta device, becomes large."""
+def _watched(most: int | None) -> Generator[None]:
+    """End the making of a network that has too many parts or, not on the meta device, takes more than `most` bytes."""
     here, parts, taken = threading.get_ident(), 0, 0
 
     def count(_owner: nn.Module, _name: str, part: Any) -> None:
@@ -97,10 +108,8 @@ def _watched() -> Generator[None]:
         taken += part.nbytes if isinstance(part, Tensor) and part.device.type != "meta" else 0
         if parts > MOST_PARTS:
             raise JointError(f"the network has more than {MOST_PARTS} layers and tensors; give fewer blocks or layers")
-        if taken > LARGE:
-            raise _LargeError(
-                f"the network takes more than {LARGE // 2**30} GiB to be counted; give fewer channels or layers"
-            )
+        if most is not None and taken > most:
+            raise _Large
 
     handles = (
         hooks.register_module_module_registration_hook(count),

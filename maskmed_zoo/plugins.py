@@ -39,12 +39,10 @@ def plug_ins() -> Iterator[PlugIn | RegistryError]:
     """Those installed, by name of their distribution; an error for one whose metadata cannot be read."""
     found: dict[str, Distribution] = {}
     for distribution in distributions():
-        name = _name(distribution)
-        found.setdefault(name, distribution)  # the first one on the path is the one that is imported
+        if _has_entry(distribution):  # the name stands in a far longer file
+            found.setdefault(_name(distribution), distribution)  # the first one on the path is imported
     for name in sorted(found):
         try:
-            if ENTRY_POINT_GROUP not in (found[name].read_text("entry_points.txt") or ""):
-                continue
             points = found[name].entry_points.select(group=ENTRY_POINT_GROUP)
             packages = sorted({point.value.strip() for point in points})
         except Exception as error:  # whatever somebody else's metadata is made of
@@ -62,6 +60,14 @@ def check_folder(folder: Path, root: Path) -> None:
 def _check_inside(folder: Path, around: Path) -> None:
     if not folder.resolve().is_relative_to(around.resolve()):
         raise RegistryError(f"{folder}: is a link out of its package")
+
+
+def _has_entry(distribution: Distribution) -> bool:
+    """Whether a distribution may hold plug-ins, as one does whose entry points cannot be read."""
+    try:
+        return ENTRY_POINT_GROUP in (distribution.read_text("entry_points.txt") or "")
+    except Exception:
+        return True
 
 
 def _name(distribution: Distribution) -> str:

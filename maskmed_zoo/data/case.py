@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,9 @@ def image_files(folder: Path, endings: tuple[str, ...] | None = None) -> list[Pa
 def grouped(folder: Path, files: Sequence[Path], channels: int, *, plain: bool = False) -> dict[str, tuple[Path, ...]]:
     """Identifier -> channel files in order, sorted by identifier, of the `files` in a folder."""
     found: dict[str, dict[int, Path]] = {}
+    twice = next((stem for stem, count in Counter(map(stem_of, files)).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{folder}: '{twice}' is there in files of several formats; keep one of them")
     ending = (ending_of(files[0]) if files else None) or DEFAULT
     for path in files:
         match = _CHANNEL.fullmatch(stem_of(path))

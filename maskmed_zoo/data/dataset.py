@@ -81,7 +81,10 @@ class RawDataset:
                 f"{where}: no fold {fold}, the list is empty; add folds, or remove it for nnU-Net's default"
             )
         if not 0 <= fold < len(folds):
-            raise DataError(f"{where}: no fold {fold}; there are {len(folds)}, choose 0 … {len(folds) - 1}")
+            choice = (
+                f"there are {len(folds)}, choose 0 … {len(folds) - 1}" if len(folds) > 1 else "there is one, choose 0"
+            )
+            raise DataError(f"{where}: no fold {fold}; {choice}")
         chosen = folds[fold]
         return Split(*(tuple(by_name[n] for n in names) for names in (chosen.training, chosen.validation)))
 
@@ -92,6 +95,8 @@ def open_dataset(root: str | Path) -> RawDataset:
     source = root / "dataset.json"
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the data set's folder, the one that holds dataset.json")
+    if not source.is_file() and (root.parent / source.name).is_file():
+        raise DataError(f"{root}: is a part of a data set; give the folder around it, {root.parent}")
     if not source.is_file():
         raise DataError(f"{root}: no dataset.json; describe channel_names, labels and file_ending there")
     description = read_description(source)

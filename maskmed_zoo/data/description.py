@@ -16,7 +16,7 @@ from maskmed_zoo.data.formats import DEFAULT, ending_of, formats, written_ending
 from maskmed_zoo.data.names import is_file_name
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import read_json
-from maskmed_zoo.labels import BACKGROUND, Labels, LabelsError
+from maskmed_zoo.labels import BACKGROUND, Labels, LabelsError, is_visible
 
 USED = {"name", "channel_names", "labels", "file_ending", "dataset", "numTraining", "overwrite_image_reader_writer"}
 INFORMATIVE = {
@@ -57,13 +57,13 @@ def channel_names(description: Mapping[str, Any], source: Path) -> tuple[str, ..
     """Names of the channels in order, under the key of nnU-Net v2 or that of earlier ones, 'modality'."""
     key = "channel_names" if "channel_names" in description else "modality"
     given = description.get(key)
+    if isinstance(given, list):
+        raise DataError(f'{source}: {key} is a list; write numbers and names, as in "channel_names": {{"0": "CT"}}')
     if not isinstance(given, dict) or not given:
         raise DataError(f'{source}: no channel_names; write for instance "channel_names": {{"0": "CT"}}')
     names = cast(dict[str, Any], given)
     expected = [str(index) for index in range(len(names))]
-    if set(names) != set(expected) or not all(
-        isinstance(n, str) and n.strip() and n.isprintable() for n in names.values()
-    ):
+    if set(names) != set(expected) or not all(isinstance(n, str) and is_visible(n) for n in names.values()):
         raise DataError(f'{source}: {key} has keys {sorted(names)}, expected {expected}, each with a name ("CT")')
     return tuple(str(names[index]) for index in expected)
 

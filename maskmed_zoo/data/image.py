@@ -23,10 +23,12 @@ from maskmed_zoo.settings import Size3, Spacing3
 
 TOLERANCE = 0.01
 """Share of the smallest voxel edge by which the voxels of one grid may be off."""
-SMALLEST, LARGEST = 1.0, 10_000.0
+SMALLEST, LARGEST = 0.05, 10_000.0
 """mm that the longest axis of a field of view has at least, a specimen in a micro-CT, and at most, more than a body."""
 SHORTEST_EDGE = 1e-5
 """mm, 10 nm: below it, no voxel of an image that was made by light or X-rays."""
+THICKEST = 50.0
+"""mm of a voxel's edge above which a unit is not proposed in the place of the one stated."""
 FARTHEST = 1e6
 """mm from the origin, above which the positions of voxels are lost in the 32 bits that files have for them."""
 _UNITS = {1000.0: "metre", 1.0: "mm", 0.001: "micrometre"}
@@ -164,7 +166,7 @@ def check_plausible(geometry: Geometry) -> None:
             raise DataError(f"{geometry.source}: voxels lie {far:.3g} mm from the origin; correct the header's offsets")
         return
     stated = _UNITS.get(geometry.unit_mm, f"{geometry.unit_mm:g} mm")
-    others = [name for size, name in _UNITS.items() if _is_plausible(edges, extent, size)]
+    others = [n for size, n in _UNITS.items() if _is_plausible(edges, extent, size) and edges.max() * size < THICKEST]
     remedy = "correct the header"
     if others:
         unit = "mm" if "mm" in others else others[0]

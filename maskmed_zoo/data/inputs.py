@@ -54,13 +54,14 @@ def _channel_of(path: Path) -> tuple[str, int]:
 def find_cases(folder: str | Path, channels: int) -> tuple[Case, ...]:
     """Cases without labels in a folder of `NAME_0000.nii.gz, NAME_0001.nii.gz, …`, sorted by identifier.
 
-    With one channel, files may also be called plainly `NAME.nii.gz`: so they are read if none ends in `_0000.nii.gz`.
+    Files may have the ending of any format that is read. With one channel, they may also be called plainly
+    `NAME.nii.gz`: so they are read if no name ends in `_0000`.
     What `predict` wrote into the folder is left out. Raises `DataError` for a missing or empty folder, missing channel
     files, or more channels than the model has.
     """
     folder = Path(folder)
     record = PredictedFolder(folder)
-    files = [path for path in image_files(folder) if not record.is_predicted(path.name)]
+    files = [path for path in image_files(folder, tuple(formats())) if not record.is_predicted(path.name)]
     plain = channels == 1 and not any(stem_of(path).endswith("_0000") for path in files)
     changed = [path for path in files if record.is_listed(path.name)]
     if plain and changed:

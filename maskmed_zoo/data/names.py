@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from maskmed_zoo.data.formats import formats
 from maskmed_zoo.errors import nearest
+from maskmed_zoo.labels import is_visible
 
 
 def hint(name: str, known: Collection[str]) -> str:
@@ -28,4 +29,4 @@ def hint(name: str, known: Collection[str]) -> str:
 
 def is_file_name(name: str) -> bool:
     """Whether files can be called after a case of this name."""
-    return bool(name.strip()) and name.isprintable() and not name.startswith(".") and not re.search(r"[/\\]", name)
+    return is_visible(name) and not name.startswith(".") and not re.search(r"[/\\]", name)

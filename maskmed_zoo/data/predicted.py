@@ -41,6 +41,7 @@ class PredictedFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._sums: dict[tuple[str, int, int, int], str] = {}
         self.tables = self._read()
 
     @contextmanager
@@ -168,9 +169,17 @@ class PredictedFolder:
         """Whether a file has this checksum; `unknown` where none is known, or there is no file to compare."""
         path = self.folder / name
         try:
-            return unknown if sha256 is None or not path.is_file() else sha256_of(path) == sha256
+            return unknown if sha256 is None or not path.is_file() else self._sha256_of(path) == sha256
         except OSError:
             return False
+
+    def _sha256_of(self, path: Path) -> str:
+        """Checksum of a file, read once for as long as it stays the same."""
+        status = path.stat()
+        key = (path.name, status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in self._sums:
+            self._sums[key] = sha256_of(path)
+        return self._sums[key]
 
     def _write(self) -> None:
         write_json(self.folder / STAMP, {key: table for key, table in self.tables.items() if table})
@@ -184,20 +193,8 @@ def _table(content: Any) -> dict[str, Any]:
 def _checksums(files: dict[str, Any]) -> dict[str, str]:
     """Checksums by name; what is none becomes one that no file has, and what is no name in the folder is left out."""
     return {
-        name: sha256 if isinstance(sha256, str) else ""
-        for name, sha256 in files.items()
-        if name.isprintable() and Path(name).name == name
+        name: sha256 if isinstance(sha256, str) else "" for name, sha256 in files.items() if Path(name).name == name
     }
-
-
-def weights_of(target: Path) -> str | None:
-    """`PredictedFolder.weights_of` of the folder that holds a label map."""
-    return PredictedFolder(target.parent).weights_of(target.name)
-
-
-def labels_of(target: Path) -> Labels | None:
-    """`PredictedFolder.labels_of` of the folder that holds a label map."""
-    return PredictedFolder(target.parent).labels_of(target.name)
 
 
 def files_of(target: Path, *, with_instances: bool) -> list[Path]:
@@ -211,17 +208,17 @@ def objects_beside(label_map: Path) -> Path:
     return label_map.with_name(f"{stem_of(label_map)}{SUFFIX}{ending_of(label_map) or DEFAULT}")
 
 
-def is_objects_file(path: Path) -> bool:
+def is_objects_file(path: Path, record: PredictedFolder | None = None) -> bool:
     """Whether a file is the map of objects of a label map beside it, and not the label map of a case of such a name.
 
     The record of `predict` says so; without one, it is where there is no image of the name in `imagesTr` beside
-    `labelsTr`, or the like.
+    `labelsTr`, or the like. `record`: that of its folder, for many files of one.
     """
     stem, ending = stem_of(path), ending_of(path) or DEFAULT
     label_map = path.with_name(f"{stem.removesuffix(SUFFIX)}{ending}")
     if not stem.endswith(SUFFIX) or not path.is_file() or not label_map.exists():
         return False
-    record = PredictedFolder(path.parent)
+    record = record or PredictedFolder(path.parent)
     if record.is_listed(path.name):
         return not record.is_label_map(path.name)
     folder = path.parent

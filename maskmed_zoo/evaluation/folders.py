@@ -16,7 +16,7 @@ from maskmed_zoo.data.dataset import declared_labels
 from maskmed_zoo.data.formats import read_labels, stem_of, written_endings
 from maskmed_zoo.data.image import Volume, check_same_geometry
 from maskmed_zoo.data.instances import components
-from maskmed_zoo.data.predicted import PredictedFolder, is_objects_file, labels_of, objects_beside, renumbered
+from maskmed_zoo.data.predicted import PredictedFolder, is_objects_file, objects_beside, renumbered
 from maskmed_zoo.errors import ArgumentError, DataError, Failures
 from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
@@ -52,14 +52,15 @@ def evaluate_folders(
     source = _beside(ref, ANNOTATED)
     identifiers = [stem_of(Path(name)) for name in names]
     annotated = annotated_labels(source, used, identifiers, others=True) if source else {}
-    has_instances = any(is_objects_file(objects_beside(pred / name)) for name in names)
+    record = PredictedFolder(pred)
+    has_instances = any(is_objects_file(objects_beside(pred / name), record) for name in names)
     cases: list[ScoredCase] = []
     failures = Failures()
     for name, identifier in zip(names, identifiers, strict=True):
         with failures.kept():
             reference, prediction = read_labels(ref / name), read_labels(pred / name)
             check_same_geometry(reference, prediction)
-            own = labels_of(pred / name) if known else None
+            own = record.labels_of(name) if known else None
             prediction = replace(prediction, array=renumbered(prediction.array, own, used))
             there = annotated.get(identifier, frozenset(used.foreground))
             _check_values(prediction, used)
@@ -71,7 +72,7 @@ def evaluate_folders(
             cases.append(score_case(pair, wanted))
     failures.tell(len(names), NOTHING)
     summary = summarize_cases(cases, list(used.foreground), wanted)
-    predicted = {path.name for path in image_files(pred) if not is_objects_file(path)}
+    predicted = {path.name for path in image_files(pred) if not is_objects_file(path, record)}
     summary["unreferenced"] = sorted(stem_of(Path(name)) for name in predicted - set(names))
     return summary
 
@@ -88,7 +89,10 @@ def _names(pred: Path, ref: Path) -> list[str]:
     missing = [name for name in names if not (pred / name).is_file()]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise DataError(f"{pred}: no prediction for {', '.join(missing[:3])}{more} of the {len(names)} cases in {ref}")
+        raise DataError(
+            f"{pred}: no prediction for {', '.join(missing[:3])}{more} of the {len(names)} cases in {ref}; predict them, or "
+            f"give a folder that holds the references of the others alone"
+        )
     return names
 
 

@@ -10,11 +10,10 @@ from maskmed_zoo import files
 from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.formats import DEFAULT, ending_of, written_endings
 from maskmed_zoo.data.inputs import input_cases
-from maskmed_zoo.data.predicted import files_of
+from maskmed_zoo.data.predicted import PredictedFolder, files_of
 from maskmed_zoo.errors import DataError, Failures
-from maskmed_zoo.files import remove_abandoned
 from maskmed_zoo.inference.predictor import Predictor
-from maskmed_zoo.inference.write import UNFINISHED, check_targets, is_finished, write_prediction
+from maskmed_zoo.inference.write import check_targets, clear_abandoned, is_finished, write_prediction
 from maskmed_zoo.memory import within_memory
 
 
@@ -44,11 +43,16 @@ def predict_files(
     check_targets(targets, weights, with_instances=has_instances, overwrite=overwrite)
     written: list[Path] = []
     failures = Failures()
-    for folder in {target.parent for target in targets}:
-        remove_abandoned(folder, f"{UNFINISHED}*")
-        remove_abandoned(folder, f"{files.UNFINISHED}*")
-    for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
-        if overwrite or not is_finished(target, weights, with_instances=has_instances):
+    records = {folder: PredictedFolder(folder) for folder in {target.parent for target in targets}}
+    for folder in records:
+        clear_abandoned(folder)
+    before = [is_finished(records[t.parent], t, weights, with_instances=has_instances) for t in targets]
+    for index, (case, target, was_finished) in enumerate(zip(cases, targets, before, strict=True)):
+        # Another process may have been here since.
+        is_done = was_finished or is_finished(
+            PredictedFolder(target.parent), target, weights, with_instances=has_instances
+        )
+        if overwrite or not is_done:
             with failures.kept(), within_memory(f"case '{case.identifier}'"):
                 image, _, geometry = load_case(case, None)
                 prediction = predictor.segment(image, geometry)
@@ -56,7 +60,8 @@ def predict_files(
                 written.append(target)
         if progress is not None:
             progress(index + 1, len(cases))
-    failures.tell(len(cases), f"the others are in {targets[0].parent}")
+    if failures.lines:
+        failures.tell(len(cases), f"the others are in {targets[0].parent}")
     return written
 
 

@@ -25,11 +25,11 @@ from maskmed_zoo.data.formats import read_labels, stem_of, write_labels
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.predicted import PredictedFolder, facts_beside, files_of, objects_beside, refuse_shared_names
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.files import make_folder, sha256_of, unwritable, write_json
+from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned, sha256_of, unwritable, write_json
 from maskmed_zoo.inference.stitcher import Instances
 from maskmed_zoo.labels import Labels
 
-UNFINISHED = ".predicting-"
+PREDICTING = ".predicting-"
 """Before the name of a folder in which a case is put together."""
 ELSEWHERE = "give another folder, or move it away"
 """What to do about a file in the way."""
@@ -68,7 +68,7 @@ def write_prediction(
             with record.held():
                 _refuse_others(record, target, weights_sha256, overwrite)
                 record.announce(target.name, weights_sha256, values, {})
-        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder, ignore_cleanup_errors=True) as name:
+        with tempfile.TemporaryDirectory(prefix=PREDICTING, dir=folder, ignore_cleanup_errors=True) as name:
             made = Path(name) / target.name
             if prediction.instances is not None:
                 write_instances(made, prediction.instances, labels.names, prediction.geometry)
@@ -135,9 +135,19 @@ def check_targets(
         )
 
 
-def is_finished(target: Path, weights_sha256: str, *, with_instances: bool, request: str | None = None) -> bool:
-    """Whether all files of a case are there, as `predict` left them, of these weights and, if given, this request."""
-    record = PredictedFolder(target.parent)
+def clear_abandoned(folder: Path) -> None:
+    """Remove what killed processes left in a folder of predictions."""
+    for prefix in (PREDICTING, UNFINISHED):
+        remove_abandoned(folder, f"{prefix}*")
+
+
+def is_finished(
+    record: PredictedFolder, target: Path, weights_sha256: str, *, with_instances: bool, request: str | None = None
+) -> bool:
+    """Whether all files of a case are there, as `predict` left them, of these weights and, if given, this request.
+
+    `record` is that of the folder.
+    """
     files = files_of(target, with_instances=with_instances)
     if not all(path.exists() and record.is_known(path.name, target.name) for path in files):
         return False

@@ -20,6 +20,8 @@ from maskmed_zoo.contracts import HeadOutput, StageOutput
 from maskmed_zoo.errors import JointError
 
 SIGNED = (torch.int16, torch.int32, torch.int64)
+TOLERANCE = 1e-3
+"""How far labels in floating point may be from whole numbers; as those of files."""
 TOP_ID = 2**32 - 1
 NOT_IGNORED = -100
 """What wrong voxels become where there is no ignore label; `cross_entropy` leaves it out by default."""
@@ -74,6 +76,9 @@ class InputCheck:
         self, output: HeadOutput, labels: Tensor, annotated: Tensor | None = None, instances: Tensor | None = None
     ) -> Given:
         """The inputs in the form that losses read; raises `JointError` for shapes, types and devices."""
+        if not isinstance(output, HeadOutput) or not output.stages:  # pyright: ignore[reportUnnecessaryIsInstance]
+            what = type(output).__name__
+            raise JointError(f"expected the HeadOutput of a network and then labels, got a {what} for the former")
         final, *_ = (self._maps(stage) for stage in output.stages)
         labels, of_labels = self._look("labels", labels, final, self.num_classes - 1, self.ignore_label)
         seen = [*of_labels]
@@ -116,8 +121,8 @@ class InputCheck:
             return "expected whole numbers from 0, for none, to 2^32 - 1"
         ignored = "no other" if self.ignore_label is None else f"or {self.ignore_label}, which is ignored"
         return (
-            f"expected whole numbers from 0 to {self.num_classes - 1}, {ignored}; renumber them, for instance "
-            f"(labels == 255).long() for a mask of 0 and 255, or give the loss another num_classes or ignore_label"
+            f"expected whole numbers from 0 to {self.num_classes - 1}, {ignored}; renumber them (a mask of 0 and 255: "
+            f"(labels == 255).long()), or give the loss the ignore_label or num_classes that they have"
         )
 
     def _maps(self, stage: StageOutput) -> Tensor:
@@ -154,7 +159,7 @@ class InputCheck:
         whole, off = _integers(x, ignored)
         kept = whole if ignored is None else whole.masked_fill(whole == ignored, 0)
         low, high = kept.aminmax() if x.numel() else (off, off)
-        return whole, ((low < 0) | (high > top) | (off != 0), low, high, off)
+        return whole, ((low < 0) | (high > top) | ~(off <= TOLERANCE), low, high, off)
 
 
 def is_queued(x: Tensor) -> bool:
@@ -184,7 +189,7 @@ def _integers(x: Tensor, ignored: int | None) -> tuple[Tensor, Tensor]:
     off = torch.zeros((), device=x.device)
     if x.is_floating_point():
         off = (x - x.round()).abs().amax() if x.numel() else off
-        return x.long(), off
+        return x.round().long(), off
     if x.dtype in SIGNED and torch.iinfo(x.dtype).min <= (ignored or 0) <= torch.iinfo(x.dtype).max:
         return x, off
     return x.long(), off

@@ -17,15 +17,16 @@ from maskmed_zoo.data.dataset import RawDataset, open_dataset
 from maskmed_zoo.data.formats import DEFAULT
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.instances import components, read_instances
+from maskmed_zoo.data.predicted import PredictedFolder
 from maskmed_zoo.data.sources import Data, open_sources
 from maskmed_zoo.errors import DataError, Failures
 from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
-from maskmed_zoo.files import UNFINISHED, remove_abandoned, write_json
+from maskmed_zoo.files import write_json
 from maskmed_zoo.inference.predictor import Predictor
-from maskmed_zoo.inference.write import check_targets, is_finished, read_prediction, write_prediction
+from maskmed_zoo.inference.write import check_targets, clear_abandoned, is_finished, read_prediction, write_prediction
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.load import load
@@ -54,10 +55,11 @@ def evaluate(
     cases = validation_cases(manifest, data, predictor.channels)
     targets = {name: run.predictions / f"{name}{DEFAULT}" for name in cases}
     has_instances, weights = predictor.recipe.data.instances is not None, predictor.weights_sha256
-    remedy = f"move it away, or score the maps as they are: evaluate --pred {run.predictions} --ref DIR"
+    as_they_are = f"evaluate --pred {run.predictions} --ref DIR, where DIR holds the references of these cases alone"
+    remedy = f"move it away, or score the maps as they are: {as_they_are}"
     check_targets([*targets.values()], weights, with_instances=has_instances, overwrite=True, remedy=remedy)
     for folder in (run.path, run.predictions):
-        remove_abandoned(folder, f"{UNFINISHED}*")
+        clear_abandoned(folder)
     scored: list[ScoredCase] = []
     failures = Failures()
     with display.task("evaluating") as progress:
@@ -113,7 +115,7 @@ def _predicted(
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Label map and numbers of objects of a case: those written before, or new ones, which are written."""
     has_instances, weights = predictor.recipe.data.instances is not None, predictor.weights_sha256
-    if is_finished(target, weights, with_instances=has_instances, request=request):
+    if is_finished(PredictedFolder(target.parent), target, weights, with_instances=has_instances, request=request):
         with suppress(DataError):  # more objects than label maps are read with
             return read_prediction(target, with_instances=has_instances)
     prediction = predictor.segment(image, geometry)

@@ -108,7 +108,7 @@ class Loop:
         try:
             yield from loader
         except DataError as error:  # a loader process puts its whole traceback before the message
-            raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from error
+            raise DataError(str(error.args[0]).strip().rsplit("DataError: ", 1)[-1]) from error
         except RuntimeError as error:
             if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
                 raise

@@ -30,6 +30,11 @@ def run_facts(sources: Sequence[Source], splits: Sequence[Split], fold: int) -> 
 
 def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: bool) -> None:
     """Raise `CheckpointError` unless `run` is free or, to `resume`, holds one of this recipe and these `run_facts`."""
+    if run.is_exported:
+        raise CheckpointError(
+            f"{run.path}: holds exported weights, which are not trained further; give a new folder with --out, and start "
+            f"from them in Python: zoo.create(RECIPE, pretrained='{run.path}')"
+        )
     if not run.exists():
         if resume:
             raise CheckpointError(

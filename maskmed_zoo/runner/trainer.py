@@ -59,9 +59,12 @@ class Trainer:
                 raise NonFiniteError(f"{report}; {self.skipped_in_a_row} such steps in a row") from error
             self.say(f"{report}; step skipped")
             values = {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the first step, if it was skipped: the schedule goes on nevertheless
+        if self.iteration:
             self.schedule.step()
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # if it was skipped: the schedule goes on nevertheless
+                self.schedule.step()
         self.iteration += 1
         if not values:
             return {}

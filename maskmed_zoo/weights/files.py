@@ -8,6 +8,7 @@ begins and not from its name, and what it says of itself is checked before anyth
 
 from __future__ import annotations
 
+import argparse
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -46,11 +47,12 @@ OTHERS = {
     b"<": "is a page of HTML or XML; get the file itself",
 }
 """How files begin that are taken for weights, and what they are."""
-_NUMPY: list[Any] = [
+_PLAIN: list[Any] = [
     np.float64(0).__reduce__()[0],
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # its name before numpy 2
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
+    argparse.Namespace,  # in which timm keeps the arguments of a training
 ]
 
 
@@ -172,7 +174,7 @@ def _read_torch(path: Path, *, is_zip: bool) -> State:
     try:
         if is_zip:
             _check_zip(path)
-        with path.open("rb") as file, torch.serialization.safe_globals(_NUMPY), warnings.catch_warnings():
+        with path.open("rb") as file, torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
             if not is_zip:
                 scan(file.read(LARGEST_PICKLE), pickles=5)
                 file.seek(0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from maskmed_zoo.errors import CheckpointError, UserError, first_line
-from maskmed_zoo.files import is_file, sha256_of
+from maskmed_zoo.files import is_file, is_folder, sha256_of
 from maskmed_zoo.weights.archive import unpack
 from maskmed_zoo.weights.arriving import arriving, clear
 from maskmed_zoo.weights.card import CARD, FILES, LARGEST_CARD, SHA256, check_exported, read_card
@@ -74,6 +74,8 @@ def _receive(source: str, hidden: Path, revision: str | None, sha256: str | None
 
 
 def _from_address(source: str, hidden: Path) -> None:
+    if is_folder(Path(source)):
+        raise CheckpointError(f"{source}: is a folder here, which needs no pull: zoo.load('{source}') reads it")
     check_url(source)
     if not urllib.parse.urlsplit(source).path.endswith(f"/{CARD}"):
         raise CheckpointError(f"{source}: expected an address that ends in /{CARD} or .zip, or {HUB}OWNER/NAME")

@@ -47,7 +47,7 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [
             f"{len(self.loaded)} loaded, {len(self.adapted)} adapted, {len(self.missing)} missing, "
-            f"{len(self.unexpected)} unexpected; {self.share:.0%} of the network's numbers are from the file"
+            f"{len(self.unexpected)} unexpected; {_percent(self.share)} of the network's numbers are from the file"
         ]
         lines += [f"  adapted {name}: {how}" for name, how in self.adapted.items()]
         lines += [f"  missing {name}: {why}" for name, why in self.missing.items()]
@@ -159,7 +159,7 @@ def _check_fitted(report: LoadReport, found: Match, minimum: float, place: str) 
     if report.share < minimum:
         raise CheckpointError(
             f"{place}: fills {report.share:.0%} of the network, less than {minimum:.0%}: {_first(report)}; "
-            f"these are the weights of another network, or need another 'minimum'"
+            f"these are the weights of another network, or load_weights needs another 'minimum'{_renaming(report)}"
         )
 
 
@@ -205,8 +205,20 @@ def _check_strict(report: LoadReport, place: str) -> None:
     if report.adapted or report.missing or report.unexpected:
         raise CheckpointError(
             f"{place}: does not fit: {_first(report)} ({len(report.adapted)} to adapt, {len(report.missing)} missing, "
-            f"{len(report.unexpected)} unexpected); build its own network, or pass strict=False"
+            f"{len(report.unexpected)} unexpected); build its own network, or pass strict=False{_renaming(report)}"
         )
+
+
+def _renaming(report: LoadReport) -> str:
+    """What to do where not one name is that of a parameter."""
+    if report.loaded or report.adapted or not report.unexpected:
+        return ""
+    name = report.unexpected[0]
+    return f"; names such as '{name}' are none of the network's: rename them, load_weights(…, keys=function)"
+
+
+def _percent(share: float) -> str:
+    return "more than 99%" if 0.99 < share < 1 else f"{share:.0%}"
 
 
 def _first(report: LoadReport) -> str:

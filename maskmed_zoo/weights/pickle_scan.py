@@ -10,10 +10,10 @@ import io
 import pickletools
 from typing import Any
 
-LARGEST_PICKLE = 8 * 2**20
-"""Bytes of a pickle, which holds names, shapes and plain values; numbers of tensors lie outside."""
-MOST_OPERATIONS = 1_000_000
-"""Steps of a pickle, about forty for each tensor."""
+LARGEST_PICKLE = 64 * 2**20
+"""Bytes of a pickle: names, shapes and plain values; nnU-Net logs a number for each label and epoch there."""
+MOST_OPERATIONS = 20_000_000
+"""Steps of a pickle, about forty for each tensor, ten for each number that was logged."""
 DEEPEST_PICKLE = 200
 """Objects in one another; each tensor is some six deep by itself."""
 _BYTE_ARRAYS = ("bytearray", "builtins bytearray", "__builtin__ bytearray")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskmed_zoo.data.predicted import STAMP, PredictedFolder, labels_of, renumbered, weights_of
+from maskmed_zoo.data.predicted import STAMP, PredictedFolder, renumbered
 from maskmed_zoo.labels import Labels
 
 ARRAY = np.array([[[0, 1, 2, 3]]], np.int16)
@@ -37,8 +37,8 @@ def test_values_follow_names(own: dict[str, int] | None, labels: dict[str, int],
 def test_what_a_folder_tells(tmp_path: Path) -> None:
     tables = {"weights_sha256": {"a.nii.gz": "x", "b.nii.gz": "y"}, "labels": {"x": MERGED}}
     (tmp_path / STAMP).write_text(json.dumps(tables))
-    assert [weights_of(tmp_path / f"{name}.nii.gz") for name in "abc"] == ["x", "y", None]
-    assert [labels_of(tmp_path / f"{name}.nii.gz") for name in "abc"] == [MERGED, None, None]
+    assert [PredictedFolder(tmp_path).weights_of(f"{name}.nii.gz") for name in "abc"] == ["x", "y", None]
+    assert [PredictedFolder(tmp_path).labels_of(f"{name}.nii.gz") for name in "abc"] == [MERGED, None, None]
     for damage in (
         "{",
         "[]",
@@ -46,7 +46,9 @@ def test_what_a_folder_tells(tmp_path: Path) -> None:
         '{"weights_sha256": {"a.nii.gz": [1]}, "labels": {"x": {"a": "1"}}}',
     ):
         (tmp_path / STAMP).write_text(damage)
-        assert weights_of(tmp_path / "a.nii.gz") is labels_of(tmp_path / "a.nii.gz") is None
+        assert (
+            PredictedFolder(tmp_path).weights_of("a.nii.gz") is PredictedFolder(tmp_path).labels_of("a.nii.gz") is None
+        )
 
 
 NAME, SHA = "a.nii.gz", "0" * 64
@@ -81,7 +83,7 @@ def test_a_damaged_checksum_is_not_taken_for_a_record_without(tmp_path: Path) ->
     (tmp_path / NAME).write_bytes(b"mine")
     (tmp_path / STAMP).write_text(json.dumps({"weights_sha256": {NAME: SHA}, "files": {NAME: 5}}))
     assert not PredictedFolder(tmp_path).is_known(NAME, NAME)
-    assert weights_of(tmp_path / NAME) is None
+    assert PredictedFolder(tmp_path).weights_of(NAME) is None
 
 
 ENTERS = """

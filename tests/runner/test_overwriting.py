@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from maskmed_zoo.cli.main import main
-from maskmed_zoo.data.predicted import STAMP, PredictedFolder, weights_of
+from maskmed_zoo.data.predicted import STAMP, PredictedFolder
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.inference import write as predictions
 from maskmed_zoo.inference.predictor import Predictor
@@ -147,7 +147,7 @@ def test_a_map_corrected_by_hand_is_the_users(
             call = lambda w=which, o=overwrite: predict(w, [scans[0]], out, device="cpu", overwrite=o)  # noqa: E731
             refused(call, r"a\.nii\.gz: made by something unknown, or changed since it was predicted")
     assert target.read_bytes() == by_hand
-    assert weights_of(target) is None
+    assert PredictedFolder(target.parent).weights_of(target.name) is None
     assert PredictedFolder(out).labels_of("a.nii.gz") == {"background": 0, "left": 1, "right": 2}
     target.rename(tmp_path / "mine.nii.gz")
     assert predict(run, [scans[0]], out, device="cpu") == [target]
@@ -212,7 +212,9 @@ def test_killed_at_any_step_of_an_overwrite(
                 break
         assert target.read_bytes() in (old_map, new_map)
         outcomes.append(target.read_bytes() == new_map)
-        assert weights_of(target) == (own if outcomes[-1] else load(other, device="cpu").weights_sha256)
+        assert PredictedFolder(target.parent).weights_of(target.name) == (
+            own if outcomes[-1] else load(other, device="cpu").weights_sha256
+        )
         if limit > 1:  # before the first change nothing says that another prediction was begun
             predict(run, [scans[0]], out, device="cpu")
             assert target.read_bytes() == new_map

@@ -79,7 +79,7 @@ def _check_compression(start: bytes, path: Path) -> None:
         raise unreadable(path, "gzip-compressed, its name does not say so", f"rename it to {path.name}.gz")
     parse(start, path)  # says what it is if it is no NIfTI file at all
     name = path.name.removesuffix(".gz")
-    raise unreadable(path, "not gzip-compressed as its name says", f"rename it to {name}, or compress it with gzip")
+    raise unreadable(path, "not gzip-compressed as its name says", f"compress it with gzip, or rename it to {name}")
 
 
 def _check_there(promise: Promise, path: Path) -> None:
