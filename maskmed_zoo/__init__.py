@@ -113,14 +113,14 @@ def load_weights(
 
     from torch import nn
 
-    from maskmed_zoo.arguments import NONE, NUMBER, expect, expect_path
+    from maskmed_zoo.arguments import NONE, NUMBER, expect, expect_path, takes
     from maskmed_zoo.weights.load import load_weights as load
 
     expect("model", model, (nn.Module,), "a network, as 'create' gives it")
     if not isinstance(source, Mapping):
         expect_path("source", source, "a file, a folder or a state dict")
-    if keys is not None and not callable(keys):
-        expect("keys", keys, NONE, "a function from a state dict and a module to a state dict")
+    if keys is not None and not takes(keys, 2):
+        expect("keys", keys, NONE, "a function of a state dict and a module that gives a state dict")
     expect("strict", strict, (bool,), "True or False")
     expect("minimum", minimum, NUMBER, "a share from 0 to 1")
     return load(model, source, keys=keys, strict=strict, minimum=minimum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import reprlib
 from collections.abc import Sequence
@@ -25,6 +26,19 @@ def expect(name: str, value: object, kinds: tuple[type, ...], what: str) -> None
     is_switch = isinstance(value, bool) and bool not in kinds
     if is_switch or not isinstance(value, kinds):
         raise ArgumentError(f"{name}: expected {what}, got {shown(value)}")
+
+
+def takes(value: object, count: int) -> bool:
+    """Whether the value can be called with so many arguments, as far as it says."""
+    if not callable(value):
+        return False
+    try:
+        inspect.signature(value).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # written in C, it says nothing
+        return True
+    return True
 
 
 def expect_path(name: str, value: object, what: str, *, optional: bool = False) -> None:

@@ -7,8 +7,10 @@ for people to read. A link or somebody's file in its place is refused, not follo
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -132,3 +134,23 @@ def worker(path: Path) -> str:
             return file.read(LONGEST) or "another process"
     except OutputError:  # by now it is something else
         return "another process"
+
+
+def wait_for_the_dead(path: Path, patience: float = 10.0) -> None:
+    """Wait while a lock is held for a process of this machine that is gone: its children have not noticed yet."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end and (who := holder(path)) and _is_gone(who):
+        time.sleep(0.2)
+
+
+def _is_gone(who: str) -> bool:
+    found = re.fullmatch(r"pid (\d{1,9}) on (.+)", who)
+    if found is None or found[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

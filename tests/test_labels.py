@@ -83,3 +83,14 @@ def test_mistakes_have_a_cause_and_a_remedy(values: Mapping[str, int], cause: st
 
 def test_gaps_where_they_are_allowed() -> None:
     assert Labels({"background": 0, "a": 7, "b": 3}, gaps=True).names == ("background", "b", "a")
+
+
+@pytest.mark.parametrize("name", ["می\u200cروم", "a\u00a0b", "Müller", "肝臓", "e\u0301"])
+def test_names_of_any_script(name: str) -> None:
+    assert Labels({"background": 0, name: 1}).names == ("background", name)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "\x1b[31m", "a\u202eb", "\u2028", "\ud800", "\0"])
+def test_names_that_cannot_be_told_by_looking(name: str) -> None:
+    with pytest.raises(LabelsError, match="letters that can be seen"):
+        Labels({"background": 0, name: 1})

@@ -90,8 +90,8 @@ def _names(pred: Path, ref: Path) -> list[str]:
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(
-            f"{pred}: no prediction for {', '.join(missing[:3])}{more} of the {len(names)} cases in {ref}; predict them, or "
-            f"give a folder that holds the references of the others alone"
+            f"{pred}: no prediction for {', '.join(missing[:3])}{more} of the {len(names)} cases in {ref}; predict "
+            f"them, or give a folder that holds the references of the others alone"
         )
     return names
 

@@ -11,7 +11,7 @@ from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.formats import DEFAULT, ending_of, written_endings
 from maskmed_zoo.data.inputs import input_cases
 from maskmed_zoo.data.predicted import PredictedFolder, files_of
-from maskmed_zoo.errors import DataError, Failures
+from maskmed_zoo.errors import ArgumentError, DataError, Failures
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.inference.write import check_targets, clear_abandoned, is_finished, write_prediction
 from maskmed_zoo.memory import within_memory
@@ -37,6 +37,8 @@ def predict_files(
     """
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     cases = input_cases([files.usable(Path(path), DataError) for path in given], predictor.channels)
+    if not cases:
+        raise ArgumentError("no inputs: give image files, or folders of them")
     targets = _targets(files.usable(Path(out)), cases)
     weights, has_instances = predictor.weights_sha256, predictor.recipe.data.instances is not None
     _refuse_clashes(cases, targets, with_instances=has_instances)

@@ -32,8 +32,8 @@ def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: 
     """Raise `CheckpointError` unless `run` is free or, to `resume`, holds one of this recipe and these `run_facts`."""
     if run.is_exported:
         raise CheckpointError(
-            f"{run.path}: holds exported weights, which are not trained further; give a new folder with --out, and start "
-            f"from them in Python: zoo.create(RECIPE, pretrained='{run.path}')"
+            f"{run.path}: holds exported weights, which are not trained further; give a new folder with --out, and "
+            f"start in Python from zoo.create(RECIPE, pretrained='{run.path}')"
         )
     if not run.exists():
         if resume:

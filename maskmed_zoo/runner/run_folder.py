@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
 from maskmed_zoo.errors import CheckpointError, DataError, nearest, printable
 from maskmed_zoo.files import is_file, make_folder, sha256_of, usable, write_atomically
-from maskmed_zoo.lock import NoLocksError, locked, worker
+from maskmed_zoo.lock import NoLocksError, locked, wait_for_the_dead, worker
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 from maskmed_zoo.recipe.network import network_difference, network_section
@@ -116,6 +116,7 @@ class RunFolder:
         try:
             with ExitStack() as stack:
                 try:
+                    wait_for_the_dead(self.path / LOCK)
                     lock = stack.enter_context(locked(self.path / LOCK, keep=False))
                 except NoLocksError as error:
                     say(f"{error}; until then, let no other process train in {self.path}")

@@ -68,6 +68,8 @@ def _card(entries: list[zipfile.ZipInfo], archive: Path) -> zipfile.ZipInfo:
     for entry in entries:
         if entry.filename == CARD:
             return entry
+    if any(entry.filename.endswith(f"/{CARD}") for entry in entries):
+        raise CheckpointError(f"{archive}: holds {CARD} in a folder; make a zip of the files themselves")
     raise CheckpointError(f"{archive}: holds no {CARD}, so no exported weights; refused")
 
 

@@ -16,8 +16,11 @@ import torch
 import maskmed_zoo as zoo
 from maskmed_zoo import renamed
 from maskmed_zoo.cli.main import main
+from maskmed_zoo.errors import CheckpointError
+from maskmed_zoo.export.export import export
 from maskmed_zoo.runner.run_folder import RunFolder
 from tests.cli.test_bad_input import refused
+from tests.conftest import make_dataset
 from tests.weights.test_arriving import hidden, locked, process
 
 QUICK = ("--set", "train.epochs=1", "--set", "train.iterations_per_epoch=1", "--device", "cpu")
@@ -181,3 +184,14 @@ def test_nnunet_install(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert "exists with other content" in refused(
         capsys, "nnunet", "install", "--recipe", "pointwise_amos", "--dir", tmp_path / "a b"
     )
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_exported_weights_are_not_trained_over(resume: bool, tmp_path: Path) -> None:
+    run = RunFolder(Path(__file__).parents[1] / "runner" / "earlier_run")
+    export(run, tmp_path / "exported", license="mit")
+    before = (tmp_path / "exported" / "weights.safetensors").read_bytes()
+    data = make_dataset(tmp_path / "Dataset001_Boxes")
+    with pytest.raises(CheckpointError, match="holds exported weights, which are not trained further"):
+        zoo.train(tmp_path / "exported" / "recipe.yaml", data=data, out=tmp_path / "exported", resume=resume)
+    assert (tmp_path / "exported" / "weights.safetensors").read_bytes() == before

@@ -7,6 +7,7 @@ import torch
 from monai.losses import DiceCELoss
 
 from maskmed_zoo.contracts import HeadOutput, StageOutput
+from maskmed_zoo.errors import JointError
 from maskmed_zoo.losses.ce_dice import CEDiceConfig, CEDiceLoss
 
 CLASSES, SIZE = 4, (4, 6, 5)
@@ -129,3 +130,19 @@ def test_low_precision_logits_are_summed_in_float32(dtype):
         value, _ = loss_of(logits, labels)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), monai_loss(logits, labels.long()), rtol=1e-4, atol=1e-5)
+
+
+def test_no_output_of_a_network() -> None:
+    labels = torch.zeros(1, 4, 4, 4, dtype=torch.int64)
+    for output in (torch.zeros(1, 2, 4, 4, 4), None, labels):
+        with pytest.raises(JointError, match="expected the HeadOutput of a network"):
+            CEDiceLoss(num_classes=2)(output, labels)  # pyright: ignore[reportArgumentType]
+
+
+def test_labels_that_are_whole_but_for_rounding() -> None:
+    output = HeadOutput([StageOutput(logits=torch.randn(1, 2, 4, 4, 4))])
+    labels = torch.randint(0, 2, (1, 4, 4, 4))
+    rounded = labels * (1 - 1e-6)
+    assert CEDiceLoss(num_classes=2)(output, rounded)[0] == CEDiceLoss(num_classes=2)(output, labels)[0]
+    with pytest.raises(JointError, match="not whole"):
+        CEDiceLoss(num_classes=2)(output, labels * 0.99)

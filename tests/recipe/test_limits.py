@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -17,7 +18,7 @@ import maskmed_zoo as zoo
 from maskmed_zoo import network_size
 from maskmed_zoo.ablation.grid import load_grid
 from maskmed_zoo.build import network_facts
-from maskmed_zoo.errors import JointError, RecipeError, UserError
+from maskmed_zoo.errors import JointError, MemoryShortageError, RecipeError, UserError
 from maskmed_zoo.recipe import dump_recipe, load_recipe, recipe_type
 from maskmed_zoo.recipe.strict_yaml import Document, dump
 from tests.conftest import TINY
@@ -263,3 +264,24 @@ def test_mutated_recipes_are_read_or_refused(tmp_path: Path) -> None:
         read += 1
     assert all(line.isprintable() and line for line in refused)
     assert 5 < read < 200
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [{"kind": "timm", "backbone": "resnet34"}, {"kind": "monai", "network": "SegResNet", "arguments": {"init_filters": 32}},
+     {"kind": "swin_unetr", "feature_size": 24}, {"kind": "plain_conv", "channels": [64, 128, 256]}],
+    ids=lambda encoder: encoder["kind"],
+)  # fmt: skip
+def test_a_large_network_is_counted_and_then_made(encoder: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever catches what goes wrong in between, and wherever its layers are made."""
+    monkeypatch.setattr(network_size, "LARGE", 2**20)
+    model = zoo.create("pointwise_hippocampus", in_channels=1, num_classes=3, model__encoder=encoder)
+    assert sum(p.nbytes for p in model.parameters()) > 2**20
+    assert all(p.device.type == "cpu" for p in model.parameters())
+    assert [p.shape for p in model.parameters()] == [
+        p.shape
+        for p in zoo.create("pointwise_hippocampus", in_channels=1, num_classes=3, model__encoder=encoder).parameters()
+    ]
+    monkeypatch.setattr(network_size, "available", lambda: 2**20)
+    with pytest.raises((MemoryShortageError, JointError), match=r"GiB"):
+        zoo.create("pointwise_hippocampus", in_channels=1, num_classes=3, model__encoder=encoder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from maskmed_zoo.data.formats import read_labels
 from maskmed_zoo.data.inputs import input_cases
 from maskmed_zoo.data.predicted import STAMP
-from maskmed_zoo.errors import CheckpointError, DataError, OutputError
+from maskmed_zoo.errors import ArgumentError, CheckpointError, DataError, OutputError
 from maskmed_zoo.files import write_json
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.runner.evaluate import evaluate
@@ -163,3 +164,21 @@ def test_broken_manifest(run: RunFolder, content: bytes) -> None:
             load(run, device="cpu")
     finally:
         run.manifest_file.write_bytes(whole)
+
+
+def test_formats_side_by_side(run, dataset, tmp_path):
+    """A file that was renamed to what it is, is still predicted; of two of one name, which is meant?"""
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in sorted((dataset / "imagesTr").iterdir()):
+        (images / path.name).write_bytes(path.read_bytes())
+    packed = images / "case_01_0000.nii.gz"
+    (images / "case_01_0000.nii").write_bytes(gzip.decompress(packed.read_bytes()))
+    predictor = load(run, device="cpu")
+    with pytest.raises(DataError, match="'case_01_0000' is there in files of several formats"):
+        predictor.files(images, tmp_path / "out")
+    packed.unlink()
+    assert len(predictor.files(images, tmp_path / "out")) == 4
+    with pytest.raises(ArgumentError, match="no inputs"):
+        predictor.files([], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
