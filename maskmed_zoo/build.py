@@ -32,8 +32,8 @@ def model_of(recipe: Recipe, *, in_channels: int | None = None, num_classes: int
     """The network of a recipe; numbers given here stand above the recipe's.
 
     Raises `RecipeError` if neither states the channels or the labels, or if there are too few, and `JointError` where
-    parts do not fit, or cannot tell instances apart where `data.instances` asks for it; `MemoryShortageError` where there
-    is no memory for it.
+    parts do not fit, or cannot tell instances apart where `data.instances` asks for it; `MemoryShortageError`
+    where there is no memory for it.
     """
     data = recipe.data
     channels = in_channels if in_channels is not None else (len(data.channels) if data.channels else None)
