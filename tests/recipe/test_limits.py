@@ -212,7 +212,7 @@ def test_failures_to_allocate_are_one_line() -> None:
 
     said = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
     for error in (MemoryError(), RuntimeError(said), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")):
-        with pytest.raises(JointError, match="there is no memory left for the network; give fewer"):
+        with pytest.raises(MemoryShortageError, match="there is no memory left for the network; give fewer"):
             network_size.made(fails(error))
     with pytest.raises(JointError, match="cannot be made"):
         network_size.made(lambda: nn.Linear(2**40, 2**40))
