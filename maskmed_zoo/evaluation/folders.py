@@ -129,7 +129,7 @@ def _found(paths: Sequence[Path]) -> Labels:
                     f"label maps, or name the labels in a dataset.json beside {paths[-1].parent}"
                 )
             values |= here
-    failures.tell(len(paths), NOTHING)
+    failures.tell(len(paths), NOTHING, in_one_line=True)
     try:
         return Labels.found(values)
     except LabelsError as error:

@@ -111,7 +111,8 @@ def test_export_killed_in_a_race_and_without_room(
     assert len(list(out.iterdir())) == 4
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     for name in ("nul\0byte", "n" * 255, "x/" * 3000):
-        assert "is no usable path" in refused(capsys, "export", run, "--out", tmp_path / name, *words)
+        said = refused(capsys, "export", run, "--out", tmp_path / name, *words)
+        assert "is no usable path" in said or "cannot be made a folder" in said
 
 
 def test_export_beside_scores_of_other_kinds(run: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
 from maskmed_zoo.data.fingerprint import fingerprint
 from maskmed_zoo.data.resample import resample_image, resample_labels
-from maskmed_zoo.errors import DataError, OutputError
+from maskmed_zoo.errors import DataError, MemoryShortageError, OutputError
 from maskmed_zoo.labels import Labels
 
 NAMES = ("a", "b", "c")
@@ -357,7 +357,7 @@ def test_no_memory_is_one_line_with_the_case(tmp_path, dataset, monkeypatch):
         raise MemoryError("Unable to allocate 9 TiB")
 
     monkeypatch.setattr(module, "resample_labels", exhausted)
-    with pytest.raises(DataError, match=r"a_0000\.nii\.gz: this case needs more memory"):
+    with pytest.raises(MemoryShortageError, match=r"a_0000\.nii\.gz: this case needs more memory"):
         CaseCache(tmp_path / "cache", dataset, SPACING).prepare(dataset.cases[:1])
 
 

@@ -229,7 +229,7 @@ def test_splits_file_goes_before_the_default(root):
     (root / "splits_final.json").write_text(json.dumps([{"train": ["c", "a_1"], "val": ["b"]}]))
     train, val = dataset.splits(0)
     assert ([c.identifier for c in train], [c.identifier for c in val]) == (["c", "a_1"], ["b"])
-    assert "no fold 1; there are 1, choose 0 … 0" in refusal(dataset.splits, 1)
+    assert "no fold 1; there is one, choose 0" in refusal(dataset.splits, 1)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_find_cases_by_channel_files_and_by_plain_names(tmp_path):
 
 def test_find_cases_refusals(tmp_path):
     assert "no such folder" in refusal(find_cases, tmp_path / "none", 1)
-    assert "no images" in refusal(find_cases, touch(tmp_path / "empty", "a.nii"), 1)
+    assert "no images" in refusal(find_cases, touch(tmp_path / "empty", "a.txt"), 1)
     mixed = touch(tmp_path / "mixed", "a_0000.nii.gz", "b.nii.gz")
     assert "b.nii.gz: no channel number" in refusal(find_cases, mixed, 1)
     more = touch(tmp_path / "more", "a_0000.nii.gz", "a_0001.nii.gz")

@@ -94,7 +94,7 @@ def test_readers_of_nifti_are_ours(root, reader):
         ({"labels": {"background": 0, " \t": 1}}, "a label is called ' \\t'"),
         ({"labels": {"background": 0, "li\nver": 1}}, "a label is called 'li\\nver'"),
         ({"labels": {"background": 0, "liver": 10**30}}, "expected at most 32767"),
-        ({"channel_names": ["CT"]}, "no channel_names"),
+        ({"channel_names": ["CT"]}, "channel_names is a list"),
         ({"channel_names": {"0": " "}}, "each with a name"),
         ({"channel_names": {"0": None}}, "each with a name"),
     ],

@@ -265,7 +265,9 @@ def test_other_kinds_of_files_are_called_by_their_names(tmp_path, kind, name):
 
 def test_compression_and_name_disagree(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(raw())
-    assert "not gzip-compressed as its name says); rename it to a.nii, or" in refusal(read_image, tmp_path / "a.nii.gz")
+    assert "not gzip-compressed as its name says); compress it with gzip, or rename it to a.nii" in refusal(
+        read_image, tmp_path / "a.nii.gz"
+    )
     (tmp_path / "b.nii").write_bytes(gzip.compress(raw()))
     assert "gzip-compressed, its name does not say so); rename it to b.nii.gz" in refusal(
         read_image, tmp_path / "b.nii"

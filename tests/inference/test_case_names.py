@@ -16,7 +16,7 @@ from maskmed_zoo.cli.main import main
 from maskmed_zoo.data.formats import read_labels
 from maskmed_zoo.data.inputs import find_cases
 from maskmed_zoo.data.predicted import STAMP, PredictedFolder, is_objects_file
-from maskmed_zoo.errors import DataError
+from maskmed_zoo.errors import DataError, MemoryShortageError
 from maskmed_zoo.evaluation.folders import evaluate_folders
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.recipe import load_recipe
@@ -137,7 +137,9 @@ def test_no_memory_is_one_line(
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:115] DefaultCPUAllocator: can't allocate memory: you tried")
 
     monkeypatch.setattr(plain, "_run", exhausted)
-    with pytest.raises(DataError, match=r"a_0000\.nii\.gz: to segment it needs more memory than there is") as caught:
+    with pytest.raises(
+        MemoryShortageError, match=r"a_0000\.nii\.gz: to segment it needs more memory than there is"
+    ) as caught:
         plain.files(scan(root, "a"), tmp_path / "out")
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(plain, "_run", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))

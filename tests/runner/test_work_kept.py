@@ -157,7 +157,10 @@ def test_a_map_corrected_by_hand_is_advice_of_use(here: Path) -> None:
     run = RunFolder(here / "run")
     spoil(run.predictions / "case_00.nii.gz")
     (line,) = message(lambda: evaluate(run, device="cpu"))
-    assert line.endswith(f"; move it away, or score the maps as they are: evaluate --pred {run.predictions} --ref DIR")
+    assert line.endswith(
+        f"; move it away, or score the maps as they are: evaluate --pred {run.predictions} --ref DIR, where "
+        f"DIR holds the references of these cases alone"
+    )
 
 
 def test_folders_tell_every_bad_case_and_what_has_no_reference(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +222,7 @@ def test_little_memory_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch, 
     (line,) = message(lambda: predictor.segment(np.zeros((9, 18, 18)), spacing=(2, 1, 1)), MemoryShortageError)
     assert "needs more memory than there is" in line
     assert "crop the image" in line
-    assert len(message(lambda: predictor.files(here / "data" / "imagesTr", here / "out"))) == 4
+    assert len(message(lambda: predictor.files(here / "data" / "imagesTr", here / "out"), MemoryShortageError)) == 4
     monkeypatch.setattr(Trainer, "step", short)
     recipe = load_recipe(here / "tiny.yaml", QUICK)
     (line,) = message(lambda: train(recipe, data=here / "data", out=here / "new", device="cpu"), MemoryShortageError)
