@@ -24,8 +24,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from maskmed_zoo import registry
 from maskmed_zoo.arguments import PATH, expect
 from maskmed_zoo.errors import RecipeError, nearest
+from maskmed_zoo.files import is_file
 from maskmed_zoo.recipe import strict_yaml
-from maskmed_zoo.recipe.find import is_file, is_path, recipe_path
+from maskmed_zoo.recipe.find import is_path, recipe_path
 from maskmed_zoo.recipe.loader import Override, load_recipe, validated
 from maskmed_zoo.recipe.schema import Probability, Recipe
 from maskmed_zoo.recipe.strict_yaml import Document, KeyPath
@@ -108,7 +109,7 @@ class GridFile:
         name = self.grid.recipe
         beside = Path(self.document.source).parent / name
         try:
-            return recipe_path(beside if beside.is_file() else name)
+            return recipe_path(beside if is_file(beside) else name)
         except RecipeError as error:
             raise RecipeError(f"{self.place('recipe')}: recipe: {error}") from error
 

@@ -16,6 +16,7 @@ from maskmed_zoo.data.annotated import check_annotated
 from maskmed_zoo.data.formats import DEFAULT, ending_of, read_image, read_labels, stem_of, written_endings
 from maskmed_zoo.data.image import Geometry, check_same_geometry
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.files import is_folder
 
 if TYPE_CHECKING:
     from maskmed_zoo.data.dataset import RawDataset
@@ -64,7 +65,7 @@ def load_case(case: Case, dataset: RawDataset | None) -> tuple[NDArray[np.float3
 def image_files(folder: Path, endings: tuple[str, ...] | None = None) -> list[Path]:
     """Visible files of the endings, by default of all that can be written, sorted."""
     endings = endings or written_endings()
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise DataError(f"{folder}: no such folder; expected {' or '.join(endings)} files there")
     return sorted(p for p in folder.iterdir() if ending_of(p, endings) and not p.name.startswith("."))
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 from maskmed_zoo.data.formats import DEFAULT, ending_of, formats, written_endings
 from maskmed_zoo.data.names import is_file_name
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.files import read_json
+from maskmed_zoo.files import is_file, read_json
 from maskmed_zoo.labels import BACKGROUND, Labels, LabelsError, is_visible
 
 USED = {"name", "channel_names", "labels", "file_ending", "dataset", "numTraining", "overwrite_image_reader_writer"}
@@ -133,7 +133,7 @@ def _file(given: Any, root: Path, where: str) -> Path:
     if not isinstance(given, str) or not given or "\0" in given:
         raise DataError(f"{where} has {given!r} for a file, expected a path; correct it there")
     path = Path(os.path.normpath(root / os.path.expandvars(given)))
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{where} names {path}: no such file; correct the path, or add it")
     if ending_of(path) is None:
         raise DataError(f"{where} names {path}, expected a {' or '.join(sorted(formats(), key=len))} file; convert it")

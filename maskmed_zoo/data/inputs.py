@@ -9,6 +9,7 @@ from maskmed_zoo.data.case import Case, grouped, image_files
 from maskmed_zoo.data.formats import ending_of, formats, stem_of
 from maskmed_zoo.data.predicted import PredictedFolder
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.files import is_file, is_folder, is_there
 
 
 def input_cases(inputs: Sequence[Path], channels: Sequence[str]) -> list[Case]:
@@ -16,10 +17,10 @@ def input_cases(inputs: Sequence[Path], channels: Sequence[str]) -> list[Case]:
     cases: list[Case] = []
     files: list[tuple[Path, str, int]] = []
     for path in inputs:
-        if path.is_dir():
+        if is_folder(path):
             cases += find_cases(path, len(channels))
-        elif not path.is_file():
-            what = "is no plain file" if path.exists() else "no such file or folder"
+        elif not is_file(path):
+            what = "is no plain file" if is_there(path) else "no such file or folder"
             raise DataError(f"{path}: {what}; give images or folders of them")
         elif ending_of(path) is None:
             known = " or ".join(sorted(formats(), key=len))

@@ -10,6 +10,7 @@ from typing import Any
 from maskmed_zoo.data.case import Case
 from maskmed_zoo.data.dataset import RawDataset, Split, open_dataset
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.files import is_folder
 
 WHOLE = "@all"
 """After a folder's name: all of its cases train, none validates."""
@@ -76,7 +77,7 @@ def open_sources(data: Data) -> tuple[Source, ...]:
 
 
 def _open(text: str) -> Source:
-    is_whole = text.endswith(WHOLE) and not Path(text).is_dir()
+    is_whole = text.endswith(WHOLE) and not is_folder(Path(text))
     return Source(open_dataset(text.removesuffix(WHOLE) if is_whole else text), is_whole)
 
 

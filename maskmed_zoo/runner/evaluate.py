@@ -24,7 +24,7 @@ from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
-from maskmed_zoo.files import write_json
+from maskmed_zoo.files import is_folder, write_json
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.inference.write import check_targets, clear_abandoned, is_finished, read_prediction, write_prediction
 from maskmed_zoo.memory import within_memory
@@ -167,7 +167,7 @@ def validation_cases(
 
 
 def _open(record: dict[str, Any]) -> RawDataset:
-    if not Path(record["path"]).is_dir():
+    if not is_folder(Path(record["path"])):
         raise DataError(
             f"{record['path']}: no such folder any more, where the run's data set '{record['name']}' was; say with "
             f"--data (data= in Python) where it is now"

@@ -18,7 +18,8 @@ from safetensors.torch import save
 import maskmed_zoo as zoo
 from maskmed_zoo.recipe import dump_recipe
 from maskmed_zoo.registry import Card
-from maskmed_zoo.weights.card import CARD, check_exported, readme
+from maskmed_zoo.runner.run_folder import RunFolder
+from maskmed_zoo.weights.card import CARD, check_exported
 from maskmed_zoo.weights.download import fetch
 from maskmed_zoo.weights.hub import pull
 from tests.conftest import TINY
@@ -52,7 +53,8 @@ def _read_card(original: dict[str, bytes], random: Random, folder: Path) -> None
     for name, content in original.items():
         is_card = name == CARD
         (given / name).write_bytes(json_bytes(random, json.loads(content)) if is_card else content)
-    readme(check_exported(given))
+    check_exported(given)
+    RunFolder(given).fingerprint()
     zoo.load(given, device="cpu")
 
 

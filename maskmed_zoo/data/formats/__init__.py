@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from maskmed_zoo.data.image import Geometry, Volume
 from maskmed_zoo.errors import DataError
-from maskmed_zoo.files import write_atomically
+from maskmed_zoo.files import is_file, is_folder, is_there, write_atomically
 from maskmed_zoo.memory import within_memory
 
 DEFAULT = ".nii.gz"
@@ -143,8 +143,10 @@ def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
     if ending is None:
         known = " or ".join(sorted(formats(), key=len))
         raise DataError(f"{path}: expected a {known} file; convert it to NIfTI")
-    if not path.is_file():
-        what = "is no plain file; give one" if path.exists() and not path.is_dir() else "no such file; check the path"
+    if not is_file(path):
+        what = (
+            "is no plain file; give one" if is_there(path) and not is_folder(path) else "no such file; check the path"
+        )
         raise DataError(f"{path}: {what}")
     return formats()[ending].read(path)
 
