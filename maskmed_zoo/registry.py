@@ -153,13 +153,13 @@ def _read_cards(root: Path, most: int | None = None) -> list[Card]:
     for kind, folder in FOLDERS.items():
         plugins.check_folder(root / folder, root)
         for path in sorted((root / folder).glob("*.yaml")):
-            cards.append(_read_card(path, kind))
+            cards.append(read_card(path, kind))
             if most is not None and len(cards) > most:
                 raise RegistryError(f"{root}: more than {most} cards")
     return cards
 
 
-def _read_card(path: Path, kind: str) -> Card:
+def read_card(path: Path, kind: str) -> Card:
     text = read_text(path, largest=LARGEST_YAML, error=RegistryError)
     try:
         if wrong := faults(text, str(path)):

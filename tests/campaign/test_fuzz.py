@@ -1,4 +1,4 @@
-"""The whole fuzz campaign, about an hour on one core; `python -m tests.fuzz --csv FILE` is the same and keeps count."""
+"""The whole fuzz campaign, some fifteen minutes on one core; `python -m tests.fuzz --csv FILE` keeps count of it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from maskmed_zoo.data.case import load_case
 from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.data.formats import read_image, read_labels, write_labels
 from maskmed_zoo.data.image import check_same_geometry
-from maskmed_zoo.data.resample import resample_image
+from maskmed_zoo.data.resample import check_resampled, resample_image
 from maskmed_zoo.data.sources import open_sources
 from maskmed_zoo.evaluation.folders import evaluate_folders
 from tests.conftest import make_dataset
@@ -101,6 +101,7 @@ def _read_nifti(original: list[tuple[Any, bytes]], random: Random, folder: Path)
     path.write_bytes(packed if is_packed else content)
     volume = read_image(path) if random.random() < 0.5 else read_labels(path)
     _write_back(volume, folder)
+    check_resampled(volume.geometry, (2.0, 1.0, 1.0), 4)
     resample_image(volume.array[None].astype(np.float32), volume.spacing, (2.0, 1.0, 1.0))
 
 

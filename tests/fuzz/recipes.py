@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -134,8 +135,25 @@ def _read_grid(original: list[tuple[bytes, Any]], random: Random, folder: Path) 
     load_grid(path).recipes()
 
 
+def _cards(folder: Path) -> list[tuple[bytes, Any]]:
+    del folder
+    sources = [card.source for card in registry.find() if card.source is not None]
+    return [(path.read_bytes(), yaml.safe_load(path.read_bytes())) for path in sources]
+
+
+def _read_card(original: list[tuple[bytes, Any]], random: Random, folder: Path) -> None:
+    """A card of a plug-in, as listing, describing and recipes read it."""
+    path = folder / GIVEN / "card.yaml"
+    path.write_bytes(_hostile(random, *random.choice(original)))
+    card = registry.read_card(path, random.choice(registry.KINDS))
+    json.dumps(card.to_json(), ensure_ascii=False)
+    if card.kind == "model":
+        registry.recipe_file(card)
+
+
 RECIPES = (
     Target("recipe", 10_000, _recipes, _read_recipe),
     Target("override", 2000, _recipes, _override),
     Target("grid", 2000, _grids, _read_grid),
+    Target("component card", 2000, _cards, _read_card),
 )
