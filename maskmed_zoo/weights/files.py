@@ -23,6 +23,7 @@ from torch import Tensor
 
 from maskmed_zoo.errors import CheckpointError, first_line
 from maskmed_zoo.files import is_file, parse_json
+from maskmed_zoo.labels import is_visible
 from maskmed_zoo.weights.pickle_scan import LARGEST_PICKLE, scan
 from maskmed_zoo.weights.zip_directory import opened
 
@@ -71,7 +72,7 @@ class State:
         except CheckpointError:
             return None
         is_known = isinstance(names, list) and all(
-            isinstance(name, str) and name.isprintable() for name in cast(list[Any], names)
+            isinstance(name, str) and is_visible(name) for name in cast(list[Any], names)
         )
         return tuple(cast(list[str], names)) if is_known else None
 
