@@ -87,7 +87,7 @@ class _Parser(argparse.ArgumentParser):
                 sys.stderr.write(message)
 
     def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
+        self.exit(2, f"{printable(f'{self.prog}: {message}')}; '{self.prog} --help' tells more\n")
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
