@@ -31,8 +31,8 @@ NETWORKS = (
     "AttentionUnet", "BasicUNet", "DynUNet", "FlexibleUNet", "MedNeXt", "SegResNet", "SegResNetDS", "SwinUNETR", "UNet",
     "VNet",
 )  # fmt: skip
-OURS = {"spatial_dims": 3, "out_channels": 2}
-"""Arguments that are not the user's: the second is of the part that is cut off."""
+OURS = {"spatial_dims": 3, "out_channels": 2, "pretrained": False}
+"""Arguments that are not the user's: the second is of the part that is cut off, the last would download weights."""
 MOST_IN_ARGUMENTS = 2048
 """Of channels, blocks and sizes that MONAI takes; nothing bounds them there."""
 

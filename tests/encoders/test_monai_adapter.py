@@ -83,6 +83,10 @@ def test_what_does_not_fit_is_told_in_one_line():
     for settings, told in [
         ({"arguments": {"init_filter": 4}}, "did you mean 'init_filters'"),
         ({"arguments": {"out_channels": 4}}, "takes no such argument here"),
+        (
+            {"network": "FlexibleUNet", "arguments": {"backbone": "efficientnet-b0", "pretrained": True}},
+            "arguments.pretrained: FlexibleUNet takes no such argument here",
+        ),
         ({"network": "UNet", "arguments": {}}, "UNet with arguments {} cannot be built"),
         ({"levels": ["down_layer.2"]}, "did you mean 'down_layers.2'"),
         ({"probe_patch": 20}, "does not take an image (1, 1, 20, 20, 20)"),
