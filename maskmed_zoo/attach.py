@@ -35,7 +35,7 @@ from maskmed_zoo.adapters.probe import (
 )
 from maskmed_zoo.adapters.taps import Taps
 from maskmed_zoo.contracts import Head, HeadOutput, ParameterGroup, StageOutput, resize
-from maskmed_zoo.errors import ArgumentError, JointError, RegistryError
+from maskmed_zoo.errors import ArgumentError, JointError, RegistryError, nearest
 from maskmed_zoo.settings import Size3, Spacing3
 
 
@@ -158,8 +158,11 @@ def _head_settings(head: str | Mapping[str, Any]) -> tuple[type[Head], Any]:
         return cls, cls.Config.model_validate(settings)
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or kind
-        raise JointError(f"head '{kind}': {where}: {problem['msg']}") from error
+        where, said = ".".join(map(str, problem["loc"])) or kind, problem["msg"]
+        if problem["type"] == "extra_forbidden":
+            known = sorted(cls.Config.model_fields)
+            said = "unknown key" + (nearest(where, known) or f" (known: {', '.join(known)})")
+        raise JointError(f"head '{kind}': {where}: {said}") from error
 
 
 def _at_size(stage: StageOutput, size: Sequence[int]) -> StageOutput:

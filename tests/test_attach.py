@@ -339,3 +339,8 @@ class Detached(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.detach()
+
+
+def test_a_misspelt_setting_of_the_head_is_told_as_in_a_recipe():
+    said = refusal(dyn_unet(), head={"kind": "masked_query", "widht": 96})
+    assert said == "head 'masked_query': widht: unknown key; did you mean 'width'?"
