@@ -101,8 +101,12 @@ class InputCheck:
             is_wrong, low, high, off = numbers[at : at + 4]
             if is_wrong:
                 wrong = sorted({x for x in (low, high) if not 0 <= x <= top})
+                if not off <= TOLERANCE:
+                    raise JointError(
+                        f"{name} hold numbers that are not whole; were they interpolated? take the nearest voxel"
+                    )
                 held = f"{' and '.join(f'{x:.0f}' for x in wrong)} (values from {low:.0f} to {high:.0f})"
-                raise JointError(f"{name} hold {held if off == 0 else 'numbers that are not whole'}; {self._due(name)}")
+                raise JointError(f"{name} hold {held}; {self._due(name)}")
 
     def without_wrong(self, labels: Tensor) -> Tensor:
         """Labels (b d h w) whose wrong values are ignored."""
@@ -119,7 +123,7 @@ class InputCheck:
     def _due(self, name: str) -> str:
         if name == "instances":
             return "expected whole numbers from 0, for none, to 2^32 - 1"
-        ignored = "no other" if self.ignore_label is None else f"or {self.ignore_label}, which is ignored"
+        ignored = "and no other" if self.ignore_label is None else f"or {self.ignore_label}, which is ignored"
         return (
             f"expected whole numbers from 0 to {self.num_classes - 1}, {ignored}; renumber them (a mask of 0 and 255: "
             f"(labels == 255).long()), or give the loss the ignore_label or num_classes that they have"

@@ -191,7 +191,7 @@ def test_the_ignore_label_is_the_one_that_was_given_and_no_other(case):
     marked = labels.clone()
     marked[:, 0] = -100
     assert minus(output, marked)[0].isfinite()
-    with pytest.raises(JointError, match=r"labels hold -100 .* from 0 to 2, no other"):
+    with pytest.raises(JointError, match=r"labels hold -100 .* from 0 to 2, and no other"):
         none(output, marked)
     marked[:, 0] = 156
     with pytest.raises(JointError, match="labels hold 156"):
