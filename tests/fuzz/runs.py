@@ -120,9 +120,9 @@ def _read_metrics(original: Path, random: Random, folder: Path) -> None:
     if random.random() < 0.5:
         rows = [list(row) for row in csv.reader(io.StringIO(content.decode()))]
         text = io.StringIO()
-        csv.writer(text).writerows(
-            [row if isinstance(row, list) else [row] for row in mutated_tree(random, rows) or []]
-        )
+        harmed = mutated_tree(random, rows)
+        table = harmed if isinstance(harmed, list) else [harmed]
+        csv.writer(text).writerows([row if isinstance(row, list) else [row] for row in table])
         content = text.getvalue().encode("utf-8", "surrogatepass")
     run.metrics_file.write_bytes(mutated_bytes(random, content) if random.random() < 0.7 else content)
     _read_cell(run)

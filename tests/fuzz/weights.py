@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import socket
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import save
 
 import maskmed_zoo as zoo
-from maskmed_zoo.recipe import dump_recipe
+from maskmed_zoo.export.export import export
 from maskmed_zoo.registry import Card
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.weights.card import CARD, check_exported
@@ -29,22 +28,9 @@ from tests.fuzz.mutate import json_bytes, mutated_bytes
 
 def _exported(folder: Path) -> dict[str, bytes]:
     """The files of an exported folder, by name."""
-    recipe = folder / "tiny.yaml"
-    recipe.write_text(TINY, encoding="utf-8")
-    model = zoo.create(recipe)
-    files = {
-        "recipe.yaml": dump_recipe(zoo.load_recipe(recipe)).encode(),
-        "weights.safetensors": save(model.state_dict(), {"class_names": '["background", "left", "right"]'}),
-        "README.md": b"# tiny\n",
-    }
-    card = {
-        "format": 1, "name": "tiny", "recipe": "tiny", "license": "mit", "channels": ["CT"],
-        "class_names": ["background", "left", "right"], "data": {"dataset": "Boxes", "fold": 0, "seed": 0},
-        "fingerprint": [{"mean": 0.0, "std": 1.0, "percentile_00_5": -1.0, "percentile_99_5": 1.0}], "weights": "last",
-        "metrics": {"mean_dice": 0.5}, "iterations": 3, "versions": {},
-        "files": {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in files.items()},
-    }  # fmt: skip
-    return files | {CARD: json.dumps(card).encode()}
+    run = RunFolder(Path(__file__).parents[1] / "runner" / "earlier_run")
+    export(run, folder / "exported", license="mit")
+    return {path.name: path.read_bytes() for path in (folder / "exported").iterdir()}
 
 
 def _read_card(original: dict[str, bytes], random: Random, folder: Path) -> None:
