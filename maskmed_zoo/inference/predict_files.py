@@ -48,13 +48,14 @@ def predict_files(
     records = {folder: PredictedFolder(folder) for folder in {target.parent for target in targets}}
     for folder in records:
         clear_abandoned(folder)
-    before = [is_finished(records[t.parent], t, weights, with_instances=has_instances) for t in targets]
-    for index, (case, target, was_finished) in enumerate(zip(cases, targets, before, strict=True)):
+
+    def is_done(record: PredictedFolder, target: Path) -> bool:
+        return not overwrite and is_finished(record, target, weights, with_instances=has_instances)
+
+    done = {target for target in targets if is_done(records[target.parent], target)}
+    for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
         # Another process may have been here since.
-        is_done = was_finished or is_finished(
-            PredictedFolder(target.parent), target, weights, with_instances=has_instances
-        )
-        if overwrite or not is_done:
+        if target not in done and not is_done(PredictedFolder(target.parent), target):
             with failures.kept(), within_memory(f"case '{case.identifier}'"):
                 image, _, geometry = load_case(case, None)
                 prediction = predictor.segment(image, geometry)
@@ -62,8 +63,7 @@ def predict_files(
                 written.append(target)
         if progress is not None:
             progress(index + 1, len(cases))
-    if failures.lines:
-        failures.tell(len(cases), f"the others are in {targets[0].parent}")
+    failures.tell(len(cases), f"the others are in {targets[0].parent}")
     return written
 
 
