@@ -34,7 +34,7 @@ def test_16_bit_weights_give_nearly_the_same_with_and_without_autocast(case):
 
 @every_network
 def test_16_bit_weights_can_be_trained(case, monkeypatch):
-    # oneDNN's gradient of a bfloat16 convolution reads memory that nobody has written, on CPUs without its instructions.
+    # Without the CPU's instructions for it, oneDNN's gradient of a bfloat16 convolution reads memory nobody wrote.
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     component, (inputs,) = perturb(case.build()).bfloat16(), as_dtype(case.inputs(), torch.bfloat16)
     leaves = [x.requires_grad_() for x in tensors(inputs)]
