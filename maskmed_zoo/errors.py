@@ -137,6 +137,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
+def reason_of(error: BaseException) -> str:
+    """What the operating system says, in its words alone, or any other error in a line."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 def first_line(error: BaseException, limit: int = 160) -> str:
     """What somebody else's error says, in one line of at most `limit` characters; its class where it says nothing."""
     text = str(error).strip()

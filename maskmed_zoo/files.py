@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.errors import DataError, OutputError, UserError, first_line
+from maskmed_zoo.errors import DataError, OutputError, UserError, first_line, reason_of
 
 ABANDONED = 24 * 3600.0
 """Age, s, from which something unfinished belongs to nobody any more."""
@@ -84,8 +84,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 def unwritable(path: Path, error: BaseException) -> OutputError:
     """The error for something at `path` that could not be written."""
-    reason = getattr(error, "strerror", None) or first_line(error)
-    return OutputError(f"{path}: cannot be written ({reason}); check the name, the rights and the free space")
+    return OutputError(f"{path}: cannot be written ({reason_of(error)}); check the name, the rights and the free space")
 
 
 def _sync(path: Path) -> None:
@@ -107,8 +106,7 @@ def usable(path: Path, error: type[UserError] = OutputError) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         return path
     except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or str(problem)
-        raise error(f"{path}: is no usable path ({reason}); give another one") from problem
+        raise error(f"{path}: is no usable path ({reason_of(problem)}); give another one") from problem
     return path
 
 
@@ -117,8 +115,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(f"{path}: cannot be made a folder ({reason}); give another one") from error
+        raise OutputError(f"{path}: cannot be made a folder ({reason_of(error)}); give another one") from error
 
 
 def remove_abandoned(folder: Path, pattern: str) -> None:
@@ -146,8 +143,7 @@ def read_text(path: Path, *, largest: int = LARGEST_TEXT, error: type[UserError]
     except UnicodeDecodeError as problem:
         raise error(f"{path}: is no UTF-8 text (byte {problem.start}); save it again as such") from problem
     except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or str(problem)
-        raise error(f"{path}: cannot be read ({reason}); check the path and the rights") from problem
+        raise error(f"{path}: cannot be read ({reason_of(problem)}); check the path and the rights") from problem
 
 
 def read_json(path: Path, *, largest: int = LARGEST_TEXT, error: type[UserError] = DataError) -> Any:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from maskmed_zoo.errors import OutputError, UserError
+from maskmed_zoo.errors import OutputError, UserError, reason_of
 
 LONGEST = 1000
 """Bytes of a lock file."""
@@ -60,8 +60,9 @@ def _locked(path: Path, wait: bool) -> Generator[IO[str] | None]:
                 yield None
                 return
             except OSError as error:
-                reason = error.strerror or error
-                raise NoLocksError(f"{path}: cannot be locked ({reason}); give a folder on another disk") from error
+                raise NoLocksError(
+                    f"{path}: cannot be locked ({reason_of(error)}); give a folder on another disk"
+                ) from error
             if _is_at(path, file.fileno()):  # else the holder before removed it in the meantime
                 yield file
                 return
@@ -72,7 +73,7 @@ def _opened(path: Path, make: int = os.O_CREAT) -> IO[str]:
         flags = os.O_RDWR | make | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.fdopen(os.open(path, flags, 0o666), "r+", encoding="utf-8", errors="replace")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = "a link" if path.is_symlink() else getattr(error, "strerror", None) or error
+        reason = "a link" if path.is_symlink() else reason_of(error)
         raise OutputError(f"{path}: cannot be written ({reason}); give another folder") from error
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or not _is_lock(file.read(LONGEST)):

@@ -10,7 +10,7 @@ from maskmed_zoo.ablation.cell import Cell, run_in_process
 from maskmed_zoo.ablation.plan import Ablation
 from maskmed_zoo.ablation.tables import summarize_ablation, write_tables
 from maskmed_zoo.evaluation.aggregate import headline
-from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned, write_atomically
+from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned, write_text
 from maskmed_zoo.lock import locked
 from maskmed_zoo.runner.display import Display
 
@@ -83,7 +83,7 @@ class _Work:
         failure = run_in_process(cell, self.ablation.task, lock)
         scores = cell.scores()
         if failure is not None or scores is None:
-            write_atomically(cell.failed, lambda path: path.write_text(f"{failure}\n", encoding="utf-8"))
+            write_text(cell.failed, f"{failure}\n")
             self.display.say(f"{title}: failed: {failure}")
         else:
             score = headline(scores)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from maskmed_zoo.cli.output import NobodyReadsError, printing, settle, usable_streams
-from maskmed_zoo.errors import ArgumentError, UserError, ZooError, first_line, nearest, printable
+from maskmed_zoo.errors import ArgumentError, UserError, ZooError, first_line, nearest, printable, reason_of
 from maskmed_zoo.memory import REMEDY, is_exhausted
 from maskmed_zoo.version import __version__
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{words[0]} needs more memory than there is ({first_line(error)}); {REMEDY}", 1)
     except OSError as error:
         place = error.filename or words[0]
-        return _fail(f"{printable(str(place))}: cannot be read or written ({error.strerror or first_line(error)})", 1)
+        return _fail(f"{printable(str(place))}: cannot be read or written ({reason_of(error)})", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     finally:

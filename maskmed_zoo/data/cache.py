@@ -38,7 +38,7 @@ from maskmed_zoo.data.fingerprint import Fingerprint, fingerprint
 from maskmed_zoo.data.instances import components, instances_file, read_instances, resample_instances
 from maskmed_zoo.data.predicted import refuse_shared_names
 from maskmed_zoo.data.resample import check_resampled, resample_image, resample_labels
-from maskmed_zoo.errors import DataError, Failures, OutputError, first_line
+from maskmed_zoo.errors import DataError, Failures, OutputError, first_line, reason_of
 from maskmed_zoo.files import read_json, remove_abandoned, write_json
 from maskmed_zoo.lock import alone_in
 from maskmed_zoo.memory import within_memory
@@ -310,8 +310,9 @@ class CaseCache:
         write_json(folder / "case.json", record)
 
     def _unwritable(self, error: OSError | ValueError) -> OutputError:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        return OutputError(f"{self.folder}: cache cannot be written ({reason}); free space or choose another folder")
+        return OutputError(
+            f"{self.folder}: cache cannot be written ({reason_of(error)}); free space or choose another folder"
+        )
 
 
 Parts = Sequence[tuple[CaseCache, Sequence[Case]]]

@@ -13,7 +13,7 @@ from maskmed_zoo.explain.over_cases import OverCases
 from maskmed_zoo.explain.pictures import draw_binding, draw_case
 from maskmed_zoo.explain.records import case_record
 from maskmed_zoo.explain.view import Explained, lookers
-from maskmed_zoo.files import write_atomically
+from maskmed_zoo.files import write_text
 from maskmed_zoo.runner.display import Display
 
 FILE = "explain.json"
@@ -43,7 +43,7 @@ def write_document(out: Path, facts: dict[str, Any], explained: Sequence[Explain
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     # Numbers of a row stand side by side.
     text = re.sub(r"\[[\s\d.,eE+-]*\]", lambda found: " ".join(found[0].split()), text)
-    write_atomically(out / FILE, lambda p: p.write_text(text + "\n", encoding="utf-8"))
+    write_text(out / FILE, text + "\n")
     return [*pictures, out / FILE]
 
 

@@ -76,7 +76,7 @@ def evaluate(
         "seed": manifest["seed"],
         "weights": which,
         "weights_sha256": weights,
-        "epochs": run.trained_epochs(which, weights),
+        "epochs": run.epochs_behind(which, weights),
         "test_time_augmentation": False,
         "overlap": predictor.recipe.inference.overlap,
         "date": now(),

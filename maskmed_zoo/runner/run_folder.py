@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
 from maskmed_zoo.errors import CheckpointError, DataError, nearest, printable
-from maskmed_zoo.files import is_file, make_folder, sha256_of, usable, write_atomically
+from maskmed_zoo.files import is_file, make_folder, sha256_of, usable, write_atomically, write_text
 from maskmed_zoo.lock import NoLocksError, locked, wait_for_the_dead, worker
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
@@ -134,7 +135,7 @@ class RunFolder:
 
     def write_recipe(self, recipe: Recipe) -> None:
         make_folder(self.path)
-        write_atomically(self.recipe_file, lambda p: p.write_text(dump_recipe(recipe), encoding="utf-8"))
+        write_text(self.recipe_file, dump_recipe(recipe))
 
     def save_weights(
         self, model: SegmentationModel, which: Which, recipe: Recipe, *, epochs: int | None = None
@@ -160,14 +161,18 @@ class RunFolder:
         model.load_state_dict(state.tensors)
         return sha256
 
-    def trained_epochs(self, which: Which, sha256: str) -> int | None:
+    def epochs_behind(self, which: Which, sha256: str) -> int | None:
         """Whole epochs behind the weights of this checksum; None where they do not say, or are others by now."""
+        path = self.weights_file(which)
         try:
-            state, found = _read_weights(self.weights_file(which))
-        except CheckpointError:
+            with safe_open(
+                path, framework="pt"
+            ) as file:  # the header alone: these weights were read and checked before
+                text = (file.metadata() or {}).get(EPOCHS, "")
+            is_same = sha256_of(path) == sha256
+        except (SafetensorError, OSError):
             return None
-        text = state.header.get(EPOCHS, "")
-        return int(text) if found == sha256 and text.isdecimal() and len(text) < LONGEST_NUMBER else None
+        return int(text) if is_same and text.isdecimal() and len(text) < LONGEST_NUMBER else None
 
     def _why_missing(self, which: Which) -> str:
         if (self.path / WEIGHTS).is_file():
