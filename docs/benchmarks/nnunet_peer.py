@@ -46,10 +46,12 @@ USAGE_FILE = "train_usage.json"
 TRAINER = '''"""nnU-Net's default trainer with a short schedule and a count of what the loop costs."""
 
 import json
+import random
 import resource
 import time
 from pathlib import Path
 
+import numpy
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -63,6 +65,11 @@ class {name}(nnUNetTrainer):
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
                  device: torch.device = torch.device("cuda")):
         super().__init__(plans, configuration, fold, dataset_json, device)
+        torch.set_num_threads({threads})  # nnU-Net takes as many as it counts cores
+        if {seed} is not None:
+            for seeded in (random.seed, numpy.random.seed, torch.manual_seed):
+                seeded({seed})
+        self.save_every = max(1, {epochs} // 10)
         self.num_epochs = {epochs}
         self.num_iterations_per_epoch = {iterations}
         self.num_val_iterations_per_epoch = {val_iterations}
@@ -101,11 +108,13 @@ class Peer:
     timing_only: bool
     validate_only: bool
     mirroring: bool
+    seed: int | None
     work: Path
 
     @property
     def trainer(self) -> str:
-        return f"nnUNetTrainer{'Timing' if self.timing_only else 'Peer'}_{self.epochs}x{self.iterations}"
+        seed = "" if self.seed is None else f"_seed{self.seed}"
+        return f"nnUNetTrainer{'Timing' if self.timing_only else 'Peer'}_{self.epochs}x{self.iterations}{seed}"
 
     @property
     def plans(self) -> str:
@@ -188,6 +197,8 @@ def write_trainer(peer: Peer) -> None:
         val_iterations=peer.val_iterations,
         timing_only=peer.timing_only,
         mirroring=peer.mirroring,
+        seed=peer.seed,
+        threads=peer.threads,
         usage_file=USAGE_FILE,
     )
     (peer.work / "trainers" / f"{peer.trainer}.py").write_text(text)
@@ -197,7 +208,8 @@ def train(peer: Peer, number: int) -> dict[str, float]:
     """Train and validate, or validate a finished training; returns the cost of the training loop."""
     which = (str(number), CONFIGURATION, str(peer.fold), "-tr", peer.trainer, "-p", peer.plans)
     validate = ("--val",) if peer.validate_only else ()
-    call(peer, "nnUNetv2_train", *which, "-device", "cpu", *validate)
+    continued = () if peer.validate_only or not (peer.results / "checkpoint_latest.pth").exists() else ("--c",)
+    call(peer, "nnUNetv2_train", *which, "-device", "cpu", *validate, *continued)
     return json.loads((peer.results / USAGE_FILE).read_text())
 
 
@@ -242,7 +254,7 @@ def make_row(peer: Peer, configuration: dict[str, Any], usage: dict[str, float])
         "dice_per_label": json.dumps(per_label),
         "mean_dice": mean,
         "mirroring": "yes" if peer.mirroring else "no",
-        "seed": "unseeded (nnU-Net sets none), one run",
+        "seed": "unseeded (nnU-Net sets none), one run" if peer.seed is None else peer.seed,
     }
 
 
@@ -266,6 +278,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--patch", type=int, nargs=3, help="instead of the planned patch")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seed", type=int, help="nnU-Net sets none; default: none")
     parser.add_argument("--work", type=Path, required=True, help="preprocessed data and results go here")
     parser.add_argument("--csv", type=Path, default=Path("nnunet_peer.csv"), help="one row is appended")
     parser.add_argument("--timing-only", action="store_true", help="print the cost; no validation, no row")
@@ -287,6 +300,7 @@ def make_peer(arguments: argparse.Namespace, source: Path) -> Peer:
         timing_only=arguments.timing_only,
         validate_only=arguments.validate_only,
         mirroring=not arguments.no_mirroring,
+        seed=arguments.seed,
         work=arguments.work.resolve(),
     )
 
