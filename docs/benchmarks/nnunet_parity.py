@@ -118,7 +118,7 @@ def run_theirs(peer: Peer, number: int, source: Path) -> tuple[dict[str, Any], f
 
 def row_of(peer: Peer, tool: str, configuration: dict[str, Any], scores: dict[str, Any], cpu: float) -> dict[str, Any]:
     labels = {name: round(row["mean"], 4) for name, row in scores["labels"].items() if row["mean"] is not None}
-    cases = {name: round(case["mean_dice"], 4) for name, case in scores["cases"].items()}
+    cases = {case["case"]: round(case["mean"], 4) for case in scores["cases"]}
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": describe_machine(),
