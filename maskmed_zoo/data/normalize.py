@@ -93,7 +93,7 @@ def scaling_of(
         return Scaling(low, high - low)
     if not (low >= 0 and high <= 255):
         raise DataError(
-            f"{where}: values {low:g} … {high:g}, 'rgb_to_0_1' expects 0 … 255; name the channel otherwise if it is "
+            f"{where} has values {low:g} … {high:g}, 'rgb_to_0_1' expects 0 … 255; name the channel otherwise if it is "
             f"no color"
         )
     return Scaling(0.0, 255.0)

@@ -134,7 +134,7 @@ def crop_and_normalize(
     stats = how.fingerprint or (None,) * len(how.schemes)
     channels: list[Normalized] = []
     for index, (channel, scheme, of) in enumerate(zip(cut, how.schemes, stats, strict=True)):
-        scaling = scaling_of(channel, scheme, of, mask, where=f"{where}: channel {index}" if len(image) > 1 else where)
+        scaling = scaling_of(channel, scheme, of, mask, where=f"{where}: channel {index}")
         channels.append(Normalized(channel, scaling, mask))
     z, y, x = image.shape[1:]
     region = Region(
