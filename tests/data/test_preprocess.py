@@ -28,7 +28,11 @@ MADE_UP: dict[str, dict[str, Any]] = {
     "thick slices": {"old": (5, 0.8, 0.9), "new": (2.5, 1.1, 1.1), "schemes": ("zscore",)},
     "thick wanted": {"old": (1, 1, 1), "new": (4, 0.9, 1.2), "schemes": ("ct",)},
     "thick along x": {"old": (1, 1, 4), "new": (1.3, 0.8, 2), "schemes": ("none",)},
-    "several channels": {"old": (2, 1, 1), "new": (1.55, 1.45, 0.95), "schemes": ("ct", "zscore", "rescale_to_0_1", "none")},
+    "several channels": {
+        "old": (2, 1, 1),
+        "new": (1.55, 1.45, 0.95),
+        "schemes": ("ct", "zscore", "rescale_to_0_1", "none"),
+    },
     "skull cut": {"old": (2, 1, 1), "new": (1.55, 1.45, 0.95), "schemes": ("zscore", "zscore"), "mask": True},
     "skull cut, thick": {"old": (6, 1, 1), "new": (3, 1.5, 1.2), "schemes": ("zscore", "ct"), "mask": True},
     "same spacing": {"old": (2, 1, 1), "new": (2, 1, 1), "schemes": ("zscore",)},
