@@ -88,6 +88,7 @@ def test_partial_labels_beside_complete_ones(real_data: Path, tmp_path: Path) ->
             channels=("CT",),
             labels=labels,
             fingerprint=fingerprint_of(parts),
+            batch_size=2,
             seed=0,
             stream="train",
         )

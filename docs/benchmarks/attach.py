@@ -101,7 +101,7 @@ def run(recipe: Recipe, source: Any, network: str, head: str, args: argparse.Nam
     fingerprint = fingerprint_of(parts)
     patches = PatchDataset(
         parts, recipe.data, channels=recipe.channels, labels=labels, fingerprint=fingerprint,
-        seed=args.seed, stream="train",
+        batch_size=recipe.train.batch_size, seed=args.seed, stream="train",
     )  # fmt: skip
     batch = recipe.train.batch_size
     loader = DataLoader(patches, batch_size=batch, sampler=range(args.steps * batch))

@@ -45,6 +45,7 @@ class Loop:
                 channels=self.recipe.channels,
                 labels=self.recipe.labels,
                 fingerprint=fingerprint,
+                batch_size=self.recipe.train.batch_size,
                 seed=self.recipe.train.seed,
                 stream=stream,
             )
