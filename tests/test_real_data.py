@@ -89,6 +89,7 @@ def test_partial_labels_beside_complete_ones(real_data: Path, tmp_path: Path) ->
             parts,
             recipe,
             labels=labels,
+            batch_size=2,
             seed=0,
             stream="train",
         )

@@ -99,7 +99,9 @@ def run(recipe: Recipe, source: Any, network: str, head: str, args: argparse.Nam
     cache = CaseCache(args.out / "cache", source.dataset, how)
     cache.prepare((*training, *validation))
     parts = [(cache, training)]
-    patches = PatchDataset(parts, recipe.data, labels=labels, seed=args.seed, stream="train")
+    patches = PatchDataset(
+        parts, recipe.data, labels=labels, batch_size=recipe.train.batch_size, seed=args.seed, stream="train"
+    )
     batch = recipe.train.batch_size
     loader = DataLoader(patches, batch_size=batch, sampler=range(args.steps * batch))
     torch.manual_seed(args.seed)

@@ -45,6 +45,11 @@ class Preprocessing:
         """That of a recipe; raises `DataError` for a list of schemes that does not fit the channels."""
         return cls(data.spacing, schemes(data.normalization, channels), fingerprint, data.use_mask_for_norm)
 
+    @property
+    def masked(self) -> tuple[int, ...]:
+        """Channels that are 0 outside the non-zero region."""
+        return tuple(i for i, scheme in enumerate(self.schemes) if self.use_mask_for_norm and scheme == "zscore")
+
     def key(self) -> list[Any]:
         """What preprocessed cases depend on, JSON-able: statistics count for the channels that use them alone."""
         used = [

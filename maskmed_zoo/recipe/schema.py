@@ -28,9 +28,16 @@ PatchSize = tuple[Side, Side, Side]
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
-class Augmentation(Settings):
-    """Random changes to training patches; each probability is per patch."""
+class NNUNetAugmentation(Settings):
+    """Random changes to training patches as nnU-Net's default trainer makes them; there is nothing to set."""
 
+    kind: Literal["nnunet"] = "nnunet"
+
+
+class LightAugmentation(Settings):
+    """Fewer and milder changes, for schedules too short for nnU-Net's; each probability is per patch."""
+
+    kind: Literal["light"] = "light"
     spatial_probability: Probability = Field(default=0.2, description="rotate and scale a patch with this probability")
     rotation: float = Field(default=30.0, ge=0, le=180, description="largest rotation about each axis, degrees")
     scale: Range = Field(default=(0.7, 1.4), description="smallest and largest zoom")
@@ -44,6 +51,9 @@ class Augmentation(Settings):
         if scale[0] > scale[1]:
             raise ValueError(f"the smallest zoom comes first, got {list(scale)}")
         return scale
+
+
+Augmentation = Annotated[NNUNetAugmentation | LightAugmentation, Field(discriminator="kind")]
 
 
 class DataRecipe(Settings):
@@ -66,7 +76,9 @@ class DataRecipe(Settings):
         default=False, description="z-scores over the non-zero region alone, and 0 around it, as where a skull is cut"
     )
     foreground_oversampling: Probability = Field(
-        default=0.33, description="share of patches centred on a foreground voxel"
+        default=0.33,
+        description="share of patches centered on a foreground voxel: in every batch of n all but the first "
+        "round(n x (1 - share)), as in nnU-Net, which is one of 2",
     )
     unannotated: Literal["marginalize", "background"] = Field(
         default="marginalize",
@@ -79,7 +91,9 @@ class DataRecipe(Settings):
     mirror_axes: tuple[Axis, ...] = Field(
         default=(), max_length=3, description="axes flipped at random in training; x is left-right"
     )
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = Field(
+        default=NNUNetAugmentation(), description="nnunet: nnU-Net's default policy; light: a milder one"
+    )
 
     @field_validator("labels", mode="before")
     @classmethod

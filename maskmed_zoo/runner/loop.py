@@ -41,6 +41,7 @@ class Loop:
                 chosen,
                 self.recipe.data,
                 labels=self.recipe.labels,
+                batch_size=self.recipe.train.batch_size,
                 seed=self.recipe.train.seed,
                 stream=stream,
             )

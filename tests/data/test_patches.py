@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from maskmed_zoo.data import augment
 from maskmed_zoo.data.cache import CaseCache, Parts
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
 from maskmed_zoo.data.fingerprint import fingerprint_dataset
-from maskmed_zoo.data.patches import PatchDataset, window
+from maskmed_zoo.data.patches import PatchDataset
 from maskmed_zoo.data.preprocess import Preprocessing
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.labels import Labels
-from maskmed_zoo.recipe.schema import Augmentation, DataRecipe
+from maskmed_zoo.recipe.schema import DataRecipe
 
 Stream = Literal["train", "validation"]
-PLAIN = {"spatial_probability": 0, "intensity_probability": 0}
+PLAIN = {"kind": "light", "spatial_probability": 0, "intensity_probability": 0}
 
 
 def how(dataset: RawDataset, **settings: Any) -> Preprocessing:
@@ -43,13 +42,14 @@ def joined(parts: Parts, labels: Labels, stream: Stream = "train", seed: int = 0
         parts,
         DataRecipe(**settings),
         labels=labels,
+        batch_size=2,
         seed=seed,
         stream=stream,
     )
 
 
 def test_a_patch_depends_on_seed_and_index_alone(dataset: Path, tmp_path: Path) -> None:
-    full = {"spatial_probability": 1, "intensity_probability": 1}
+    full = {"kind": "light", "spatial_probability": 1, "intensity_probability": 1}
     one = patches(dataset, tmp_path / "c", augmentation=full, mirror_axes=("z",))
     two = patches(dataset, tmp_path / "c", augmentation=full, mirror_axes=("z",))
     for index in (5, 0, 17):
@@ -110,25 +110,8 @@ def test_small_volumes_are_padded_with_zero_all_round(dataset: Path, tmp_path: P
     assert {int(v) for v in labels.unique()} == {0, 1, 2}
 
 
-def test_window_slices_and_padding_complete_each_other() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        shape, size = rng.integers(1, 9, 3), rng.integers(1, 9, 3)
-        start = rng.integers(-10, 12, 3)
-        array = rng.random(shape)
-        inside, padding = window(shape.tolist(), start.tolist(), size.tolist())
-        got = np.pad(array[inside], padding)
-        assert got.shape == tuple(size)
-        expected = np.zeros(size)
-        for index in np.ndindex(*size):
-            place = tuple(int(v) for v in start + index)
-            if all(0 <= p < n for p, n in zip(place, shape, strict=True)):
-                expected[index] = array[place]
-        np.testing.assert_array_equal(got, expected)
-
-
 def test_validation_patches_are_not_changed(dataset: Path, tmp_path: Path) -> None:
-    wild = {"spatial_probability": 1, "intensity_probability": 1}
+    wild = {"kind": "light", "spatial_probability": 1, "intensity_probability": 1}
     plain = patches(dataset, tmp_path / "c", stream="validation")
     same = patches(dataset, tmp_path / "c", stream="validation", augmentation=wild, mirror_axes=("z", "y", "x"))
     assert all(torch.equal(plain[3][key], same[3][key]) for key in ("image", "labels"))
@@ -141,7 +124,7 @@ def test_left_and_right_are_never_swapped_without_x(dataset: Path, tmp_path: Pat
         tmp_path / "c",
         patch_size=(16, 32, 32),
         mirror_axes=("z", "y"),
-        augmentation={"spatial_probability": 0.5, "intensity_probability": 0.5},
+        augmentation={"kind": "light", "spatial_probability": 0.5, "intensity_probability": 0.5},
     )
     flipped_y = set()
     for index in range(30):
@@ -171,7 +154,7 @@ def test_labels_of_several_data_sets_get_one_number_by_name(dataset: Path, parti
     for cache, cases in parts:
         cache.prepare(cases)
     drawn = joined(parts, labels, **settings)
-    assert len(drawn.cases) == 7
+    assert len(drawn.members) == 7
     seen = set()
     for index in range(40):
         patch = drawn[index]
@@ -203,7 +186,7 @@ def test_instances_go_where_their_labels_go(dataset: Path, tmp_path: Path) -> No
         patch_size=(16, 32, 32),
         instances="components",
         mirror_axes=("z", "y", "x"),
-        augmentation={"spatial_probability": 1, "scale": (1.0, 1.2)},
+        augmentation={"kind": "light", "spatial_probability": 1, "scale": (1.0, 1.2)},
     )
     for index in range(10):
         patch = drawn[index]
@@ -218,42 +201,3 @@ def test_instances_go_where_their_labels_go(dataset: Path, tmp_path: Path) -> No
             (2, 3),
         }
     assert "instances" not in patches(dataset, tmp_path / "c")[0]
-
-
-def test_rotation_is_physical() -> None:
-    """With thick slices, a rotated ball stays a ball in mm: its second moments in mm stay equal along every axis."""
-    spacing = (4.0, 1.0, 1.0)
-    size = (16, 64, 64)
-    grid = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in size], indexing="ij"), -1) * spacing
-    ball = torch.from_numpy(np.exp(-0.5 * ((grid / 8.0) ** 2).sum(-1))).float()[None]
-    config = Augmentation(spatial_probability=1, rotation=30, scale=(1.0, 1.0))
-    for seed in range(3):
-        matrix = augment.random_matrix(config, spacing, np.random.default_rng(seed))
-        assert matrix is not None
-        assert not np.allclose(matrix, np.eye(3))
-        turned = augment.apply_matrix(ball, matrix, size, nearest=False)[0].numpy()
-        moments = [(turned * grid[..., axis] ** 2).sum() / turned.sum() for axis in range(3)]
-        np.testing.assert_allclose(moments, 64, rtol=0.06)
-
-
-def test_zoom_and_source_region() -> None:
-    config = Augmentation(spatial_probability=1, rotation=0, scale=(2.0, 2.0))
-    matrix = augment.random_matrix(config, (1, 1, 1), np.random.default_rng(0))
-    assert matrix is not None
-    np.testing.assert_allclose(matrix, np.eye(3) / 2)
-    image = torch.zeros(1, 8, 8, 8)
-    image[:, 3:5, 3:5, 3:5] = 1
-    assert int((augment.apply_matrix(image, matrix, (8, 8, 8), nearest=True) > 0).sum()) == 4**3
-    assert augment.source_size(matrix, (8, 8, 8)) == (6, 6, 6)
-
-
-def test_intensity_changes_values_not_places() -> None:
-    image = torch.zeros(1, 8, 8, 8)
-    image[:, :, :, 4:] = 1
-    config = Augmentation(intensity_probability=1)
-    changed = augment.random_intensity(image, config, np.random.default_rng(1))
-    assert changed.shape == image.shape
-    assert not torch.equal(changed, image)
-    assert changed[..., 6:].mean() > changed[..., :2].mean()
-    same = augment.random_intensity(image, Augmentation(intensity_probability=0), np.random.default_rng(1))
-    assert torch.equal(same, image)

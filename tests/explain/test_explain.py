@@ -63,8 +63,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     data = make_dataset(folder / "data")
     splits = [{"train": ["case_00", "case_01"], "val": ["case_02", "case_03"]}]
     (data / "splits_final.json").write_text(json.dumps(splits))
-    overrides = ["train.epochs=1", "train.iterations_per_epoch=60", "train.optimizer.lr=1e-2"]
-    overrides += ["data.augmentation.spatial_probability=0"]
+    overrides = ["train.epochs=1", "train.iterations_per_epoch=90", "train.optimizer.lr=1e-2"]
+    overrides += ["data.augmentation={kind: light, spatial_probability: 0, intensity_probability: 0}"]
     return train(load_recipe(folder / "tiny.yaml", overrides), data=data, out=folder / "run", device="cpu")
 
 
