@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -73,7 +75,7 @@ class Feed:
                 sampler=part.indices,
                 num_workers=count,
                 collate_fn=_batch,
-                worker_init_fn=_leave_interrupts,
+                worker_init_fn=_leave_it_to_training,
                 pin_memory=self.pin_memory,
                 generator=torch.Generator(),  # a seed is drawn for every iterator: not from what training draws from
             )
@@ -136,6 +138,13 @@ def _batch(items: list[Patch | UserError]) -> Patch | UserError:
         return out_of_shared_memory(first_line(error))
 
 
-def _leave_interrupts(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the one that trains ends the others."""
+def _leave_it_to_training(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the one that trains ends the others, perhaps within a handover."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _told_unless_left
+
+
+def _told_unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An error of a thread that hands batches over, but for one that nobody takes any more."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
