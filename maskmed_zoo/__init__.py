@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from maskmed_zoo.attach import AttachedModel
+    from maskmed_zoo.data.check.finding import Finding
     from maskmed_zoo.inference.predictor import Predictor
     from maskmed_zoo.model import SegmentationModel
     from maskmed_zoo.recipe import Recipe
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "attach_head",
+    "check_data",
     "create",
     "describe",
     "evaluate",
@@ -297,6 +299,24 @@ def evaluate(
     from maskmed_zoo.runner.run_folder import RunFolder
 
     return evaluate_run(RunFolder(Path(str(run))), data=data, device=device, which=weights or "last", metrics=metrics)
+
+
+def check_data(data: str | Path, *, workers: int | None = None) -> Sequence[Finding]:
+    """Every problem of every case of a data set, as `maskmed-zoo data check` lists them; none where it is empty.
+
+    Args:
+        data: nnU-Net's raw folder, the one that holds dataset.json.
+        workers: threads that read a case each; default: one for each core, up to eight.
+
+    A finding has `case`, `file`, `kind`, `severity` ("error" or "remark"), `problem` and `remedy`. Raises `DataError`
+    for a folder that is no data set, or whose dataset.json cannot be used.
+    """
+    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_path
+    from maskmed_zoo.data.check.check import check_data as check
+
+    expect_path("data", data, "a data set's folder")
+    expect("workers", workers, (*INTEGER, *NONE), "a whole number")
+    return check(data, workers=workers)
 
 
 def list(pattern: str = "*", *, kind: str | None = None) -> Sequence[str]:

@@ -27,6 +27,7 @@ VERBS = {
     "schema": "the JSON Schema of recipes, for editors",
     "copy": "a recipe of your own, from one built in",
     "build": "what a recipe's network is made of",
+    "data": "check a data set, every case of it",
     "train": "train a recipe on a data set",
     "predict": "segment images with a trained run",
     "evaluate": "score a run, or a folder of label maps",

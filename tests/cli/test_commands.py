@@ -28,6 +28,7 @@ def test_verbs_are_frozen() -> None:
         "schema",
         "copy",
         "build",
+        "data",
         "train",
         "predict",
         "evaluate",
