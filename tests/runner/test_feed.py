@@ -19,9 +19,11 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
-from maskmed_zoo.data.cache import CaseCache, fingerprint_of
+from maskmed_zoo.data.cache import CaseCache
 from maskmed_zoo.data.dataset import open_dataset
+from maskmed_zoo.data.fingerprint import fingerprint_dataset
 from maskmed_zoo.data.patches import Patch, PatchDataset
+from maskmed_zoo.data.preprocess import Preprocessing
 from maskmed_zoo.errors import DataError, MemoryShortageError, WorkerError
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.runner.feed import Feed, Part, Stream
@@ -37,7 +39,7 @@ from maskmed_zoo.data.patches import PatchDataset
 
 make = PatchDataset.__getitem__
 def told(self, index):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\n".encode())  # whole, whoever else writes
     return make(self, index)
 PatchDataset.__getitem__ = told
 sys.exit(main(sys.argv[1:]))
@@ -196,11 +198,12 @@ def test_an_unknown_signal_is_a_number() -> None:
 def test_what_is_fed_can_be_sent_to_a_process(dataset: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     """As platforms need that do not fork."""
     recipe, opened = load_recipe(tiny_recipe), open_dataset(dataset)
-    cache = CaseCache(tmp_path / "cache", opened, recipe.data.spacing)
+    how = Preprocessing.of(recipe.data, recipe.channels, fingerprint_dataset(opened).intensities)
+    cache = CaseCache(tmp_path / "cache", opened, how)
     cache.prepare(opened.cases)
     parts = [(cache, opened.cases)]
     patches = PatchDataset(
-        parts, recipe.data, channels=recipe.channels, labels=recipe.labels, fingerprint=fingerprint_of(parts), seed=0,
+        parts, recipe.data, labels=recipe.labels, batch_size=recipe.train.batch_size, seed=0,
         stream="train",
     )  # fmt: skip
     sent = pickle.loads(pickle.dumps(patches))
