@@ -2,7 +2,7 @@
 
 The label with the largest interpolated share wins, counted in thousandths with the precision of float16; where several
 have the largest share, the nearest voxel's, if it is one of them, else the lowest. Most places lie between eight voxels
-of one label, which the nearest voxel tells; only at the others there is something to count.
+of one label, and most others between two labels; shares are counted only where there is something to count.
 Source: batchgeneratorsv2 0.3, `SpatialTransform`, which interpolates an indicator of each label at every place.
 """
 
@@ -13,81 +13,107 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from maskmed_zoo.data.augmentation.source import OUTSIDE
+from maskmed_zoo.settings import Size3
 
 _SHARES = 1000
 
 
-def sample_labels(maps: NDArray[Any], places: Sequence[NDArray[np.float64]]) -> NDArray[Any]:
-    """Maps (m d h w) at `places` along z, y and x (voxels, each broadcast to the patch); outside is `OUTSIDE`.
+def sample_labels(
+    maps: NDArray[Any], matrix: NDArray[np.float64], center: Sequence[float], size: Size3
+) -> NDArray[Any]:
+    """Maps (m d h w) on the grid of a patch (size), turned by `matrix` (3 3) about `center`; outside is `OUTSIDE`.
 
     Two maps are labels and instances: an object is sampled as if it were a label, so that both go together.
     """
     if len(maps) == 1:
-        return _sample(maps[0], places)[None]
+        return _sample(maps[0], matrix, center, size, OUTSIDE)[None]
     labels, instances = (part.astype(np.int64) for part in maps)
     base = int(labels.max()) + 1 - OUTSIDE
-    joint = _sample(instances * base + labels - OUTSIDE, places, outside=0)
+    joint = _sample(instances * base + labels - OUTSIDE, matrix, center, size, 0)
     return np.stack([joint % base + OUTSIDE, joint // base])
 
 
-def _sample(labels: NDArray[Any], places: Sequence[NDArray[np.float64]], outside: int = OUTSIDE) -> NDArray[Any]:
+def _sample(
+    labels: NDArray[Any], matrix: NDArray[np.float64], center: Sequence[float], size: Size3, outside: int
+) -> NDArray[Any]:
     padded = np.pad(labels, 1, constant_values=outside)
-    shape = np.broadcast_shapes(*(place.shape for place in places))
-    clipped = [np.clip(p + 1, 0, n + 1).astype(np.float32) for p, n in zip(places, labels.shape, strict=True)]
-    low = [np.minimum(c.astype(np.int32), n) for c, n in zip(clipped, labels.shape, strict=True)]
-    near = [np.rint(c).astype(np.int32) for c in clipped]
-    result = np.broadcast_to(padded.ravel()[_flat(near, padded.shape)], shape).copy()
-    mixed = _mixed(padded)
-    doubtful = np.nonzero(np.broadcast_to(mixed.ravel()[_flat(low, mixed.shape)], shape))
-    if doubtful[0].size:
-        corner = [_at(axis, doubtful) for axis in low]
-        part = [_at(c, doubtful) - k for c, k in zip(clipped, corner, strict=True)]
-        result[doubtful] = _vote(padded, corner, part, result[doubtful])
-    return result
+    mixed = np.iinfo(labels.dtype).min
+    cells = _cells(padded, mixed)
+    center = [c + 1 for c in center]
+    flat = _cell_of(matrix, center, size, cells.shape)
+    result = torch.from_numpy(cells).view(-1).index_select(0, flat.view(-1)).numpy()
+    rows = np.flatnonzero(result == mixed)
+    if rows.size:
+        offsets = np.stack(np.unravel_index(rows, size), 1) - (np.asarray(size) - 1) / 2
+        places = np.clip(offsets @ matrix.T + center, 0, cells.shape).astype(np.float32)
+        result[rows] = _vote(padded, places)
+    return result.reshape(size)
 
 
-def _mixed(padded: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which cells, each between eight voxels, have more than one label: one less than voxels along each axis."""
+def _cells(padded: NDArray[Any], mixed: int) -> NDArray[Any]:
+    """The label of each cell, which lies between eight voxels, `mixed` where they have several."""
     same = padded[1:] == padded[:-1]
     same = same[:, 1:] & same[:, :-1] & (padded[1:, 1:] == padded[1:, :-1])
-    return ~(same[..., 1:] & same[..., :-1] & (padded[1:, 1:, 1:] == padded[1:, 1:, :-1]))
+    same = same[..., 1:] & same[..., :-1] & (padded[1:, 1:, 1:] == padded[1:, 1:, :-1])
+    return np.where(same, padded[1:, 1:, 1:], padded.dtype.type(mixed))
 
 
-def _flat(index: Sequence[NDArray[np.int32]], shape: Sequence[int]) -> NDArray[np.int32]:
-    z, y, x = index
-    return (z * shape[1] + y) * shape[2] + x
+def _cell_of(matrix: NDArray[np.float64], center: Sequence[float], size: Size3, cells: Sequence[int]) -> torch.Tensor:
+    """(d h w) int32: the number of the cell in which each voxel of a patch lies, or which is nearest to it."""
+    number = torch.zeros((1, 1, 1), dtype=torch.int32)
+    for row, middle, length in zip(matrix, center, cells, strict=True):
+        place = torch.full((1, 1, 1), float(middle))
+        for axis, (slope, side) in enumerate(zip(row, size, strict=True)):
+            if slope:
+                shape = [-1 if other == axis else 1 for other in range(3)]
+                steps = (np.arange(side) - (side - 1) / 2) * slope
+                place = place + torch.from_numpy(steps.astype(np.float32)).view(shape)
+        number = number * length + place.clamp_(0, length - 0.5).to(torch.int32)
+    return number.expand(size).contiguous()
 
 
-def _at(values: NDArray[Any], where: Sequence[NDArray[np.intp]]) -> NDArray[Any]:
-    """Values, of length 1 along some axes, at places of the patch."""
-    return values[tuple(w if n > 1 else np.zeros_like(w) for w, n in zip(where, values.shape, strict=True))]
+def _vote(padded: NDArray[Any], places: NDArray[np.float32]) -> NDArray[Any]:
+    """The winning labels at places (m 3), each between voxels of several labels."""
+    corner = np.minimum(places.astype(np.int32), np.asarray(padded.shape, np.int32) - 2)
+    way = (places - corner).T
+    _, height, width = padded.shape
+    first = (corner[:, 0] * height + corner[:, 1]) * width + corner[:, 2]
+    steps = [(z * height + y) * width + x for z, y, x in product((0, 1), repeat=3)]
+    labels = padded.ravel()[first + np.asarray(steps, np.int32)[:, None]]
+    near = (np.rint(places - 1) + 1 - corner).astype(np.int32).T
+    nearest = labels[near[0] * 4 + near[1] * 2 + near[2], np.arange(len(first))]
+    low, high = labels.min(0), labels.max(0)
+    is_high = labels == high
+    share = _interpolated(is_high, way)
+    ones, others = share.astype(np.float16), (_SHARES - share).astype(np.float16)
+    winner = np.where(ones > others, high, low)
+    np.copyto(winner, nearest, where=ones == others)
+    several = np.flatnonzero(~(is_high | (labels == low)).all(0))
+    if several.size:
+        winner[several] = _vote_of_many(labels[:, several], way[:, several], nearest[several])
+    return winner
 
 
-def _vote(
-    padded: NDArray[Any], corner: Sequence[NDArray[Any]], part: Sequence[NDArray[Any]], nearest: NDArray[Any]
-) -> NDArray[Any]:
-    """The winning label at m places, given their lowest corner, the way from there to the next, and nearest label."""
-    flat = padded.ravel()
-    labels: list[NDArray[Any]] = []
-    weights: list[NDArray[np.float32]] = []
-    for steps in product((0, 1), repeat=3):
-        weight = np.full(len(nearest), _SHARES, np.float32)
-        for way, step in zip(part, steps, strict=True):
-            weight = weight * (way if step else 1 - way)
-        labels.append(flat[_flat([c + s for c, s in zip(corner, steps, strict=True)], padded.shape)])
-        weights.append(weight)
-    best, winner = np.full(len(nearest), -1, np.float16), nearest.copy()
-    own = np.zeros(len(nearest), np.float16)
+def _vote_of_many(labels: NDArray[Any], way: NDArray[np.float32], nearest: NDArray[Any]) -> NDArray[Any]:
+    """The same, whatever the number of labels (8 m) at the corners."""
+    best, own = np.full(len(nearest), -1, np.float16), np.zeros(len(nearest), np.float16)
+    winner = nearest.copy()
     for label in labels:
-        share = np.zeros(len(nearest), np.float32)
-        for other, weight in zip(labels, weights, strict=True):
-            share += np.where(other == label, weight, np.float32(0))
-        votes = share.astype(np.float16)
+        votes = _interpolated(labels == label, way).astype(np.float16)
         np.copyto(own, votes, where=label == nearest)
-        better = (votes > best) | ((votes == best) & (label < winner))
-        np.copyto(winner, label, where=better)
+        np.copyto(winner, label, where=(votes > best) | ((votes == best) & (label < winner)))
         np.maximum(best, votes, out=best)
     return np.where(own == best, nearest, winner)
+
+
+def _interpolated(corners: NDArray[np.bool_], way: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(8 m) indicators, in the order z y x, between which places (3 m) lie, in thousandths."""
+    values = corners.astype(np.float32) * np.float32(_SHARES)
+    for part in way:
+        half = len(values) // 2
+        values = values[:half] + (values[half:] - values[:half]) * part
+    return values[0]

@@ -105,7 +105,7 @@ def region_of(
     """First voxel and size of the part of a box that a patch reads, and the box's center counted from that voxel."""
     center = (np.asarray(box) - 1) / 2
     reach = np.abs(matrix) @ ((np.asarray(size) - 1) / 2) + _ROUNDING
-    low = np.maximum(np.floor(center - reach), 0).astype(int)
+    low = np.maximum(np.floor(center - reach), 0).astype(int) // 2 * 2  # even, for rounding half-way places to even
     high = np.minimum(np.floor(center + reach) + 1, np.asarray(box) - 1).astype(int)
     z, y, x = (int(value) for value in low)
     d, h, w = (int(value) for value in high - low + 1)
@@ -116,15 +116,15 @@ def sample(
     image: Tensor, maps: NDArray[Any], matrix: NDArray[np.float64], center: Sequence[float], size: Size3
 ) -> tuple[Tensor, NDArray[Any]]:
     """Image (c d h w) and maps (m d h w) on the turned and stretched grid of a patch (size) about `center` (voxels)."""
-    return sample_image(image, matrix, center, size), sample_labels(maps, _places(matrix, center, size))
+    return sample_image(image, matrix, center, size), sample_labels(maps, matrix, center, size)
 
 
 def sample_image(image: Tensor, matrix: NDArray[np.float64], center: Sequence[float], size: Size3) -> Tensor:
     """(c d h w) on the grid of a patch, linearly; outside is 0."""
     straight = [np.count_nonzero(matrix[axis]) == 1 == np.count_nonzero(matrix[:, axis]) for axis in range(3)]
     if all(straight):
-        places = [p.ravel() for p in _places(matrix, center, size)]
-        return along_axes(image, [linear_matrix(p, n) for p, n in zip(places, image.shape[1:], strict=True)])
+        axes = zip(np.diag(matrix), center, size, image.shape[1:], strict=True)
+        return along_axes(image, [linear_matrix(m + s * (np.arange(n) - (n - 1) / 2), r) for s, m, n, r in axes])
     for axis, length in enumerate(size):
         if straight[axis] and matrix[axis, axis] == 1 and image.shape[1 + axis] == length:
             return _sample_planes(image, matrix, center, size, axis)
@@ -151,16 +151,3 @@ def _sample_grid(image: Tensor, matrix: NDArray[np.float64], center: Sequence[fl
     theta = np.concatenate([linear[::-1, ::-1], shift[::-1, None]], axis=1).astype(np.float32)
     grid = affine_grid(torch.from_numpy(theta)[None], [1, 1, *size], align_corners=False)
     return grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-
-
-def _places(matrix: NDArray[np.float64], center: Sequence[float], size: Size3) -> list[NDArray[np.float64]]:
-    """Where a patch's voxels lie along z, y and x; of length 1 along the axes that a place does not depend on."""
-    places: list[NDArray[np.float64]] = []
-    for row, middle in zip(matrix, center, strict=True):
-        place = np.full((1, 1, 1), middle)
-        for axis, (slope, length) in enumerate(zip(row, size, strict=True)):
-            if slope:
-                shape = [-1 if other == axis else 1 for other in range(3)]
-                place = place + slope * (np.arange(length) - (length - 1) / 2).reshape(shape)
-        places.append(place)
-    return places
