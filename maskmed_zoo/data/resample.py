@@ -36,6 +36,8 @@ TIE = 1e-5
 """Label scores closer than this are equal, and the nearest voxel's label wins if it is one of them, as in nnU-Net."""
 CHUNK = 2**24
 """Values held at a time (64 MB of float32); one slice and its neighbours where that is more."""
+ROWS = 64
+"""Most slices of a result at a time: the matrix along z has the more columns the more rows it has."""
 
 
 class Slices(Protocol):
@@ -147,7 +149,7 @@ def _row_slabs(sizes: Sequence[int], shape: Sequence[int]) -> Iterator[slice]:
     per_row = math.ceil(sizes[0] / shape[0]) * math.prod(sizes[1:]) + 2 * max(sizes[1], shape[1]) * max(
         sizes[2], shape[2]
     )
-    step = max(1, min(64, CHUNK // per_row))
+    step = max(1, min(ROWS, CHUNK // per_row))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
 

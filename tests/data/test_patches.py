@@ -25,7 +25,8 @@ PLAIN = {"kind": "light", "spatial_probability": 0, "intensity_probability": 0}
 
 
 def how(dataset: RawDataset, **settings: Any) -> Preprocessing:
-    data = DataRecipe(**({"patch_size": (8, 8, 8)} | settings))
+    content: dict[str, Any] = {"patch_size": (8, 8, 8)} | settings
+    data = DataRecipe(**content)
     return Preprocessing.of(data, dataset.channels, fingerprint_dataset(dataset).intensities)
 
 

@@ -51,10 +51,10 @@ def made_up(schemes: tuple[str, ...], *, is_framed: bool) -> tuple[np.ndarray, n
     fields = ndimage.gaussian_filter(rng.normal(size=shape), 2.5)
     labels = np.digitize(fields / fields.std(), [0.3, 0.9, 1.5]).astype(np.int16)
     if is_framed:
-        inside = ndimage.gaussian_filter(rng.normal(size=shape), 3) > -0.02
+        inside = np.asarray(ndimage.gaussian_filter(rng.normal(size=shape), 3) > -0.02)
         inside[:3], inside[:, -6:], inside[..., :4] = False, False, False
         image[:, ~inside] = 0
-        labels[~ndimage.binary_erosion(inside)] = 0
+        labels[~np.asarray(ndimage.binary_erosion(inside), bool)] = 0
     return image, labels
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maskmed_zoo.data.cache import CaseCache
+from maskmed_zoo.data.case import load_case
+from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.data.normalize import Normalized, Scaling
+from maskmed_zoo.data.preprocess import Preprocessing
 from maskmed_zoo.data.storage import LARGEST_ERROR, Coding, ImageWriter, Spread, StoredImage, coding_of
 
 AS_IT_IS = Scaling(0.0, 1.0)
@@ -78,3 +83,20 @@ def test_slices_are_written_in_order(tmp_path: Path):
         (channel,) = writer.channels
         with pytest.raises(ValueError, match="slice 2 of channel 0 is not the next one"):
             channel[2:4] = np.zeros((2, 2, 2), np.float32)
+
+
+def test_a_case_that_sixteen_bits_do_not_hold_is_kept_in_float32(dataset: Path, tmp_path: Path):
+    opened = open_dataset(dataset)
+    path, shape = opened.cases[0].images[0], (40, 40, 40)
+    affine = nib.load(path).affine
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    values[0, 0, 0] = 1e7
+    nib.save(nib.Nifti1Image(values, affine), path)
+    nib.save(nib.Nifti1Image(np.ones(shape, np.uint8), affine), opened.cases[0].label)
+    _, _, geometry = load_case(opened.cases[0], opened)
+    cache = CaseCache(tmp_path / "cache", opened, Preprocessing(geometry.spacing, ("none",)))
+    cache.prepare(opened.cases[:1])
+    cached = cache.load(opened.cases[0])
+    assert cached.codings is None
+    assert np.load(cached.folder / "image.npy", mmap_mode="r").dtype == np.float32
+    assert set(np.sort(cached.image[0], axis=None).tolist()) == set(values.ravel().tolist())

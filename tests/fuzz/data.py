@@ -20,6 +20,7 @@ from maskmed_zoo.data.formats import read_image, read_labels, write_labels
 from maskmed_zoo.data.image import Geometry, check_same_geometry
 from maskmed_zoo.data.preprocess import Preprocessing, crop_and_normalize
 from maskmed_zoo.data.sources import open_sources
+from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.folders import evaluate_folders
 from tests.conftest import make_dataset
 from tests.fuzz.harness import GIVEN, Target
@@ -194,7 +195,7 @@ def _read_cache(original: tuple[Path, Any], random: Random, folder: Path) -> Non
 
 
 def _read_facts(original: tuple[Path, Any], random: Random, folder: Path) -> None:
-    """Facts that are damaged are measured again, and never taken for others."""
+    """Facts that are damaged are none, and never taken for others."""
     source, dataset = original
     facts = FactsFolder(folder / GIVEN, dataset)
     assert facts.folder is not None
@@ -202,9 +203,10 @@ def _read_facts(original: tuple[Path, Any], random: Random, folder: Path) -> Non
     content = next(source.glob("*/case_00.npz")).read_bytes()
     (facts.folder / "case_00.npz").write_bytes(mutated_bytes(random, content))
     found = facts.read(dataset.cases[0])
-    if found is not None:
-        stats = DatasetFingerprint((found,)).intensities
-        assert all(np.isfinite(list(channel.to_dict().values())).all() for channel in stats)
+    if found is None:
+        raise DataError("to be measured again")
+    stats = DatasetFingerprint((found,)).intensities
+    assert all(np.isfinite(list(channel.to_dict().values())).all() for channel in stats)
 
 
 DATA = (
