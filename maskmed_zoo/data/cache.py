@@ -32,7 +32,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.case import Case, load_case
+from maskmed_zoo.data.case import Case, load_case, stamps
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.fingerprint import Fingerprint, fingerprint
 from maskmed_zoo.data.instances import components, instances_file, read_instances, resample_instances
@@ -254,15 +254,8 @@ class CaseCache:
 
     def _request(self, case: Case) -> dict[str, Any]:
         """All that an entry depends on; an entry of another request is rebuilt."""
-        files: list[list[str | int]] = []
         numbers = [instances_file(case, self.dataset)] if self.instances == "map" else []
-        for path in (*case.images, *([case.label] if case.label else []), *numbers):
-            try:
-                status = path.stat()
-            except OSError as error:
-                raise DataError(f"{path}: no such file, or not readable; check the data set") from error
-            name = path.relative_to(self.dataset.root) if path.is_relative_to(self.dataset.root) else path.absolute()
-            files.append([str(name), status.st_size, status.st_mtime_ns])
+        files = stamps((*case.images, *([case.label] if case.label else []), *numbers), self.dataset.root)
         return {
             "format": FORMAT,
             "spacing": list(self.spacing),

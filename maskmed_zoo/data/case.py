@@ -37,6 +37,22 @@ class Case:
     annotated: frozenset[str] | None = None
 
 
+def stamps(paths: Sequence[Path], root: Path) -> list[list[str | int]]:
+    """Name (below `root` where it lies there), size and time of change of files, by which a change is noticed.
+
+    Raises `DataError` for a file that is not there.
+    """
+    files: list[list[str | int]] = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: no such file, or not readable; check the data set") from error
+        name = path.relative_to(root) if path.is_relative_to(root) else path.absolute()
+        files.append([str(name), status.st_size, status.st_mtime_ns])
+    return files
+
+
 def load_case(case: Case, dataset: RawDataset | None) -> tuple[NDArray[np.float32], NDArray[np.int16] | None, Geometry]:
     """Read a case: image float32 (c z y x), labels int16 (z y x) or None, geometry of its first channel.
 
