@@ -22,7 +22,7 @@ OUTSIDE = -1
 
 
 def nonzero_box(image: NDArray[Any]) -> Box:
-    """The smallest box around the voxels of an image (c z y x) that are not 0 in some channel; all of an empty image."""
+    """The smallest box around the voxels of an image (c z y x) that are not 0 in a channel; all of an empty image."""
     mask = _any_channel(image)
     box: list[slice] = []
     for axis, size in enumerate(mask.shape):

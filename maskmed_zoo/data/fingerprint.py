@@ -183,14 +183,3 @@ def _percentiles(values: NDArray[Any], weights: NDArray[Any], wanted: Sequence[f
     ordered, shares = values[order].astype(np.float64), weights[order]
     middles = (np.cumsum(shares) - shares / 2) / shares.sum()
     return np.interp(np.asarray(wanted) / 100, middles, ordered).tolist()
-
-
-def fingerprint(samples: Sequence[NDArray[Any]]) -> Fingerprint:
-    """Statistics per channel over foreground samples (c n) of several cases; `DataError` if there is none at all."""
-    if sum(sample.shape[1] for sample in samples) == 0:
-        raise DataError("fingerprint: no foreground voxel in any training case; check the label maps")
-    stats: list[IntensityStats] = []
-    for values in np.concatenate(samples, axis=1).astype(np.float64):
-        low, high = np.percentile(values, (0.5, 99.5))
-        stats.append(IntensityStats(float(values.mean()), float(values.std()), float(low), float(high)))
-    return tuple(stats)

@@ -13,8 +13,6 @@ from torch.utils.data import Dataset
 
 from maskmed_zoo.data import augment
 from maskmed_zoo.data.cache import CachedCase, Parts
-from maskmed_zoo.data.fingerprint import Fingerprint
-from maskmed_zoo.data.normalize import check_range, normalize, schemes
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.recipe.schema import DataRecipe
@@ -40,9 +38,9 @@ class PatchDataset(Dataset[Patch]):
     """Endless patches by index.
 
     A share of the patches (`foreground_oversampling`) is centred on a voxel of a random foreground label of the
-    case, the rest lies anywhere; volumes smaller than the patch are padded with 0 after normalisation, as in nnU-Net.
-    Label values are those of `labels`, whatever they are in the case's data set; a label that the data set does not
-    know was not annotated in it. Raises `DataError` for cases with values that their normalisation cannot take.
+    case, the rest lies anywhere; volumes smaller than the patch are padded with 0, as in nnU-Net. Label values are
+    those of `labels`, whatever they are in the case's data set; a label that the data set does not know was not
+    annotated in it.
     """
 
     def __init__(
@@ -50,9 +48,7 @@ class PatchDataset(Dataset[Patch]):
         parts: Parts,
         recipe: DataRecipe,
         *,
-        channels: Sequence[str],
         labels: Labels,
-        fingerprint: Fingerprint,
         seed: int,
         stream: Literal["train", "validation"],
     ) -> None:
@@ -66,10 +62,7 @@ class PatchDataset(Dataset[Patch]):
                     *(names if recipe.unannotated == "background" else cache.dataset.annotated(case)),
                 }
                 self.cases.append((cache.load(case), table, torch.tensor([name in found for name in names])))
-        self.recipe, self.fingerprint = recipe, fingerprint
-        self.schemes = schemes(recipe.normalization, channels)
-        for case, _, _ in self.cases:
-            check_range(self.schemes, (case.lows, case.highs), f"case '{case.identifier}'")
+        self.recipe = recipe
         self.seed, self.stream = seed, stream
 
     def __getitem__(self, index: int) -> Patch:
@@ -83,11 +76,8 @@ class PatchDataset(Dataset[Patch]):
         source = size if matrix is None else augment.source_size(matrix, size)
         offset = [s + (n - m) // 2 for s, n, m in zip(start, size, source, strict=True)]
         inside, padding = window(annotation.shape, offset, source)
-        raw = np.asarray(volume[(slice(None), *inside)])
-        moments, extremes = (case.means, case.stds), (case.lows, case.highs)
-        normal = normalize(raw, self.schemes, self.fingerprint, moments=moments, extremes=extremes)
-        image = torch.from_numpy(np.pad(normal, [(0, 0), *padding]))
-        values = np.asarray(annotation[inside])
+        image = torch.from_numpy(np.pad(volume[(slice(None), *inside)], [(0, 0), *padding]))
+        values = np.maximum(np.asarray(annotation[inside]), 0)
         if values.size and not 0 <= int(values.min()) <= int(values.max()) < len(table):
             raise DataError(
                 f"{case.folder}: damaged cache entry (labels up to {values.max()}, of {len(table)}); delete this "

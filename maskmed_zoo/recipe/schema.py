@@ -23,6 +23,7 @@ Axis = Literal["z", "y", "x"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Range = tuple[PositiveFloat, PositiveFloat]
+Scheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 PatchSize = tuple[Side, Side, Side]
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
@@ -56,10 +57,13 @@ class DataRecipe(Settings):
     )
     spacing: Spacing = Field(description="voxel size the network works at, mm, (z, y, x)")
     patch_size: PatchSize = Field(description="training and inference window, voxels, (z, y, x)")
-    normalization: Literal["auto", "ct", "zscore"] = Field(
+    normalization: Literal["auto"] | Scheme | tuple[Scheme, ...] = Field(
         default="auto",
         description="auto: by a channel's name, as in nnU-Net: CT (clip and z-score by the fingerprint), noNorm, "
-        "rescale_to_0_1, rgb_to_0_1, any other per case; else one for all channels",
+        "rescale_to_0_1, rgb_to_0_1, any other z-scores of the case; else one scheme for all channels, or a list",
+    )
+    use_mask_for_norm: bool = Field(
+        default=False, description="z-scores over the non-zero region alone, and 0 around it, as where a skull is cut"
     )
     foreground_oversampling: Probability = Field(
         default=0.33, description="share of patches centred on a foreground voxel"

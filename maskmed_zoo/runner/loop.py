@@ -11,7 +11,6 @@ from typing import Any, Literal
 from torch.utils.data import DataLoader
 
 from maskmed_zoo.data.cache import Parts
-from maskmed_zoo.data.fingerprint import Fingerprint
 from maskmed_zoo.data.patches import Patch, PatchDataset
 from maskmed_zoo.errors import DataError, MemoryShortageError, first_line
 from maskmed_zoo.runner.checkpoint import Progress, load, save
@@ -33,7 +32,6 @@ class Loop:
         trainer: Trainer,
         run: RunFolder,
         parts: Mapping[Stream, Parts],
-        fingerprint: Fingerprint,
         workers: int,
     ) -> None:
         self.trainer, self.run, self.workers = trainer, run, workers
@@ -42,9 +40,7 @@ class Loop:
             stream: PatchDataset(
                 chosen,
                 self.recipe.data,
-                channels=self.recipe.channels,
                 labels=self.recipe.labels,
-                fingerprint=fingerprint,
                 seed=self.recipe.train.seed,
                 stream=stream,
             )
