@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, PlannedLevels
 from maskmed_zoo.settings import MOST_LEVELS, Layers, Size3, Triple, Width
 
-
 WIDENING = 10
 """Of the widest level over the finest, as nnU-Net's 320 channels over 32."""
 

@@ -67,7 +67,7 @@ class TimmConfig(ComponentConfig):
         return self
 
     def fitted(self, levels: PlannedLevels) -> Self:
-        """Along z as coarse as planned, where that is less coarse than along y and x; slices have no z to make coarse."""
+        """Along z as coarse as planned, where that is less than along y and x; slices have no z to make coarse."""
         z_factors = tuple(z for z, _, _ in levels.strides[1:])
         is_thick = any(z < max(y, x) for z, y, x in levels.strides[1:])
         return self.model_copy(update={"z_factors": z_factors}) if is_thick and self.mode == "inflate" else self

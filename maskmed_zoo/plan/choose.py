@@ -5,7 +5,7 @@ images is taken, and what memory is left goes into the batch, up to a twentieth 
 networks are measured as nnU-Net does (`nnunet`), every other one by its memory (`footprint`), where the first that fits
 is found by bisection: they shrink in turn.
 Source: nnU-Net v2, `ExperimentPlanner.get_plans_for_configuration` (Isensee et al., Nat Methods 18, 203, 2021).
-Deviation: a tenth of the budget is kept back for what `footprint` does not count; there is no second configuration at
+Deviation: an eighth of the budget is kept back for what `footprint` does not count; there is no second configuration at
 low resolution.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -29,7 +30,7 @@ from maskmed_zoo.plan.nnunet import SHARE, SMALLEST_BATCH, Reference, feature_vo
 from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.settings import Size3
 
-RESERVE = 0.1
+RESERVE = 0.125
 """Of the budget, not planned with: kernels' own memory, an allocator's gaps, a GPU's context."""
 
 
@@ -75,8 +76,8 @@ def _own(recipe: Recipe, tried: Sequence[PlannedLevels], grid: Grid, budget: Bud
     batch, why = _batch(fits, grid, levels, reference.share)
     planned = _fitted(recipe, levels, batch)
     limits = (
-        f"its feature maps have {need / 1e6:.0f} million voxels of the {allowed / 1e6:.0f} that {reference.name} allows "
-        f"for {shown(budget.bytes)}"
+        f"its feature maps have {need / 1e6:.0f} million voxels of the {allowed / 1e6:.0f} that {reference.name} "
+        f"allows for {shown(budget.bytes)}"
     )
     memory = StepMemory(_on_meta(planned), planned, narrow=budget.narrow).bytes(levels.patch, batch)
     return Choice(planned, levels, _limits(tried, levels, limits), why, memory, reference)
@@ -147,7 +148,7 @@ def _own_strides(recipe: Recipe, grid: Grid) -> list[Size3]:
 
 def _steps(strides: Sequence[Size3]) -> list[Size3]:
     found = [(1, 1, 1)]
-    for above, below in zip(strides, strides[1:], strict=False):
+    for above, below in pairwise(strides):
         found.append((below[0] // above[0], below[1] // above[1], below[2] // above[2]))
     return found
 

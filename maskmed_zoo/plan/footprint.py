@@ -5,15 +5,15 @@ sum is the need of the network: activations kept for the gradient, gradients, an
 Losses look at numbers, which meta tensors have not, so the loss runs on an output of the smallest patch and its need is
 scaled with the voxels. To that come weights, gradients and the optimizer's state, and the copies in which convolutions
 work, as much as the largest one reads and writes.
-Deviations from a real step: the CUDA context and what an allocator keeps in reserve are not counted; with mixed precision
-every activation is taken to have 16 bits.
+Deviations from a real step: the CUDA context and what an allocator keeps in reserve are not counted; with mixed
+precision every activation is taken to have 16 bits.
 """
 
 from __future__ import annotations
 
 import weakref
 from math import prod
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -143,7 +143,7 @@ class Live(TorchDispatchMode):
 
 
 def _tensors(result: Any) -> list[Tensor]:
-    return [x for x in cast(list[Any], pytree.tree_leaves(result)) if isinstance(x, Tensor)]
+    return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
 
 
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)

@@ -1,7 +1,7 @@
 """The spacing and the median shape that a data set is planned with.
 
-Idea: the median spacing, along each axis. Where one axis is three times as coarse as the others and has a third of their
-voxels, its median would invent slices for the finer cases or blur them away; there the 10th percentile is taken.
+Idea: the median spacing, along each axis. Where one axis is three times as coarse as the others and has a third of
+their voxels, slices are few, and the median would blur those of the finer cases away; there it is the 10th percentile.
 Source: nnU-Net v2, `ExperimentPlanner.determine_fullres_target_spacing` and `compute_new_shape` (Isensee et al., Nat
 Methods 18, 203, 2021). No deviation.
 """

@@ -1,10 +1,10 @@
 """Patch and levels after nnU-Net's rules: where an axis is halved, where a kernel spans it, and how a patch shrinks.
 
-Idea: a patch has the images' aspect in mm, so that it holds the same of every axis, and is cut to their median shape. An
-axis is halved as long as it keeps 4 voxels and is not twice as coarse as the finest one; convolutions stay in the plane
-until then. Where a network needs too much memory, the axis that covers most of the images gives.
-Source: nnU-Net v2, `get_pool_and_conv_props` and the loop of `ExperimentPlanner.get_plans_for_configuration` (Isensee et
-al., Nat Methods 18, 203, 2021). No deviation. Axes are in nnU-Net's order here, the coarsest first; see `Order`.
+Idea: a patch is as long in mm along every axis, as far as the images' median shape goes. An axis is halved as long as
+it keeps 4 voxels and is not twice as coarse as the finest one; convolutions stay in the plane until then. Where a
+network needs too much memory, the axis that covers most of the images gives.
+Source: nnU-Net v2, `get_pool_and_conv_props` and the loop of `ExperimentPlanner.get_plans_for_configuration` (Isensee
+et al., Nat Methods 18, 203, 2021). No deviation. Axes are in nnU-Net's order here, the coarsest first; see `Order`.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def shrinking(spacing: Spacing3, median: Sequence[float]) -> Iterator[PlannedLev
 
 
 def multiples(spacing: Spacing3, median: Sequence[float], strides: Sequence[Size3]) -> Iterator[PlannedLevels]:
-    """Likewise for an encoder whose strides are its own: multiples of them, two voxels at the coarsest level at least."""
+    """Likewise for an encoder whose strides are its own: multiples of them, with two voxels at the coarsest level."""
     total, kernels = total_stride(strides), kernels_along(spacing, strides)
     start = first_patch(spacing, median)
     patch = [max(1, ceil(side / s)) * s for side, s in zip(start, total, strict=True)]

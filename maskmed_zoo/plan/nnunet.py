@@ -2,8 +2,8 @@
 
 Idea: memory in training is about proportional to what the convolutions of a network give, so nnU-Net counts that and
 compares it with a network known to fit. Its figures were found by trial and are taken as they are.
-Source: nnU-Net v2, `ExperimentPlanner`, `nnUNetPlannerResEncM`, `…L` and `…XL` (Isensee et al., "nnU-Net Revisited", 2024);
-`compute_conv_feature_map_size` of dynamic-network-architectures. Deviation: M, L and XL are not chosen by name: the
+Source: nnU-Net v2, `ExperimentPlanner`, `nnUNetPlannerResEncM`, `L` and `XL` (Isensee et al., "nnU-Net Revisited",
+2024); `compute_conv_feature_map_size` of dynamic-network-architectures. Deviation: M, L and XL are not chosen by name: the
 budget decides, below 24, from 24 and from 40 GiB.
 """
 
@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from math import prod
 
 from maskmed_zoo.contracts import PlannedLevels
+from maskmed_zoo.decoders.unet import UNetConfig
 from maskmed_zoo.encoders.plain_conv import PlainConvConfig
 from maskmed_zoo.encoders.residual import ResidualConfig
-from maskmed_zoo.layers.conv import per_level
-from maskmed_zoo.decoders.unet import UNetConfig
 from maskmed_zoo.heads.pointwise import PointwiseConfig
+from maskmed_zoo.layers.conv import per_level
 from maskmed_zoo.necks.skip import SkipConfig
 from maskmed_zoo.recipe.schema import ModelRecipe
 
 SMALLEST_BATCH = 2
 SHARE = 0.05
 """Of the data set's voxels, the most that a batch may hold."""
+FINEST = 32
+"""Channels of the finest level."""
 _RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
 
 
@@ -44,23 +46,39 @@ class Reference:
 
 def reference_of(model: ModelRecipe, gib: float) -> Reference | None:
     """nnU-Net's reference for one of its own networks and a budget in GiB; None for any other network."""
-    encoder, decoder = model.encoder, model.decoder
-    if not (isinstance(decoder, UNetConfig) and type(model.neck) is SkipConfig and type(model.head) is PointwiseConfig):
-        return None
-    if decoder.residual or decoder.width != 1 or decoder.parameters is not None:
-        return None
-    stages, finest = set(per_level(decoder.blocks, 2)), 32
-    if type(encoder) is PlainConvConfig and encoder.channels[0] == finest:
-        is_own = stages == {2} and set(per_level(encoder.blocks, 2)) == {2}
-        return Reference("nnU-Net", 560_000_000, 8, SHARE) if is_own else None
-    if type(encoder) is not ResidualConfig or encoder.channels[0] != finest or stages != {1}:
-        return None
-    blocks = encoder.blocks
-    if not isinstance(blocks, tuple) or len(blocks) < 4 or blocks != (*_RESIDUAL_BLOCKS, *(6,) * len(blocks))[: len(blocks)]:
+    if _is_plain(model):
+        return Reference("nnU-Net", 560_000_000, 8, SHARE)
+    if not _is_resenc(model):
         return None
     if gib < 24:
         return Reference("ResEnc M", 680_000_000, 8, 1)
     return Reference("ResEnc L", 2_100_000_000, 24, 1) if gib < 40 else Reference("ResEnc XL", 3_600_000_000, 40, 1)
+
+
+def _is_plain(model: ModelRecipe) -> bool:
+    encoder = model.encoder
+    if type(encoder) is not PlainConvConfig or encoder.channels[0] != FINEST:
+        return False
+    return set(per_level(encoder.blocks, 1)) == {2} and _stages(model) == {2}
+
+
+def _is_resenc(model: ModelRecipe) -> bool:
+    encoder = model.encoder
+    if type(encoder) is not ResidualConfig or encoder.channels[0] != FINEST or not isinstance(encoder.blocks, tuple):
+        return False
+    count = len(encoder.blocks)
+    wanted = (*_RESIDUAL_BLOCKS, *_RESIDUAL_BLOCKS[-1:] * count)[:count]
+    return count >= len(set(_RESIDUAL_BLOCKS)) and encoder.blocks == wanted and _stages(model) == {1}
+
+
+def _stages(model: ModelRecipe) -> set[int] | None:
+    """Convolutions per stage of nnU-Net's decoder, with plain skips and its head; None with other parts."""
+    decoder = model.decoder
+    if type(model.neck) is not SkipConfig or type(model.head) is not PointwiseConfig:
+        return None
+    if not isinstance(decoder, UNetConfig) or (decoder.residual, decoder.width, decoder.parameters) != (False, 1, None):
+        return None
+    return set(per_level(decoder.blocks, 1))
 
 
 def feature_voxels(model: ModelRecipe, levels: PlannedLevels, labels: int) -> int:
@@ -80,11 +98,6 @@ def feature_voxels(model: ModelRecipe, levels: PlannedLevels, labels: int) -> in
     for n, c, size in zip(per_level(decoder.blocks, len(sizes) - 1), encoder.channels, sizes, strict=False):
         total += (n + 1) * c * prod(size)  # with the transposed convolution
     return total + labels * prod(sizes[0])
-
-
-def batch_size(allowed: float, needed: float, levels: PlannedLevels, voxels: float, share: float) -> tuple[int, int]:
-    """Batch that fits, by nnU-Net's rounding, and the most that the share of the data set's voxels leaves."""
-    return round(allowed / needed * SMALLEST_BATCH), most_of_data(levels.patch, voxels, share)
 
 
 def most_of_data(patch: Sequence[int], voxels: float, share: float) -> int:
