@@ -2,9 +2,9 @@
 
     python docs/benchmarks/plan.py docs/benchmarks/plan.csv [DATASET…]
 
-On made-up fingerprints, and on the data sets named. nnU-Net's planner runs in this process, on the same numbers, written
-as its own extraction would write them; its networks are counted on the meta device, which changes no figure. Axes are
-compared in z, y, x. Wants `nnunetv2`.
+On made-up fingerprints, and on the data sets named; a folder without dataset.json is one of CT files. nnU-Net's
+planner runs in this process, on the same numbers, written as its own extraction would write them; its networks are
+counted on the meta device, which changes no figure. Axes are compared in z, y, x. Wants `nnunetv2`.
 """
 
 from __future__ import annotations
@@ -68,9 +68,17 @@ def made_up() -> dict[str, Facts]:
 
 def of_dataset(root: Path) -> Facts:
     """The facts of a data set on disk, by this package's fingerprint."""
+    from maskmed_zoo.data.crop import nonzero_box
     from maskmed_zoo.data.dataset import open_dataset
     from maskmed_zoo.data.fingerprint import fingerprint_dataset
+    from maskmed_zoo.data.formats import read_image
 
+    if not (root / "dataset.json").exists():
+        names = [path for path in sorted(root.glob("*_ct*.nii.gz")) if "labels" not in path.name]
+        scans = [read_image(path) for path in names]
+        boxes = [nonzero_box(scan.array[None]) for scan in scans]
+        shapes: list[Any] = [tuple(side.stop - side.start for side in box[-3:]) for box in boxes]
+        return Facts([scan.geometry.spacing for scan in scans], shapes, labels=118)  # TotalSegmentator's classes
     dataset = open_dataset(root)
     found = fingerprint_dataset(dataset)
     return Facts(found.spacings, found.shapes_after_crop, len(dataset.channels), len(dataset.labels))

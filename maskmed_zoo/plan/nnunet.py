@@ -3,8 +3,8 @@
 Idea: memory in training is about proportional to what the convolutions of a network give, so nnU-Net counts that and
 compares it with a network known to fit. Its figures were found by trial and are taken as they are.
 Source: nnU-Net v2, `ExperimentPlanner`, `nnUNetPlannerResEncM`, `L` and `XL` (Isensee et al., "nnU-Net Revisited",
-2024); `compute_conv_feature_map_size` of dynamic-network-architectures. Deviation: M, L and XL are not chosen by name: the
-budget decides, below 24, from 24 and from 40 GiB.
+2024); `compute_conv_feature_map_size` of dynamic-network-architectures. Deviation: M, L and XL are not chosen by name:
+the budget decides, below 24, from 24 and from 40 GiB.
 """
 
 from __future__ import annotations

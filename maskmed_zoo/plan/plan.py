@@ -69,16 +69,8 @@ def plan(
         )
     budget = budget_of(memory, origin.train.amp)
     display.say(f"planning for {shown(budget.bytes)} of memory ({budget.origin})")
-    base = load_recipe(
-        origin,
-        {
-            "name": name_of(dataset.name),
-            "data.mirror_axes": [],
-            "data.channels": [*dataset.channels],
-            "data.labels": dict(dataset.labels),
-        },
-    )
-    found = plan_of(fingerprint, base, budget)
+    stated = {"name": name_of(dataset.name), "data.channels": [*dataset.channels], "data.labels": dict(dataset.labels)}
+    found = plan_of(fingerprint, load_recipe(origin, stated | {"data.mirror_axes": []}), budget)
     if found.bytes > budget.bytes:
         display.say(
             f"nnU-Net's measure, which decides for its own networks, counts on 16-bit activations: here a step will "

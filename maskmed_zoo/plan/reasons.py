@@ -64,9 +64,7 @@ def _levels(choice: Choice, grid: Grid) -> dict[str, str]:
     if hasattr(model.decoder, "kernels"):
         found["model.decoder.kernels"] = "As the encoder's, by the same rule; none for the coarsest level."
     if hasattr(model.neck, "query_levels"):
-        found["model.neck.query_levels"] = (
-            f"The lowest of the {len(levels.strides)} levels, all but the finest at most."
-        )
+        found["model.neck.query_levels"] = f"The lowest of {len(levels.strides)} levels, the finest never."
     return found
 
 
