@@ -37,14 +37,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Plan and write."""
-    from maskmed_zoo.errors import OutputError, RecipeError
+    from maskmed_zoo.errors import OutputError, RecipeError, escaped
     from maskmed_zoo.plan.plan import plan
 
     if args.out is not None and args.out.suffix not in (".yaml", ".yml"):
         raise RecipeError(f"{args.out}: a recipe's name ends in .yaml; give such a file")
     if args.out is not None and args.out.exists():
         raise OutputError(f"{args.out}: exists already; give another name")
-    found = plan(args.data, recipe=args.recipe, memory=args.memory, runs=args.runs)
+    file = "mine.yaml" if args.out is None else escaped(str(args.out))
+    found = plan(args.data, recipe=args.recipe, memory=args.memory, runs=args.runs, file=file)
     if args.out is None:
         write_text(found.text)
     else:

@@ -68,7 +68,7 @@ def levels_of(spacing: Spacing3, patch: Sequence[float]) -> PlannedLevels:
         kernels.append((kernel[0], kernel[1], kernel[2]))
         step = [2 if axis in axes else 1 for axis in range(3)]
         strides.append((step[0], step[1], step[2]))
-        sizes = [ceil(side / s) for side, s in zip(sizes, step, strict=True)]
+        sizes = [ceil(side / 2) if s == 2 else side for side, s in zip(sizes, step, strict=True)]
         spacings = [mm * s for mm, s in zip(spacings, step, strict=True)]
     total = total_stride(strides)
     z, y, x = (ceil(side / s) * s for side, s in zip(patch, total, strict=True))

@@ -50,9 +50,10 @@ def plan(
     memory: str | None = None,
     runs: Path | None = None,
     workers: int | None = None,
+    file: str = "mine.yaml",
     display: Display | None = None,
 ) -> Plan:
-    """See `maskmed_zoo.plan`."""
+    """See `maskmed_zoo.plan`; `file` is what the text will be called."""
     display = display or Display()
     if memory is not None:
         size_of(memory)  # before anything is read
@@ -76,7 +77,8 @@ def plan(
             f"nnU-Net's measure, which decides for its own networks, counts on 16-bit activations: here a step will "
             f"need about {shown(found.bytes)}"
         )
-    header = _header(found.recipe, origin, str(data), budget, len(fingerprint.cases))
+    command = f"{shlex.quote(file)} --data {shlex.quote(str(data))} --out runs/{found.recipe.name}"
+    header = _header(command, origin, budget, len(fingerprint.cases))
     return Plan(found.recipe, commented(found.recipe, header, found.comments), found.comments, found.bytes)
 
 
@@ -95,13 +97,13 @@ def plan_of(fingerprint: DatasetFingerprint, base: Recipe, budget: Budget) -> Pl
     return Plan(choice.recipe, commented(choice.recipe, "", comments), comments, choice.bytes)
 
 
-def _header(recipe: Recipe, base: Recipe, data: str, budget: Budget, cases: int) -> str:
+def _header(command: str, base: Recipe, budget: Budget, cases: int) -> str:
     return "\n".join(
         (
             f"Planned by maskmed-zoo {__version__} for {cases} cases and {shown(budget.bytes)} of memory "
             f"({budget.origin}).",
             "",
-            f"  maskmed-zoo train mine.yaml --data {shlex.quote(data)} --out runs/{recipe.name}",
+            f"  maskmed-zoo train {command}",
             "",
             f"Neck, head, loss and schedule are those of {base.name}; what has a comment follows from the data set.",
         )
