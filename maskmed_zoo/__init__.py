@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from maskmed_zoo.data.check.finding import Finding
     from maskmed_zoo.inference.predictor import Predictor
     from maskmed_zoo.model import SegmentationModel
+    from maskmed_zoo.plan.plan import Plan
     from maskmed_zoo.recipe import Recipe
     from maskmed_zoo.weights.keys import KeyMap
     from maskmed_zoo.weights.load import LoadReport
@@ -46,6 +47,7 @@ __all__ = [
     "load",
     "load_recipe",
     "load_weights",
+    "plan",
     "register",
     "train",
 ]
@@ -180,6 +182,36 @@ def attach_head(
         stages=stages,
         freeze=freeze,
     )
+
+
+def plan(
+    data: str | Path,
+    *,
+    recipe: str | Path | Recipe = "maskmed_amos",
+    memory: str | None = None,
+    runs: str | Path | None = None,
+) -> Plan:
+    """A recipe for nnU-Net's raw folder `data`, planned after nnU-Net's rules, that trains on it as it is.
+
+    Args:
+        data: the folder that holds dataset.json.
+        recipe: whose network, loss and schedule the plan is made for; default: MaskMed as in the paper.
+        memory: for a training step, "11G", "8GiB", "900M", …; default: all that the GPU has, "8G" without one.
+        runs: the folder that runs will lie in; what is measured is kept in its cache, for `train` to find.
+
+    Returns a `Plan`: the `recipe`, its YAML `text` with a comment on each planned number, and `comments` by path.
+    Raises `RecipeError` and `DataError` as `train` does, `ArgumentError` for a memory that is no size, `UserError` for
+    one that the smallest patch does not fit into.
+    """
+    from pathlib import Path
+
+    from maskmed_zoo.arguments import NONE, expect, expect_path
+    from maskmed_zoo.plan.plan import plan as planned
+
+    expect_path("data", data, "a data set's folder")
+    expect("memory", memory, (str, *NONE), "a size such as '11G'")
+    expect_path("runs", runs, "a folder", optional=True)
+    return planned(data, recipe=recipe, memory=memory, runs=None if runs is None else Path(runs))
 
 
 def train(

@@ -77,11 +77,12 @@ ALLOWED: dict[str, set[str]] = {
     "ablation": RUN | {"runner"},
     "explain": RUN | {"layers", "runner"},
     "export": RUN | {"runner"},
+    "plan": RUN | {"encoders", "necks", "decoders", "heads", "layers", "runner"},
     "interop": {"contracts", "registry", "recipe", "model", "build", "runner", "weights"},
     "demo": RUN | {"runner"},
-    "root": RUN | {"attach", "runner"},
+    "root": RUN | {"attach", "plan", "runner"},
     "cli": {"root", "registry", "recipe", "build", "weights", "data", "evaluation"}
-    | {"runner", "ablation", "explain", "export", "interop", "demo"},
+    | {"runner", "ablation", "explain", "export", "interop", "plan", "demo"},
     "__main__": {"cli"},
 }
 HEAVY = {"torch", "numpy", "scipy", "monai", "timm", "nibabel", "pydantic", "matplotlib"}

@@ -26,6 +26,7 @@ VERBS = {
     "validate": "check a recipe",
     "schema": "the JSON Schema of recipes, for editors",
     "copy": "a recipe of your own, from one built in",
+    "plan": "a recipe for a data set, each number explained",
     "build": "what a recipe's network is made of",
     "data": "check a data set, every case of it",
     "train": "train a recipe on a data set",

@@ -7,11 +7,12 @@ where it is silent, the result is projected back to a level's width and added to
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import FeatureSpec, Neck
+from maskmed_zoo.contracts import FeatureSpec, Neck, PlannedLevels
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.position import extent_mm, sine_encoding
 from maskmed_zoo.layers.transformer import TransformerConfig
@@ -23,6 +24,10 @@ class TokenNeckConfig(TransformerConfig):
 
     query_levels: Layers
     layers: Layers = 1
+
+    def fitted(self, levels: PlannedLevels) -> Self:
+        """Every level but the finest at most: the voxels of the full resolution would be millions of queries."""
+        return self.model_copy(update={"query_levels": min(self.query_levels, len(levels.strides) - 1)})
 
 
 class TokenNeck(Neck):

@@ -27,6 +27,7 @@ def test_verbs_are_frozen() -> None:
         "validate",
         "schema",
         "copy",
+        "plan",
         "build",
         "data",
         "train",
