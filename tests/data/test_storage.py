@@ -87,12 +87,13 @@ def test_slices_are_written_in_order(tmp_path: Path):
 
 def test_a_case_that_sixteen_bits_do_not_hold_is_kept_in_float32(dataset: Path, tmp_path: Path):
     opened = open_dataset(dataset)
-    path, shape = opened.cases[0].images[0], (40, 40, 40)
+    path, label, shape = opened.cases[0].images[0], opened.cases[0].label, (40, 40, 40)
+    assert label is not None
     affine = nib.load(path).affine
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     values[0, 0, 0] = 1e7
     nib.save(nib.Nifti1Image(values, affine), path)
-    nib.save(nib.Nifti1Image(np.ones(shape, np.uint8), affine), opened.cases[0].label)
+    nib.save(nib.Nifti1Image(np.ones(shape, np.uint8), affine), label)
     _, _, geometry = load_case(opened.cases[0], opened)
     cache = CaseCache(tmp_path / "cache", opened, Preprocessing(geometry.spacing, ("none",)))
     cache.prepare(opened.cases[:1])

@@ -16,9 +16,10 @@ from maskmed_zoo.data.case import Case, check_values
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.formats import read_image, read_labels
 from maskmed_zoo.data.image import Volume, check_same_geometry
-from maskmed_zoo.data.normalize import Scheme, check_range
+from maskmed_zoo.data.normalize import Scaling, scaling_of
 from maskmed_zoo.data.problem import ProblemError, problem_of
 from maskmed_zoo.errors import DataError, MemoryShortageError
+from maskmed_zoo.recipe.schema import Scheme
 from maskmed_zoo.settings import Size3, Spacing3
 
 FEWEST_VOXELS = 20
@@ -35,7 +36,7 @@ class Intensity(NamedTuple):
 
 
 @dataclass
-class CaseFacts:
+class Examined:
     """What is known of a case when its arrays are gone.
 
     `intensities`: by channel and label name, in units that all cases share: those of the image, or, for channels that
@@ -53,9 +54,9 @@ class CaseFacts:
     problems: list[ProblemError] = field(default_factory=list[ProblemError])
 
 
-def examine(case: Case, dataset: RawDataset, schemes: tuple[Scheme, ...]) -> CaseFacts:
+def examine(case: Case, dataset: RawDataset, schemes: tuple[Scheme, ...]) -> Examined:
     """Read a case, file by file, and keep what is wrong with it; nothing is raised for that."""
-    facts = CaseFacts(case)
+    facts = Examined(case)
     label = _read(read_labels, case.label, facts) if case.label else None
     if label is not None:
         _examine_label(label, dataset, facts)
@@ -72,18 +73,14 @@ def examine(case: Case, dataset: RawDataset, schemes: tuple[Scheme, ...]) -> Cas
             facts.orientation = "".join(nib.aff2axcodes(image.geometry.affine))
             if label is not None:
                 _compare(image, label, facts)
-        low, high = float(image.array.min()), float(image.array.max())
-        try:
-            check_range(schemes[channel : channel + 1], ([low], [high]), str(path))
-        except DataError as error:
-            _tell(facts, path, problem_of(error, path, "value range"))
-        if low == high:
+        scaling = _scaling(image, schemes[channel], facts)
+        if image.array.min() == image.array.max():
             constant.append(path)
             continue
         facts.contents[path] = hashlib.blake2b(image.array.data, digest_size=16).hexdigest()
         is_whole = len(case.images) == len(dataset.channels)
         if is_whole and label is not None and label.array.shape == image.array.shape:
-            for name, intensity in _intensities(image.array, label.array, dataset, schemes[channel]):
+            for name, intensity in _intensities(image.array, label.array, dataset, scaling):
                 facts.intensities[channel, name] = intensity
     for path in constant:
         what = "every voxel has the same value"
@@ -92,7 +89,7 @@ def examine(case: Case, dataset: RawDataset, schemes: tuple[Scheme, ...]) -> Cas
     return facts
 
 
-def _examine_label(label: Volume, dataset: RawDataset, facts: CaseFacts) -> None:
+def _examine_label(label: Volume, dataset: RawDataset, facts: Examined) -> None:
     """Values that nothing declares, and a map without foreground."""
     facts.labels = set(np.unique(label.array).tolist())
     check_values(facts.labels, facts.case, dataset, tell=facts.problems.append)
@@ -102,7 +99,7 @@ def _examine_label(label: Volume, dataset: RawDataset, facts: CaseFacts) -> None
         _tell(facts, label.path, ProblemError(label.path, what, remedy, kind="no foreground"))
 
 
-def _read(read: Callable[[Path], Volume], path: Path, facts: CaseFacts) -> Volume | None:
+def _read(read: Callable[[Path], Volume], path: Path, facts: Examined) -> Volume | None:
     try:
         return read(path)
     except (DataError, MemoryShortageError) as error:
@@ -110,38 +107,37 @@ def _read(read: Callable[[Path], Volume], path: Path, facts: CaseFacts) -> Volum
         return None
 
 
-def _compare(image: Volume, other: Volume, facts: CaseFacts) -> None:
+def _compare(image: Volume, other: Volume, facts: Examined) -> None:
     try:
         check_same_geometry(image, other)
     except ProblemError as error:
         _tell(facts, other.path, error)
 
 
+def _scaling(image: Volume, scheme: Scheme, facts: Examined) -> Scaling:
+    """What makes intensities of several cases comparable: how they are normalized where that is case by case."""
+    if scheme != "ct":
+        try:
+            return scaling_of(image.array, scheme, None, where=str(image.path))
+        except DataError as error:
+            _tell(facts, image.path, problem_of(error, image.path, "value range"))
+    return Scaling(0.0, 1.0)
+
+
 def _intensities(
-    image: NDArray[np.float32], labels: NDArray[np.int16], dataset: RawDataset, scheme: Scheme
+    image: NDArray[np.float32], labels: NDArray[np.int16], dataset: RawDataset, scaling: Scaling
 ) -> Iterator[tuple[str, Intensity]]:
     """Of each label that has enough voxels, in units that all cases share."""
     inside = np.flatnonzero(labels > 0)
-    values, found = image.ravel()[inside], labels.ravel()[inside]
-    shift, size = _scale(image, scheme)
+    values, found = scaling.of(image.ravel()[inside]), labels.ravel()[inside]
     for name, value in dataset.labels.foreground.items():
-        own = (values[found == value].astype(np.float64) - shift) / size
+        own = values[found == value].astype(np.float64)
         if own.size >= FEWEST_VOXELS:
             low, high = np.percentile(own, (5, 95)).tolist()
             yield name, Intensity(low, float(own.mean()), high, float(own.std()))
 
 
-def _scale(image: NDArray[np.float32], scheme: Scheme) -> tuple[float, float]:
-    """What is subtracted from intensities, and what they are divided by, to be compared with those of other cases."""
-    if scheme == "rescale_to_0_1":
-        return float(image.min()), float(image.max()) - float(image.min())
-    if scheme != "zscore":
-        return 0.0, 1.0
-    mean = float(np.mean([plane.mean(dtype=np.float64) for plane in image]))
-    return mean, float(np.mean([np.square(plane - mean, dtype=np.float64).mean() for plane in image])) ** 0.5
-
-
-def _tell(facts: CaseFacts, path: Path, problem: ProblemError) -> None:
+def _tell(facts: Examined, path: Path, problem: ProblemError) -> None:
     """Keep a problem without the traceback of an error, which would keep the arrays."""
     case = facts.case.identifier
     facts.problems.append(ProblemError(path, problem.what, problem.remedy, kind=problem.kind, case=case))

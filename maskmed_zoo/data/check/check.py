@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from maskmed_zoo.data.check.case import CaseFacts, examine
+from maskmed_zoo.data.check.case import Examined, examine
 from maskmed_zoo.data.check.duplicates import duplicates
 from maskmed_zoo.data.check.finding import Finding, finding_of
 from maskmed_zoo.data.check.outliers import outliers
@@ -56,7 +56,7 @@ def check_data(
     return sorted(found, key=lambda finding: (not finding.case, finding.case))
 
 
-def _examined(dataset: RawDataset, workers: int, progress: Progress | None) -> list[CaseFacts]:
+def _examined(dataset: RawDataset, workers: int, progress: Progress | None) -> list[Examined]:
     """The facts of every case, in their order."""
     by_channel = schemes("auto", dataset.channels)
     total = len(dataset.cases)
@@ -73,7 +73,7 @@ def _examined(dataset: RawDataset, workers: int, progress: Progress | None) -> l
     return [task.result() for task in tasks]
 
 
-def _absent(cases: Sequence[CaseFacts], dataset: RawDataset) -> Iterator[ProblemError]:
+def _absent(cases: Sequence[Examined], dataset: RawDataset) -> Iterator[ProblemError]:
     """Labels that no case has, provided that label maps could be read at all."""
     there = {value for facts in cases for value in facts.labels}
     for name, value in dataset.labels.foreground.items() if there else ():

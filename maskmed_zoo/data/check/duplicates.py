@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from maskmed_zoo.data.check.case import CaseFacts
+from maskmed_zoo.data.check.case import Examined
 from maskmed_zoo.data.problem import ProblemError
 from maskmed_zoo.data.splits import Folds
 
 
-def duplicates(cases: Sequence[CaseFacts], folds: Folds) -> Iterator[tuple[ProblemError, bool]]:
+def duplicates(cases: Sequence[Examined], folds: Folds) -> Iterator[tuple[ProblemError, bool]]:
     """For each image that an earlier file has too: the problem, and whether a score would be wrong because of it.
 
     That is where one of the two trains and the other validates in some fold. Orientation in the file makes no

@@ -16,7 +16,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.check.case import CaseFacts
+from maskmed_zoo.data.check.case import Examined
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.image import times
 from maskmed_zoo.data.problem import Kind, ProblemError
@@ -35,7 +35,7 @@ _TO_DEVIATIONS = 1.4826
 _TINY = 1e-6
 
 
-def outliers(cases: Sequence[CaseFacts], dataset: RawDataset) -> Iterator[ProblemError]:
+def outliers(cases: Sequence[Examined], dataset: RawDataset) -> Iterator[ProblemError]:
     """Remarks on cases that are unlike the others in spacing, shape, orientation or intensities."""
     read = [facts for facts in cases if facts.spacing is not None]
     if len(read) >= FEWEST_CASES:
@@ -46,7 +46,7 @@ def outliers(cases: Sequence[CaseFacts], dataset: RawDataset) -> Iterator[Proble
 
 
 def _sizes(
-    cases: Sequence[CaseFacts], kind: Kind, unit: str, of: Callable[[CaseFacts], Sequence[float]]
+    cases: Sequence[Examined], kind: Kind, unit: str, of: Callable[[Examined], Sequence[float]]
 ) -> Iterator[ProblemError]:
     usual = [median(sizes) for sizes in zip(*map(of, cases), strict=True)]
     for facts in cases:
@@ -57,7 +57,7 @@ def _sizes(
             yield _remark(facts, what, remedy, kind)
 
 
-def _orientations(cases: Sequence[CaseFacts]) -> Iterator[ProblemError]:
+def _orientations(cases: Sequence[Examined]) -> Iterator[ProblemError]:
     (usual, count), *others = Counter(facts.orientation for facts in cases).most_common()
     if sum(number for _, number in others) > RAREST * len(cases):
         return
@@ -68,9 +68,9 @@ def _orientations(cases: Sequence[CaseFacts]) -> Iterator[ProblemError]:
             yield _remark(facts, what, remedy, "orientation")
 
 
-def _intensities(cases: Sequence[CaseFacts], dataset: RawDataset) -> Iterator[ProblemError]:
+def _intensities(cases: Sequence[Examined], dataset: RawDataset) -> Iterator[ProblemError]:
     """The worst label of each channel of a case."""
-    worst: dict[Path, tuple[float, str, CaseFacts]] = {}
+    worst: dict[Path, tuple[float, str, Examined]] = {}
     for channel, label in sorted({key for facts in cases for key in facts.intensities}):
         having = [facts for facts in cases if (channel, label) in facts.intensities]
         if len(having) < FEWEST_CASES:
@@ -99,5 +99,5 @@ def _usual(values: NDArray[np.float64], spread: float) -> tuple[float, float]:
     return middle, max(deviation, spread / 100, _TINY * abs(middle), _TINY)
 
 
-def _remark(facts: CaseFacts, what: str, remedy: str, kind: Kind) -> ProblemError:
+def _remark(facts: Examined, what: str, remedy: str, kind: Kind) -> ProblemError:
     return ProblemError(facts.case.images[0], what, remedy, kind=kind, case=facts.case.identifier)
