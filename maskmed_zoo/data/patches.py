@@ -39,7 +39,7 @@ class Patch(TypedDict):
 
 
 @dataclass(frozen=True, eq=False)
-class _Member:
+class Member:
     """A case to draw from: what its labels are called here, which of them it has annotated, its value of 'ignore'."""
 
     case: CachedCase
@@ -68,7 +68,7 @@ class PatchDataset(Dataset[Patch]):
         seed: int,
         stream: Literal["train", "validation"],
     ) -> None:
-        self.members: list[_Member] = []
+        self.members: list[Member] = []
         names = labels.names
         for cache, cases in parts:
             own = cache.dataset.labels
@@ -79,7 +79,7 @@ class PatchDataset(Dataset[Patch]):
                     *(names if recipe.unannotated == "background" else cache.dataset.annotated(case)),
                 }
                 annotated = torch.tensor([name in found for name in names])
-                self.members.append(_Member(cache.load(case), table, annotated, own.ignore))
+                self.members.append(Member(cache.load(case), table, annotated, own.ignore))
         self.recipe, self.masked = recipe, parts[0][0].how.masked if parts else ()
         self.batch_size, self.seed, self.stream = batch_size, seed, stream
         self.policy = policy_of(recipe)
@@ -91,19 +91,19 @@ class PatchDataset(Dataset[Patch]):
         with _one_thread():
             if self.stream == "train":
                 start = self._start(member, self.policy.box, is_forced, rng)
-                image, maps = self.policy.take(self._reader(member), start, rng)
+                image, maps = self.policy.take(self.read(member), start, rng)
                 image, maps = mirror(self.policy.change(image, rng), maps, self.recipe.mirror_axes, rng)
                 empty_outside(image, maps[0], self.masked)
             else:
                 start = self._start(member, self.recipe.patch_size, is_forced, rng)
-                image, maps = self._reader(member)(start, self.recipe.patch_size)
+                image, maps = self.read(member)(start, self.recipe.patch_size)
         whole = torch.from_numpy(np.maximum(maps, 0).astype(np.int64))
         patch: Patch = {"image": image.contiguous(), "labels": whole[0], "annotated": member.annotated}
         if self.recipe.instances:
             patch["instances"] = whole[1]
         return patch
 
-    def _start(self, member: _Member, box: Size3, is_forced: bool, rng: np.random.Generator) -> Size3:
+    def _start(self, member: Member, box: Size3, is_forced: bool, rng: np.random.Generator) -> Size3:
         """First voxel of the box that holds a patch; may be negative."""
         labels = member.case.labels
         voxel: NDArray[Any] | None = None
@@ -115,8 +115,8 @@ class PatchDataset(Dataset[Patch]):
             return sampling.any_start(labels.shape, box, self.recipe.patch_size, rng)
         return sampling.start_around(voxel, labels.shape, box, self.recipe.patch_size)
 
-    def _reader(self, member: _Member) -> Read:
-        """Boxes of a case for the policies, with labels numbered as here."""
+    def read(self, member: Member) -> Read:
+        """What the policies read boxes of a case with; labels are numbered as here."""
         case, table = member.case, member.table
         volume, annotation = case.image, case.labels
         instances = case.instances if self.recipe.instances else None

@@ -148,7 +148,7 @@ def test_a_copy_on_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr(Path, "open", opened)
     with pytest.raises(OutputError, match="No space left"):
-        copy_command._write_new(tmp_path / "x.yaml", "text")
+        write_new(tmp_path / "x.yaml", "text")
     assert not list(tmp_path.iterdir())
     assert not capsys.readouterr().out
 

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from maskmed_zoo.data.augmentation import policy_of
+from maskmed_zoo.data.augmentation.nnunet import NNUNet
+from maskmed_zoo.data.augmentation.source import OUTSIDE, empty_outside
 from maskmed_zoo.data.cache import CaseCache, Parts
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
 from maskmed_zoo.data.fingerprint import fingerprint_dataset
@@ -95,6 +98,64 @@ def test_foreground_share(share: float, dataset: Path, tmp_path: Path) -> None:
         assert labels == {0, 1, 2}
     else:
         assert 0.02 < hits < 0.5
+
+
+def test_places_of_a_batch_are_kept_for_foreground(dataset: Path, tmp_path: Path) -> None:
+    """Half of a batch of two: the second patch always shows foreground, the first one where it happens to lie there."""
+    for stream in ("train", "validation"):
+        drawn = patches(dataset, tmp_path / "c", stream, patch_size=(2, 2, 2), foreground_oversampling=0.33)
+        hits = [bool((drawn[index]["labels"] > 0).any()) for index in range(120)]
+        assert all(hits[1::2])
+        assert 0 < sum(hits[::2]) < 40
+
+
+def test_patches_that_need_no_foreground_are_about_annotated_voxels(dataset: Path, tmp_path: Path) -> None:
+    description = json.loads((dataset / "dataset.json").read_text())
+    description["labels"]["ignore"] = 3
+    (dataset / "dataset.json").write_text(json.dumps(description))
+    for path in (dataset / "labelsTr").iterdir():
+        stored = nib.load(path)
+        labels = np.asarray(stored.dataobj).copy()
+        labels[labels == 0] = 3
+        nib.save(nib.Nifti1Image(labels, stored.affine), path)
+    drawn = patches(dataset, tmp_path / "c", patch_size=(1, 1, 1), foreground_oversampling=0)
+    assert {int(drawn[index]["labels"]) for index in range(60)} == {1, 2}
+
+
+def test_nnunets_policy_is_the_default(dataset: Path, tmp_path: Path) -> None:
+    drawn = patches(dataset, tmp_path / "c", patch_size=(8, 16, 16), augmentation={"kind": "nnunet"})
+    assert isinstance(drawn.policy, NNUNet)
+    assert isinstance(policy_of(DataRecipe(spacing=(2, 1, 1), patch_size=(8, 16, 16))), NNUNet)
+    for index in range(40):
+        image, labels, _ = drawn[index].values()
+        assert image.shape == (1, *labels.shape) == (1, 8, 16, 16)
+        assert image.isfinite().all()
+        assert {int(v) for v in labels.unique()} <= {0, 1, 2}
+
+
+def test_a_patch_does_not_depend_on_the_number_of_threads(dataset: Path, tmp_path: Path) -> None:
+    drawn = patches(dataset, tmp_path / "c", patch_size=(8, 16, 16), augmentation={"kind": "nnunet"})
+    threads = torch.get_num_threads()
+    found = list[list[torch.Tensor]]()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append([drawn[index]["image"] for index in range(20)])
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_channels_normalized_within_a_region_are_emptied_outside() -> None:
+    image = torch.ones(2, 2, 3, 4)
+    labels = np.zeros((2, 3, 4), np.int16)
+    labels[0, 1:] = OUTSIDE
+    empty_outside(image, labels, [1])
+    assert image[0].min() == 1
+    assert torch.equal(image[1] == 0, torch.from_numpy(labels) == OUTSIDE)
+    empty_outside(image, labels, [])
+    assert image[0].min() == 1
 
 
 def test_small_volumes_are_padded_with_zero_all_round(dataset: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def examine(case: Case, dataset: RawDataset, schemes: tuple[Scheme, ...]) -> Exa
             facts.orientation = "".join(nib.aff2axcodes(image.geometry.affine))
             if label is not None:
                 _compare(image, label, facts)
-        scaling = _scaling(image, schemes[channel], facts)
+        scaling = _scaling(image, schemes[channel] if channel < len(schemes) else "none", facts)
         if image.array.min() == image.array.max():
             constant.append(path)
             continue
