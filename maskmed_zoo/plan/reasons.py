@@ -89,7 +89,7 @@ def _memory(choice: Choice, budget: Budget) -> str:
     counted = f"A training step is estimated at {shown(choice.bytes)} with {precision} activations"
     if choice.reference is not None:
         return f"{counted}; nnU-Net's own measure decided."
-    return f"{counted}, of {shown(budget.bytes)} ({budget.origin}), {RESERVE:.1%} of which are kept back."
+    return f"{counted}, of {shown(budget.bytes)} ({budget.origin}), {RESERVE:.0%} of which are kept back."
 
 
 def _normalization(recipe: Recipe, fingerprint: DatasetFingerprint) -> str:
