@@ -2,8 +2,8 @@
 
     python docs/benchmarks/plan_memory.py docs/benchmarks/plan_memory.csv
 
-Two steps of batch 1 in float32 on the CPU, in a fresh process, by the highest resident memory beyond that of before; the
-patch is `PATCH`, the loss and the optimizer are the recipe's. Linux.
+Two steps of batch 1 in float32 on the CPU, in a fresh process, by the highest resident memory beyond that of before;
+the patch is `PATCH`, the loss and the optimizer are the recipe's. Linux.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def measured(name: str) -> Row:
 
     from maskmed_zoo.build import model_of
     from maskmed_zoo.model import build_loss
-    from maskmed_zoo.plan.footprint import StepMemory
+    from maskmed_zoo.planning.footprint import StepMemory
     from maskmed_zoo.runner.optimizer import build_optimizer
 
     recipe = recipe_of(name)

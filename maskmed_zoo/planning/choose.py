@@ -22,11 +22,11 @@ from maskmed_zoo.contracts import PlannedLevels
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.errors import DataError, JointError, UserError
 from maskmed_zoo.model import SegmentationModel
-from maskmed_zoo.plan.budget import Budget, shown
-from maskmed_zoo.plan.footprint import StepMemory
-from maskmed_zoo.plan.grid import Grid
-from maskmed_zoo.plan.levels import SHORTEST, Order, multiples, shrinking
-from maskmed_zoo.plan.nnunet import SHARE, SMALLEST_BATCH, Reference, feature_voxels, most_of_data, reference_of
+from maskmed_zoo.planning.budget import Budget, shown
+from maskmed_zoo.planning.footprint import StepMemory
+from maskmed_zoo.planning.grid import Grid
+from maskmed_zoo.planning.levels import SHORTEST, Order, multiples, shrinking
+from maskmed_zoo.planning.nnunet import SHARE, SMALLEST_BATCH, Reference, feature_voxels, most_of_data, reference_of
 from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.settings import Size3
 

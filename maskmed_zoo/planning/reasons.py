@@ -8,9 +8,9 @@ import numpy as np
 
 from maskmed_zoo.data.fingerprint import DatasetFingerprint
 from maskmed_zoo.labels import Labels
-from maskmed_zoo.plan.budget import Budget, shown
-from maskmed_zoo.plan.choose import RESERVE, Choice
-from maskmed_zoo.plan.grid import THICK, THICK_PERCENTILE, Grid
+from maskmed_zoo.planning.budget import Budget, shown
+from maskmed_zoo.planning.choose import RESERVE, Choice
+from maskmed_zoo.planning.grid import THICK, THICK_PERCENTILE, Grid
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.recipe.schema import Scheme
 from maskmed_zoo.settings import Size3
