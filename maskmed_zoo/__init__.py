@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from maskmed_zoo.data.check.finding import Finding
     from maskmed_zoo.inference.predictor import Predictor
     from maskmed_zoo.model import SegmentationModel
-    from maskmed_zoo.plan.plan import Plan
+    from maskmed_zoo.planning.plan import Plan
     from maskmed_zoo.recipe import Recipe
     from maskmed_zoo.weights.keys import KeyMap
     from maskmed_zoo.weights.load import LoadReport
@@ -206,7 +206,7 @@ def plan(
     from pathlib import Path
 
     from maskmed_zoo.arguments import NONE, expect, expect_path
-    from maskmed_zoo.plan.plan import plan as planned
+    from maskmed_zoo.planning.plan import plan as planned
 
     expect_path("data", data, "a data set's folder")
     expect("memory", memory, (str, *NONE), "a size such as '11G'")

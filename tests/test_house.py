@@ -77,12 +77,12 @@ ALLOWED: dict[str, set[str]] = {
     "ablation": RUN | {"runner"},
     "explain": RUN | {"layers", "runner"},
     "export": RUN | {"runner"},
-    "plan": RUN | {"encoders", "necks", "decoders", "heads", "layers", "runner"},
+    "planning": RUN | {"encoders", "necks", "decoders", "heads", "layers", "runner"},
     "interop": {"contracts", "registry", "recipe", "model", "build", "runner", "weights"},
     "demo": RUN | {"runner"},
-    "root": RUN | {"attach", "plan", "runner"},
+    "root": RUN | {"attach", "planning", "runner"},
     "cli": {"root", "registry", "recipe", "build", "weights", "data", "evaluation"}
-    | {"runner", "ablation", "explain", "export", "interop", "plan", "demo"},
+    | {"runner", "ablation", "explain", "export", "interop", "planning", "demo"},
     "__main__": {"cli"},
 }
 HEAVY = {"torch", "numpy", "scipy", "monai", "timm", "nibabel", "pydantic", "matplotlib"}

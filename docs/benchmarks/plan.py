@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskmed_zoo.plan.budget import Budget
-from maskmed_zoo.plan.choose import choose
-from maskmed_zoo.plan.grid import grid_of
+from maskmed_zoo.planning.budget import Budget
+from maskmed_zoo.planning.choose import choose
+from maskmed_zoo.planning.grid import grid_of
 from maskmed_zoo.recipe import Recipe, load_recipe
 
 GIB = 2**30

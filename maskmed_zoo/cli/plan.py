@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Plan and write."""
     from maskmed_zoo.errors import OutputError, RecipeError, escaped
-    from maskmed_zoo.plan.plan import plan
+    from maskmed_zoo.planning.plan import plan
 
     if args.out is not None and args.out.suffix not in (".yaml", ".yml"):
         raise RecipeError(f"{args.out}: a recipe's name ends in .yaml; give such a file")

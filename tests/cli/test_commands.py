@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import maskmed_zoo as zoo
-from maskmed_zoo.cli import copy as copy_command
 from maskmed_zoo.cli.main import VERBS, main
+from maskmed_zoo.cli.output import write_new
 from maskmed_zoo.errors import OutputError
 
 

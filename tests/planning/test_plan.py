@@ -12,9 +12,9 @@ from maskmed_zoo.cli.main import main
 from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.data.fingerprint import fingerprint_dataset
 from maskmed_zoo.errors import DataError, JointError, UserError
-from maskmed_zoo.plan.budget import Budget
-from maskmed_zoo.plan.choose import choose
-from maskmed_zoo.plan.grid import Grid
+from maskmed_zoo.planning.budget import Budget
+from maskmed_zoo.planning.choose import choose
+from maskmed_zoo.planning.grid import Grid
 from tests.conftest import SHARED_DATA, make_dataset
 
 PLANNED = ("spacing", "patch_size", "normalization", "use_mask_for_norm", "mirror_axes")

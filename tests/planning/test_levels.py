@@ -9,8 +9,8 @@ import pytest
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
-from maskmed_zoo.plan.grid import grid_of
-from maskmed_zoo.plan.levels import Order, kernels_along, levels_of, multiples, shrinking, total_stride
+from maskmed_zoo.planning.grid import grid_of
+from maskmed_zoo.planning.levels import Order, kernels_along, levels_of, multiples, shrinking, total_stride
 
 
 def test_levels_are_nnunets() -> None:

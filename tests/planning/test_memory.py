@@ -12,8 +12,8 @@ import maskmed_zoo as zoo
 from maskmed_zoo.build import model_of
 from maskmed_zoo.errors import ArgumentError
 from maskmed_zoo.model import count_parameters
-from maskmed_zoo.plan.budget import DEFAULT, budget_of, size_of
-from maskmed_zoo.plan.footprint import Live, StepMemory
+from maskmed_zoo.planning.budget import DEFAULT, budget_of, size_of
+from maskmed_zoo.planning.footprint import Live, StepMemory
 
 PATCH = (16, 32, 32)
 

@@ -5,7 +5,7 @@ images is taken, and what memory is left goes into the batch, up to a twentieth 
 networks are measured as nnU-Net does (`nnunet`), every other one by its memory (`footprint`), where the first that fits
 is found by bisection: they shrink in turn.
 Source: nnU-Net v2, `ExperimentPlanner.get_plans_for_configuration` (Isensee et al., Nat Methods 18, 203, 2021).
-Deviation: an eighth of the budget is kept back for what `footprint` does not count; there is no second configuration at
+Deviation: a quarter of the budget is kept back for what `footprint` does not count; there is no second configuration at
 low resolution.
 """
 
@@ -22,15 +22,15 @@ from maskmed_zoo.contracts import PlannedLevels
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.errors import DataError, JointError, UserError
 from maskmed_zoo.model import SegmentationModel
-from maskmed_zoo.plan.budget import Budget, shown
-from maskmed_zoo.plan.footprint import StepMemory
-from maskmed_zoo.plan.grid import Grid
-from maskmed_zoo.plan.levels import SHORTEST, Order, multiples, shrinking
-from maskmed_zoo.plan.nnunet import SHARE, SMALLEST_BATCH, Reference, feature_voxels, most_of_data, reference_of
+from maskmed_zoo.planning.budget import Budget, shown
+from maskmed_zoo.planning.footprint import StepMemory
+from maskmed_zoo.planning.grid import Grid
+from maskmed_zoo.planning.levels import SHORTEST, Order, multiples, shrinking
+from maskmed_zoo.planning.nnunet import SHARE, SMALLEST_BATCH, Reference, feature_voxels, most_of_data, reference_of
 from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.settings import Size3
 
-RESERVE = 0.125
+RESERVE = 0.25
 """Of the budget, not planned with: kernels' own memory, an allocator's gaps, a GPU's context."""
 
 

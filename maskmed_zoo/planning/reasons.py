@@ -8,9 +8,9 @@ import numpy as np
 
 from maskmed_zoo.data.fingerprint import DatasetFingerprint
 from maskmed_zoo.labels import Labels
-from maskmed_zoo.plan.budget import Budget, shown
-from maskmed_zoo.plan.choose import RESERVE, Choice
-from maskmed_zoo.plan.grid import THICK, THICK_PERCENTILE, Grid
+from maskmed_zoo.planning.budget import Budget, shown
+from maskmed_zoo.planning.choose import RESERVE, Choice
+from maskmed_zoo.planning.grid import THICK, THICK_PERCENTILE, Grid
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.recipe.schema import Scheme
 from maskmed_zoo.settings import Size3
@@ -89,7 +89,7 @@ def _memory(choice: Choice, budget: Budget) -> str:
     counted = f"A training step is estimated at {shown(choice.bytes)} with {precision} activations"
     if choice.reference is not None:
         return f"{counted}; nnU-Net's own measure decided."
-    return f"{counted}, of {shown(budget.bytes)} ({budget.origin}), {RESERVE:.1%} of which are kept back."
+    return f"{counted}, of {shown(budget.bytes)} ({budget.origin}), {RESERVE:.0%} of which are kept back."
 
 
 def _normalization(recipe: Recipe, fingerprint: DatasetFingerprint) -> str:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from maskmed_zoo.plan.nnunet import reference_of
+from maskmed_zoo.planning.nnunet import reference_of
 from maskmed_zoo.recipe import load_recipe
 
 SCRIPT = Path(__file__).resolve().parents[2] / "docs/benchmarks/plan.py"

@@ -11,11 +11,11 @@ from maskmed_zoo.data.fingerprint import DatasetFingerprint, fingerprint_dataset
 from maskmed_zoo.data.normalize import schemes
 from maskmed_zoo.device import pick_device, pick_workers
 from maskmed_zoo.memory import within_memory
-from maskmed_zoo.plan.budget import Budget, budget_of, shown, size_of
-from maskmed_zoo.plan.choose import choose
-from maskmed_zoo.plan.grid import grid_of
-from maskmed_zoo.plan.reasons import AXES, SMALL, reasons
-from maskmed_zoo.plan.text import commented
+from maskmed_zoo.planning.budget import Budget, budget_of, shown, size_of
+from maskmed_zoo.planning.choose import choose
+from maskmed_zoo.planning.grid import grid_of
+from maskmed_zoo.planning.reasons import AXES, SMALL, reasons
+from maskmed_zoo.planning.text import commented
 from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.recipe.own_copy import name_of
 from maskmed_zoo.runner.display import Display
