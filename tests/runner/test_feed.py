@@ -39,7 +39,7 @@ from maskmed_zoo.data.patches import PatchDataset
 
 make = PatchDataset.__getitem__
 def told(self, index):
-    os.write(1, f"{os.getpid()}\n".encode())  # whole, whoever else writes
+    os.write(1, f"{os.getpid()}\\n".encode())  # whole, whoever else writes
     return make(self, index)
 PatchDataset.__getitem__ = told
 sys.exit(main(sys.argv[1:]))
