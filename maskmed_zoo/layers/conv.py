@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import average_pool
+from maskmed_zoo.contracts import average_pool, is_eager_cpu
 from maskmed_zoo.settings import Size3
 
 SLOPE = 0.01
@@ -114,11 +114,6 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(self.conv2(self.conv1(x)) + self.skip(x))
-
-
-def is_eager_cpu(x: Tensor) -> bool:
-    """Whether PyTorch's own CPU kernels run on `x` now, and not what a compiler or an export makes of the layers."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def init_he(module: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskmed_zoo.layers.conv import is_eager_cpu
+from maskmed_zoo.contracts import is_eager_cpu
 from maskmed_zoo.settings import Size3
 
 
