@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from maskmed_zoo.contracts import full_precision
 from maskmed_zoo.errors import JointError, NonFiniteError
-from maskmed_zoo.losses.fused import cache_sized
+from maskmed_zoo.losses.fused import cache_sized, softplus
 
 Weights = tuple[float, float, float]
 """Class, BCE and Dice."""
@@ -55,11 +55,11 @@ def matching_costs(
 def _sums(masks: Tensor, targets: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """(b n t) each over voxels: BCE, σ(m) t, and σ(m) + t."""
     masks, targets = masks.float(), targets.float()
-    softplus, probabilities = F.softplus(masks), masks.sigmoid()
+    rising, probabilities = softplus(masks), masks.sigmoid()
     if valid is not None:
-        softplus, probabilities, targets = softplus * valid, probabilities * valid, targets * valid
+        rising, probabilities, targets = rising * valid, probabilities * valid, targets * valid
     # BCE with logits is softplus(m) - m t.
-    bce = softplus.sum(-1, keepdim=True) - torch.einsum("bnv,btv->bnt", masks, targets)
+    bce = rising.sum(-1, keepdim=True) - torch.einsum("bnv,btv->bnt", masks, targets)
     size = probabilities.sum(-1).unsqueeze(2) + targets.sum(-1).unsqueeze(1)
     return bce, torch.einsum("bnv,btv->bnt", probabilities, targets), size
 
