@@ -106,7 +106,7 @@ def nnunet_step(plan: dict[str, Any], work: Path) -> Callable[[], object]:
     """`train_step` of nnU-Net's default trainer on the CPU, its batch as its own loader gives it."""
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(work / name)
-    os.environ["nnUNet_compile"] = "f"
+    os.environ["NNUNET_COMPILE"] = "f"
     # The folders are read on import. Which data set it is, the trainer tells by a file of it.
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -131,7 +131,9 @@ def nnunet_step(plan: dict[str, Any], work: Path) -> Callable[[], object]:
     image, labels = batch(plan)
     target = labels.unsqueeze(1).to(torch.int16)
     targets = [
-        torch.nn.functional.interpolate(target.float(), scale_factor=tuple(scale), mode="nearest-exact").to(target.dtype)
+        torch.nn.functional.interpolate(target.float(), scale_factor=tuple(scale), mode="nearest-exact").to(
+            target.dtype
+        )
         for scale in trainer._get_deep_supervision_scales()
     ]
     return lambda: trainer.train_step({"data": image, "target": targets})

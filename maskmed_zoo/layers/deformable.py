@@ -93,7 +93,7 @@ class DeformableBlock(nn.Module):
                 return own.expand(*weights.shape, 3).to(queries.dtype), weights
             # All on one last axis, which runs over memory faster than one of three.
             extent = torch.tensor(sizes, device=queries.device, dtype=queries.dtype).unsqueeze(1)
-            extent = extent.expand(shape + (3,)).flatten()
+            extent = extent.expand((*shape, 3)).flatten()
             places = own.expand(-1, *shape, 3).flatten(1) + widened(self.offsets, queries) / extent
             return places.unflatten(-1, (*shape, 3)), weights
 
