@@ -266,3 +266,8 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Autocast off on the device of `x`, where there is such a thing (not on meta)."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def is_eager_cpu(x: Tensor) -> bool:
+    """Whether PyTorch's own CPU kernels run on `x` now, and not what a compiler or an export makes of the layers."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
