@@ -52,11 +52,11 @@ def test_live_counts_what_lives() -> None:
     assert (live.now, live.peak) == (0, 8000)
 
 
-@pytest.mark.parametrize("settings", [{}, {"model__neck__kind": "skip", "model__head__kind": "pointwise",
-                                           "model__loss__kind": "ce_dice"}])  # fmt: skip
+@pytest.mark.parametrize("settings", [{}, {"model.neck.kind": "skip", "model.head.kind": "pointwise",
+                                           "model.loss.kind": "ce_dice"}])  # fmt: skip
 def test_activations_are_those_that_autograd_keeps(tiny_recipe: Path, settings: dict[str, str]) -> None:
     """`saved_tensors_hooks` sees every tensor kept for the gradient in a real run on the CPU."""
-    recipe = zoo.load_recipe(tiny_recipe, **settings)
+    recipe = zoo.load_recipe(tiny_recipe, settings)
     kept: dict[int, int] = {}
     model = model_of(recipe)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
