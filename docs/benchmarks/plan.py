@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,8 @@ def nnunets(facts: Facts, planner: str, gib: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         _written(Path(folder), facts)
         module.nnUNet_raw = module.nnUNet_preprocessed = folder
-        made = cls("Dataset999_Plan", gpu_memory_target_in_gb=gib)
+        with warnings.catch_warnings(action="ignore"):  # ResEnc planners want their own budget
+            made = cls("Dataset999_Plan", gpu_memory_target_in_gb=gib)
         forward, backward = made.determine_transpose()
         spacing = made.determine_fullres_target_spacing()
         shapes = [

@@ -55,5 +55,5 @@ def size_of(text: str) -> int:
 
 
 def shown(size: float) -> str:
-    """Bytes in words, 7.4 GiB or 312 MiB."""
-    return f"{size / GIB:.1f} GiB" if size >= 0.95 * GIB else f"{size / 2**20:.0f} MiB"
+    """Bytes in words, 7.4 GiB or 31.2 MiB."""
+    return f"{size / GIB:.1f} GiB" if size >= 0.95 * GIB else f"{size / 2**20:.3g} MiB"

@@ -21,6 +21,7 @@ from maskmed_zoo.build import model_of
 from maskmed_zoo.contracts import PlannedLevels
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.errors import DataError, JointError, UserError
+from maskmed_zoo.memory import GIB
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.planning.budget import Budget, shown
 from maskmed_zoo.planning.footprint import StepMemory
@@ -71,7 +72,8 @@ def _own(recipe: Recipe, tried: Sequence[PlannedLevels], grid: Grid, budget: Bud
     levels, need = next(((levels, need) for levels, need in needs if need <= allowed), (tried[-1], 0))
     if not need:
         least = feature_voxels(recipe.model, levels, labels) / reference.voxels * reference.gib
-        raise _too_small(levels, least * 2**30, budget)
+        smallest = _step(_fitted(recipe, levels, SMALLEST_BATCH), budget).bytes(levels.patch, SMALLEST_BATCH)
+        raise _too_small(levels, max(least * GIB, smallest), budget)
     fits = round(allowed / need * SMALLEST_BATCH)
     batch, why = _batch(fits, grid, levels, reference.share)
     planned = _fitted(recipe, levels, batch)
@@ -79,22 +81,26 @@ def _own(recipe: Recipe, tried: Sequence[PlannedLevels], grid: Grid, budget: Bud
         f"its feature maps have {need / 1e6:.0f} million voxels of the {allowed / 1e6:.0f} that {reference.name} "
         f"allows for {shown(budget.bytes)}"
     )
-    memory = StepMemory(_on_meta(planned), planned, narrow=budget.narrow).bytes(levels.patch, batch)
+    memory = _step(planned, budget).bytes(levels.patch, batch)
     return Choice(planned, levels, _limits(tried, levels, limits), why, memory, reference)
 
 
 def _by_memory(recipe: Recipe, tried: Sequence[PlannedLevels], grid: Grid, budget: Budget) -> Choice:
     """Any other network, by what a step needs."""
     most = budget.bytes * (1 - RESERVE)
-    steps: dict[int, StepMemory] = {}
+    steps: dict[str, StepMemory] = {}
 
     def need(index: int, batch: int) -> int:
-        if index not in steps:
-            steps[index] = _step(_fitted(recipe, tried[index], SMALLEST_BATCH), budget)
-        return steps[index].bytes(tried[index].patch, batch)
+        fitted = _fitted(recipe, tried[index], SMALLEST_BATCH)
+        network = fitted.model.model_dump_json()  # the same for many patches
+        if network not in steps:
+            steps[network] = _step(fitted, budget)
+        return steps[network].bytes(tried[index].patch, batch)
 
     low, high = 0, len(tried) - 1
-    if (least := need(high, SMALLEST_BATCH)) > most:
+    if need(low, SMALLEST_BATCH) <= most:
+        high = low
+    elif (least := need(high, SMALLEST_BATCH)) > most:
         raise _too_small(tried[-1], least / (1 - RESERVE), budget)
     while low < high:
         middle = (low + high) // 2
@@ -165,10 +171,10 @@ def _batch(fits: int, grid: Grid, levels: PlannedLevels, share: float) -> tuple[
     batch = max(min(fits, most), SMALLEST_BATCH)
     limit = f"{share:.0%} of the data set's voxels are {most}"
     if batch == SMALLEST_BATCH and most < SMALLEST_BATCH:
-        return batch, f"at least {SMALLEST_BATCH}; {limit} patches"
+        return batch, f"At least {SMALLEST_BATCH}; {limit} patches"
     if most < fits:
         return batch, f"{limit} patches, and no step sees more; memory would take {fits}"
-    return batch, f"the memory takes {max(fits, SMALLEST_BATCH)} patches; {limit}"
+    return batch, f"The memory takes {max(fits, SMALLEST_BATCH)} patches; {limit}"
 
 
 def _limits(tried: Sequence[PlannedLevels], levels: PlannedLevels, limits: str) -> str:

@@ -35,7 +35,7 @@ def script() -> ModuleType:
         ("4 channels", "plain", 6),
         ("5 mm slices", "ResEnc M", 8),
         ("thin slab", "ResEnc L", 24),
-        ("0.3 mm", "ResEnc XL", 80),
+        ("tiny volumes", "ResEnc XL", 40),
     ],
 )
 def test_plan_is_nnunets(script: ModuleType, data: str, network: str, gib: float) -> None:

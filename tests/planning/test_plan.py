@@ -9,8 +9,10 @@ import pytest
 
 import maskmed_zoo as zoo
 from maskmed_zoo.cli.main import main
+from maskmed_zoo.contracts import PlannedLevels
 from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.data.fingerprint import fingerprint_dataset
+from maskmed_zoo.encoders.timm import TimmConfig
 from maskmed_zoo.errors import DataError, JointError, UserError
 from maskmed_zoo.planning.budget import Budget
 from maskmed_zoo.planning.choose import choose
@@ -84,11 +86,11 @@ def test_out_is_never_replaced(
 
 def test_a_budget_too_small_is_told_with_numbers(boxes: Path, tiny_recipe: Path) -> None:
     with pytest.raises(
-        UserError, match=r"memory: 1 MiB \(as asked\) is too little: the smallest patch, .* needs \d+ MiB"
+        UserError, match=r"memory: 0.0977 MiB \(as asked\) is too little: the smallest .* needs 0.747 MiB"
     ):
-        zoo.plan(boxes, recipe=tiny_recipe, memory="1M")
-    with pytest.raises(UserError, match=r"20 MiB \(as asked\) is too little: .* needs \d+ MiB for a batch of 2"):
-        zoo.plan(boxes, recipe="pointwise_amos", memory="20M")
+        zoo.plan(boxes, recipe=tiny_recipe, memory="100K")
+    with pytest.raises(UserError, match=r"0.0977 MiB \(as asked\) is too little: .* needs .* MiB for a batch of 2"):
+        zoo.plan(boxes, recipe="pointwise_amos", memory="100K")
 
 
 def test_images_too_small_are_refused(tiny_recipe: Path) -> None:
@@ -118,29 +120,26 @@ def test_labels_of_one_side_let_x_be_mirrored_and_a_cut_out_head_is_masked(tiny_
     assert found.recipe.name == "Kopf_1__"
 
 
-@pytest.mark.parametrize(
-    ("name", "settings", "stride"),
-    [
-        ("unetr_amos", {"model.encoder.width": 48}, (16, 16, 16)),
-        ("ux_net_amos", {"model.encoder.feature_size": 12}, (16, 16, 16)),
-        ("maskmed_amos", {"model.encoder": {"kind": "timm"}, "model.decoder.kernels": None}, (8, 32, 32)),
-    ],
-)
-def test_encoders_with_strides_of_their_own(
-    name: str, settings: dict[str, object], stride: tuple[int, int, int]
-) -> None:
-    """A patch is a multiple of their strides; what they can be told of it, they are."""
+def test_an_encoder_with_strides_of_its_own() -> None:
+    """A patch is a multiple of them, and the table of positions is made for it."""
     grid = Grid((4.0, 1.0, 1.0), (40.0, 130.0, 150.0), 0, 50)
-    recipe = zoo.load_recipe(name, settings | {"data.spacing": [4.0, 1.0, 1.0]})
-    budget = Budget(2**30, "as asked", narrow=False)
-    planned = choose(recipe, grid, budget)
-    patch, encoder = planned.recipe.data.patch_size, planned.recipe.model.encoder
-    assert all(side % step == 0 for side, step in zip(patch, stride, strict=True))
+    settings = {"model.encoder.width": 48, "data.spacing": [4.0, 1.0, 1.0]}
+    budget = Budget(2**29, "as asked", narrow=False)
+    planned = choose(zoo.load_recipe("unetr_amos", settings), grid, budget)
+    patch = planned.recipe.data.patch_size
+    assert all(side % 16 == 0 for side in patch)
+    assert max(patch) < 150
     assert planned.bytes <= budget.bytes
-    if name == "unetr_amos":
-        assert encoder.model_dump()["img_size"] == patch
-    if name == "maskmed_amos":
-        assert encoder.model_dump()["z_factors"] == (1, 1, 2, 2, 2)
+    assert planned.recipe.model.encoder.model_dump()["img_size"] == patch
+
+
+def test_a_backbone_is_told_which_axis_is_thick() -> None:
+    strides = ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))
+    levels = PlannedLevels(strides, ((3, 3, 3),) * 4, (64, 64, 64), (4.0, 1.0, 1.0))
+    assert TimmConfig().fitted(levels).z_factors == (1, 1, 2)
+    assert TimmConfig(mode="slices").fitted(levels) == TimmConfig(mode="slices")
+    even = PlannedLevels(((1, 1, 1), (2, 2, 2)), ((3, 3, 3),) * 2, (64, 64, 64), (1.0, 1.0, 1.0))
+    assert TimmConfig().fitted(even) == TimmConfig()
 
 
 def test_parts_that_do_not_fit_are_named(tiny_recipe: Path) -> None:
