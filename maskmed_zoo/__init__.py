@@ -189,29 +189,24 @@ def plan(
     *,
     recipe: str | Path | Recipe = "maskmed_amos",
     memory: str | None = None,
-    runs: str | Path | None = None,
 ) -> Plan:
     """A recipe for nnU-Net's raw folder `data`, planned after nnU-Net's rules, that trains on it as it is.
 
     Args:
         data: the folder that holds dataset.json.
-        recipe: whose network, loss and schedule the plan is made for; default: MaskMed as in the paper.
+        recipe: whose network, loss and schedule it has; default: MaskMed as in the paper.
         memory: for a training step, "11G", "8GiB", "900M", …; default: all that the GPU has, "8G" without one.
-        runs: the folder that runs will lie in; what is measured is kept in its cache, for `train` to find.
 
     Returns a `Plan`: the `recipe`, its YAML `text` with a comment on each planned number, and `comments` by path.
     Raises `RecipeError` and `DataError` as `train` does, `ArgumentError` for a memory that is no size, `UserError` for
     one that the smallest patch does not fit into.
     """
-    from pathlib import Path
-
     from maskmed_zoo.arguments import NONE, expect, expect_path
     from maskmed_zoo.planning.plan import plan as planned
 
     expect_path("data", data, "a data set's folder")
     expect("memory", memory, (str, *NONE), "a size such as '11G'")
-    expect_path("runs", runs, "a folder", optional=True)
-    return planned(data, recipe=recipe, memory=memory, runs=None if runs is None else Path(runs))
+    return planned(data, recipe=recipe, memory=memory)
 
 
 def train(
@@ -243,7 +238,7 @@ def train(
     """
     from pathlib import Path
 
-    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_path
+    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_folders, expect_path
     from maskmed_zoo.recipe import by_keyword
     from maskmed_zoo.recipe import load_recipe as read
     from maskmed_zoo.runner.train import train as run
@@ -252,7 +247,7 @@ def train(
     expect_path("out", out, "a folder")
     expect("workers", workers, (*INTEGER, *NONE), "a whole number")
     expect("resume", resume, (bool,), "True or False")
-    _expect_folders(data)
+    expect_folders(data)
     arguments = ("data", "out", "fold", "device", "workers", "resume")
     loaded = read(recipe, by_keyword("train", overrides, arguments))
     return run(loaded, data=data, out=Path(out), fold=fold, device=device, workers=workers, resume=resume).path
@@ -306,7 +301,7 @@ def evaluate(
     from collections.abc import Mapping
     from pathlib import Path
 
-    from maskmed_zoo.arguments import NONE, expect, expect_path, expect_several
+    from maskmed_zoo.arguments import NONE, expect, expect_folders, expect_path, expect_several
     from maskmed_zoo.errors import ArgumentError
 
     for name, folder in (("run", run), ("pred", pred), ("ref", ref)):
@@ -314,7 +309,7 @@ def evaluate(
     expect("weights", weights, (str, *NONE), "'last' or 'best'")
     expect("labels", labels, (Mapping, *NONE), "label names and values")
     if data is not None:
-        _expect_folders(data)
+        expect_folders(data)
     if not isinstance(metrics, str):
         expect_several("metrics", metrics, (str,), "names of metrics")
     if (run is None) == (pred is None) or (pred is None) != (ref is None):
@@ -400,13 +395,3 @@ def register(name: str, *, kind: str, summary: str = "") -> Callable[[Any], Any]
     for argument, text in (("name", name), ("kind", kind), ("summary", summary)):
         expect(argument, text, (str,), "a text")
     return registry.register(name, kind=kind, summary=summary)
-
-
-def _expect_folders(data: object) -> None:
-    from maskmed_zoo.arguments import PATH, expect_path, expect_several
-
-    what = "a data set's folder, or several"
-    if isinstance(data, PATH):
-        expect_path("data", data, what)
-        return
-    expect_several("data", data, PATH, what)

@@ -27,12 +27,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="for a training step, as 11G, 8GiB or 900M (default: all that the GPU has, 8G without one)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="a new file (.yaml) instead of standard output")
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        metavar="DIR",
-        help="folder that runs will lie in: what is measured is kept in its .maskmed_cache, for 'train' to find",
-    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None and args.out.exists():
         raise OutputError(f"{args.out}: exists already; give another name")
     file = "mine.yaml" if args.out is None else escaped(str(args.out))
-    found = plan(args.data, recipe=args.recipe, memory=args.memory, runs=args.runs, file=file)
+    found = plan(args.data, recipe=args.recipe, memory=args.memory, file=file)
     if args.out is None:
         write_text(found.text)
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.data.fingerprint import DatasetFingerprint, fingerprint_dataset
 from maskmed_zoo.data.normalize import schemes
-from maskmed_zoo.device import pick_device, pick_workers
+from maskmed_zoo.files import reading_threads
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.planning.budget import Budget, budget_of, shown, size_of
 from maskmed_zoo.planning.choose import choose
@@ -19,7 +19,6 @@ from maskmed_zoo.planning.text import commented
 from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.recipe.own_copy import name_of
 from maskmed_zoo.runner.display import Display
-from maskmed_zoo.runner.train import CACHE
 from maskmed_zoo.version import __version__
 
 BASE = "maskmed_amos"
@@ -48,8 +47,6 @@ def plan(
     *,
     recipe: str | Path | Recipe = BASE,
     memory: str | None = None,
-    runs: Path | None = None,
-    workers: int | None = None,
     file: str = "mine.yaml",
     display: Display | None = None,
 ) -> Plan:
@@ -62,12 +59,7 @@ def plan(
     for remark in dataset.remarks:
         display.say(remark)
     with display.task(f"measuring cases of {dataset.name}") as progress:
-        fingerprint = fingerprint_dataset(
-            dataset,
-            folder=None if runs is None else runs / CACHE,
-            workers=pick_workers(workers, pick_device(None)),
-            progress=progress,
-        )
+        fingerprint = fingerprint_dataset(dataset, workers=reading_threads(), progress=progress)
     budget = budget_of(memory, origin.train.amp)
     display.say(f"planning for {shown(budget.bytes)} of memory ({budget.origin})")
     stated = {"name": name_of(dataset.name), "data.channels": [*dataset.channels], "data.labels": dict(dataset.labels)}

@@ -9,7 +9,6 @@ and label values, and stops at missing files; the rest is added here.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -23,9 +22,8 @@ from maskmed_zoo.data.normalize import schemes
 from maskmed_zoo.data.problem import ProblemError, problem_of
 from maskmed_zoo.data.splits import Folds, default_folds, read_folds
 from maskmed_zoo.errors import ArgumentError, DataError
+from maskmed_zoo.files import reading_threads
 
-MOST_WORKERS = 8
-"""Threads, where nobody says how many."""
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
 
@@ -46,7 +44,7 @@ def check_data(
     if say is not None:
         for line in dataset.remarks:
             say(line)
-    cases = _examined(dataset, workers or min(MOST_WORKERS, os.cpu_count() or 1), progress)
+    cases = _examined(dataset, workers or reading_threads(), progress)
     problems += [problem for facts in cases for problem in facts.problems]
     problems += [*outliers(cases, dataset), *_absent(cases, dataset)]
     folds = _folds(dataset, problems)
