@@ -42,10 +42,10 @@ PLANS: dict[str, dict[str, Any]] = {
     "abdomen": {
         "recipe": "maskmed_amos",
         "labels": 16,
-        "patch": (64, 96, 96),
+        "patch": (64, 64, 64),
         "channels": (32, 64, 128, 256, 320, 320),
         "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
-        "rounds": 5,
+        "rounds": 4,
     },
 }
 

@@ -24,5 +24,5 @@ class _Rows(torch.autograd.Function):
         return x.flatten(2).transpose(1, 2)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.transpose(1, 2).contiguous().unflatten(2, ctx.size)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return grad_outputs[0].transpose(1, 2).contiguous().unflatten(2, ctx.size)

@@ -83,12 +83,12 @@ class _MaskSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_bce: Tensor, of_overlap: Tensor, of_size: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         masks, targets, sample, query, chosen, valid = ctx.saved_tensors
         grad = torch.zeros_like(masks, memory_format=torch.contiguous_format)
         with full_precision(masks):
             for x, t, kept, piece in _pairs(masks, targets, sample, query, chosen, valid):
-                bce, overlap, size = (g[piece].unsqueeze(-1) for g in (of_bce, of_overlap, of_size))
+                bce, overlap, size = (g[piece].unsqueeze(-1) for g in grad_outputs)
                 p = x.sigmoid()
                 slope = (1 - p).mul_(p).mul_((overlap * t).add_(size)).add_(p.sub_(t).mul_(bce))
                 if kept is not None:
@@ -130,8 +130,8 @@ class _DenseSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_ce: Tensor, of_overlap: Tensor, of_size: Tensor, of_count: Tensor | None) -> Any:
-        del of_count
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        of_ce, of_overlap, of_size = grad_outputs[:3]
         p, target, valid = ctx.saved_tensors
         index = target.unsqueeze(1)
         with full_precision(p):

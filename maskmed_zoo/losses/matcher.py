@@ -45,7 +45,7 @@ def matching_costs(
     with full_precision(masks):
         class_cost = -class_logits.float().softmax(-1).gather(2, index)
         stretches = cache_sized(masks.shape[-1], masks.shape[0] * masks.shape[1], masks.device)
-        sums = [_sums(*(x if x is None else x[..., at] for x in (masks, targets, valid))) for at in stretches]
+        sums = [_sums(masks[..., at], targets[..., at], None if valid is None else valid[..., at]) for at in stretches]
         products, overlap, size = (sum(x[1:], start=x[0]) for x in zip(*sums, strict=True))
         voxels = masks.shape[-1] if valid is None else valid.sum(-1, keepdim=True).clamp_min(1)
         dice_cost = 1 - (2 * overlap + 1) / (size + 1)
