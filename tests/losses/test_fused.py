@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from maskmed_zoo.losses import fused
@@ -40,6 +43,11 @@ def plain_dense_sums(logits, target, valid):
     return ce, (p * hot).sum(-1), (p * kept.unsqueeze(1)).sum(-1), hot.sum(-1)
 
 
+def weighted_squares(sums: Sequence[Tensor]) -> Tensor:
+    """One number that depends on each of the sums in its own way."""
+    return torch.stack([(i + 1) * x.square().sum() for i, x in enumerate(sums)]).sum()
+
+
 @pytest.mark.parametrize("is_partly_valid", [False, True])
 @pytest.mark.parametrize("chunk", [1, 1 << 19])
 def test_mask_sums(monkeypatch, chunk, is_partly_valid):
@@ -50,9 +58,7 @@ def test_mask_sums(monkeypatch, chunk, is_partly_valid):
     found, due = mask_sums(logits, targets, (SAMPLE, QUERY, TARGET), valid), plain_mask_sums(logits, targets, valid)
     for a, b in zip(found, due, strict=True):
         torch.testing.assert_close(a, b)
-    grads = [
-        torch.autograd.grad(sum((i + 1) * x.square().sum() for i, x in enumerate(s)), logits) for s in (found, due)
-    ]
+    grads = [torch.autograd.grad(weighted_squares(sums), logits) for sums in (found, due)]
     torch.testing.assert_close(*grads)
     assert torch.autograd.gradcheck(lambda x: mask_sums(x, targets, (SAMPLE, QUERY, TARGET), valid), logits)
 
@@ -65,10 +71,7 @@ def test_dense_sums(is_partly_valid):
     found, due = dense_sums(logits, target, valid), plain_dense_sums(logits, target, valid)
     for a, b in zip(found, due, strict=True):
         torch.testing.assert_close(a, b)
-    grads = [
-        torch.autograd.grad(sum((i + 1) * x.square().sum() for i, x in enumerate(sums[:3])), logits)
-        for sums in (found, due)
-    ]
+    grads = [torch.autograd.grad(weighted_squares(sums[:3]), logits) for sums in (found, due)]
     torch.testing.assert_close(*grads)
     assert torch.autograd.gradcheck(lambda x: dense_sums(x, target, valid)[:3], logits)
 
@@ -90,7 +93,7 @@ def test_gradients_come_in_the_type_of_the_maps():
         low = logits.to(dtype).requires_grad_()
         sums = mask_sums(low, targets, (SAMPLE, QUERY, TARGET), None)
         assert {x.dtype for x in sums} == {torch.float32}
-        assert torch.autograd.grad(sum(x.sum() for x in sums), low)[0].dtype == dtype
+        assert torch.autograd.grad(weighted_squares(sums), low)[0].dtype == dtype
 
 
 def test_softplus_keeps_its_precision_at_both_ends():
