@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import maskmed_zoo as zoo
-from maskmed_zoo.cli import copy as copy_command
+from maskmed_zoo.cli import output as output_of_commands
 from maskmed_zoo.cli.main import VERBS, main
 from maskmed_zoo.errors import OutputError
 
@@ -147,7 +147,7 @@ def test_a_copy_on_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr(Path, "open", opened)
     with pytest.raises(OutputError, match="No space left"):
-        copy_command._write_new(tmp_path / "x.yaml", "text")
+        output_of_commands.write_new(tmp_path / "x.yaml", "text")
     assert not list(tmp_path.iterdir())
     assert not capsys.readouterr().out
 
