@@ -21,10 +21,10 @@ def duplicates(cases: Sequence[Examined], folds: Folds) -> Iterator[tuple[Proble
         case = facts.case.identifier
         for path, content in facts.contents.items():
             first, other = seen.setdefault(content, (path, case))
-            if first == path:
+            if (first, other) == (path, case):
                 continue
             numbers = [n for n, fold in enumerate(folds) if _is_divided(case, other, fold.training, fold.validation)]
-            what = f"the same voxels as {first}"
+            what = f"the same file as that of case '{other}'" if path == first else f"the same voxels as {first}"
             if numbers:
                 shown = f"fold{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
                 what += f"; in {shown} one of them trains and the other validates"

@@ -230,6 +230,8 @@ def test_cases_that_the_description_lists(root: Path) -> None:
     }
     describe(root, dataset=entries)
     assert found(root) == set()
+    describe(root, dataset=entries | {"case_07": entries["case_00"]})  # the one trains and the other validates
+    assert found(root) == {("case_07", "duplicate image", "error")}
     entries["case_01"]["label"] = "labelsTr/gone.nii.gz"
     entries["case_02"] = {"images": "x"}  # type: ignore[assignment]
     entries["case_03"]["images"] *= 2
