@@ -237,9 +237,11 @@ def test_cases_that_the_description_lists(root: Path) -> None:
     entries["case_03"]["images"] *= 2
     entries["case_04"]["images"] = ["dataset.json"]
     describe(root, dataset=entries)
-    assert {case for case, kind, _ in found(root) if kind in ("description", "missing channel")} == {
+    findings = found(root)
+    assert {case for case, kind, _ in findings if kind in ("description", "missing channel")} == {
         *("case_01", "case_02", "case_03", "case_04")
     }
+    assert ("case_03", "duplicate image", "remark") in findings
 
 
 def test_few_cases_are_not_compared(tmp_path: Path) -> None:
