@@ -1,9 +1,9 @@
 """Preprocessed cases on disk: what training reads at random, memory-mapped, so that a patch costs only its own bytes.
 
 Idea: reading, cropping, normalizing and resampling happen once; a patch is read as the network sees it. Labels have
-the data set's own values, so that training on it alone and together with others read the same cache, and -1 where
-background lies outside the non-zero region. Beside the arrays lie the foreground voxels that oversampling
-draws from, seeded by the case's name.
+the data set's own values, so that training on it alone and together with others read the same cache, unless its CT
+statistics are others then, and -1 where background lies outside the non-zero region. Beside the arrays lie the
+foreground voxels that oversampling draws from, seeded by the case's name.
 Source: nnU-Net's preprocessed folder (`class_locations`).
 Deviations: each case is its own folder, moved into place whole and rebuilt when its source files change.
 
@@ -331,11 +331,13 @@ class CaseCache:
         The size of a case is known from its facts; one of which it is not counts as the mean of the others.
         """
         missing = self._missing(cases)
+        if not missing:
+            return
         voxels: list[int] = []
         for facts in map(self.facts.read, cases):
             if facts is not None:
                 voxels.append(math.prod(target_shape(facts.shape_after_crop, facts.spacing, self.how.spacing)))
-        if not voxels or not missing:
+        if not voxels:
             return
         labels = 1 if max(self.dataset.labels.values()) <= 127 else 2
         each = 2 * len(self.dataset.channels) + labels + (2 if self.instances else 0)

@@ -18,7 +18,7 @@ Box = tuple[slice, slice, slice]
 Value = TypeVar("Value", bound=np.generic)
 
 OUTSIDE = -1
-"""Label of background voxels outside the non-zero region."""
+"""Label of background voxels outside the non-zero region, and in patches of what lies outside a volume."""
 
 
 def nonzero_box(image: NDArray[Any]) -> Box:

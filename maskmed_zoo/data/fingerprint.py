@@ -81,10 +81,17 @@ class DatasetFingerprint:
 
     @cached_property
     def intensities(self) -> Fingerprint:
-        """Statistics per channel, each case with the same weight; `DataError` without any foreground voxel."""
+        """Statistics per channel, each case with the same weight.
+
+        Raises `DataError` without any foreground voxel, and for cases of different numbers of channels.
+        """
         found = [case for case in self.cases if case.has_foreground]
         if not found:
             raise DataError("fingerprint: no foreground voxel in any labelled case; check the label maps")
+        counts = sorted({len(case.means) for case in found})
+        if len(counts) > 1:
+            shown = " and ".join(map(str, counts))
+            raise DataError(f"fingerprint: cases of {shown} channels; take data sets of the same channels")
         return tuple(_pooled(found, channel) for channel in range(len(found[0].means)))
 
     @property

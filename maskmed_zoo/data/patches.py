@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 
 from maskmed_zoo.data import sampling
 from maskmed_zoo.data.augmentation import mirror, policy_of
-from maskmed_zoo.data.augmentation.source import OUTSIDE, Read, empty_outside
+from maskmed_zoo.data.augmentation.source import Read, empty_outside
 from maskmed_zoo.data.cache import CachedCase, Parts
+from maskmed_zoo.data.crop import OUTSIDE
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.recipe.schema import DataRecipe

@@ -19,7 +19,6 @@ from maskmed_zoo.data.fingerprint import Fingerprint
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.normalize import Normalized, Scheme, check_fingerprint, scaling_of, schemes
 from maskmed_zoo.data.resample import (
-    Slices,
     Target,
     check_resampled,
     resample_image,
@@ -106,11 +105,7 @@ class Cropped:
         """The resampled labels (z y x); `ValueError` without any."""
         if self.labels is None:
             raise ValueError("no labels")
-        return self.like(self.labels)
-
-    def like(self, array: Slices) -> NDArray[np.int16]:
-        """Integers (z y x) on the voxels of the box, resampled as labels are."""
-        return resample_labels(array, self.region.resampled, self.thick)
+        return resample_labels(self.labels, self.region.resampled, self.thick)
 
 
 def crop_and_normalize(

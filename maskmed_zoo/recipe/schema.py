@@ -35,7 +35,7 @@ class NNUNetAugmentation(Settings):
 
 
 class LightAugmentation(Settings):
-    """Fewer and milder changes, for schedules too short for nnU-Net's; each probability is per patch."""
+    """Fewer and milder changes, but for noise, for schedules too short for nnU-Net's; probabilities are per patch."""
 
     kind: Literal["light"] = "light"
     spatial_probability: Probability = Field(default=0.2, description="rotate and scale a patch with this probability")

@@ -105,6 +105,14 @@ def test_moments_are_exact_and_every_case_counts_the_same(dataset):
     assert DatasetFingerprint.merged(halves).intensities == found.intensities
 
 
+@pytest.mark.parametrize("channels", [(1, 2), (2, 1)])
+def test_cases_of_other_channels_have_no_statistics_together(channels):
+    labels = np.ones((4, 4, 4), np.int16)
+    cases = tuple(facts_of(np.ones((n, 4, 4, 4), np.float32), labels, (1, 1, 1)) for n in channels)
+    with pytest.raises(DataError, match="1 and 2 channels"):
+        _ = DatasetFingerprint(cases).intensities
+
+
 def test_percentiles_of_many_voxels_are_those_of_all():
     rng = np.random.default_rng(0)
     image = rng.gamma(2, 100, (1, 50, 50, 50)).astype(np.float32)

@@ -13,8 +13,9 @@ import torch
 
 from maskmed_zoo.data.augmentation import policy_of
 from maskmed_zoo.data.augmentation.nnunet import NNUNet
-from maskmed_zoo.data.augmentation.source import OUTSIDE, empty_outside
+from maskmed_zoo.data.augmentation.source import empty_outside
 from maskmed_zoo.data.cache import CaseCache, Parts
+from maskmed_zoo.data.crop import OUTSIDE
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
 from maskmed_zoo.data.fingerprint import fingerprint_dataset
 from maskmed_zoo.data.patches import PatchDataset

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.augmentation.source import OUTSIDE
+from maskmed_zoo.data.crop import OUTSIDE
 from maskmed_zoo.settings import Size3
 
 _SHARES = 1000

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskmed_zoo.data.augmentation.source import OUTSIDE, Read
+from maskmed_zoo.data.augmentation.source import Read
+from maskmed_zoo.data.crop import OUTSIDE
 from maskmed_zoo.recipe.schema import LightAugmentation
 from maskmed_zoo.settings import Size3, Spacing3
 

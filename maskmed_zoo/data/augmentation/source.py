@@ -9,10 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskmed_zoo.data.crop import OUTSIDE
 from maskmed_zoo.settings import Size3
-
-OUTSIDE = -1
-"""Label of what lies outside a volume, and outside the non-zero region of an image; background in the end."""
 
 
 class Read(Protocol):

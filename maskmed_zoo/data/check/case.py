@@ -40,8 +40,8 @@ class Examined:
     """What is known of a case when its arrays are gone.
 
     `intensities`: by channel and label name, in units that all cases share: those of the image, or, for channels that
-    are normalised case by case, standard deviations from the image's mean. `contents`: image file -> hash of its
-    voxels, constant images left out.
+    are normalised case by case, standard deviations from the image's mean. `contents`: for each image file the hash of
+    its voxels, constant images left out.
     """
 
     case: Case
@@ -49,7 +49,7 @@ class Examined:
     spacing: Spacing3 | None = None
     shape: Size3 | None = None
     orientation: str = ""
-    contents: dict[Path, str] = field(default_factory=dict[Path, str])
+    contents: list[tuple[Path, str]] = field(default_factory=list[tuple[Path, str]])
     intensities: dict[tuple[int, str], Intensity] = field(default_factory=dict[tuple[int, str], Intensity])
     problems: list[ProblemError] = field(default_factory=list[ProblemError])
 
@@ -77,7 +77,7 @@ def examine(case: Case, dataset: RawDataset, schemes: tuple[Scheme, ...]) -> Exa
         if image.array.min() == image.array.max():
             constant.append(path)
             continue
-        facts.contents[path] = hashlib.blake2b(image.array.data, digest_size=16).hexdigest()
+        facts.contents.append((path, hashlib.blake2b(image.array.data, digest_size=16).hexdigest()))
         is_whole = len(case.images) == len(dataset.channels)
         if is_whole and label is not None and label.array.shape == image.array.shape:
             for name, intensity in _intensities(image.array, label.array, dataset, scaling):

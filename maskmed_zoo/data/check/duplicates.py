@@ -19,12 +19,15 @@ def duplicates(cases: Sequence[Examined], folds: Folds) -> Iterator[tuple[Proble
     seen: dict[str, tuple[Path, str]] = {}
     for facts in cases:
         case = facts.case.identifier
-        for path, content in facts.contents.items():
-            first, other = seen.setdefault(content, (path, case))
-            if first == path:
+        for path, content in facts.contents:
+            if content not in seen:
+                seen[content] = path, case
                 continue
+            first, other = seen[content]
             numbers = [n for n, fold in enumerate(folds) if _is_divided(case, other, fold.training, fold.validation)]
             what = f"the same voxels as {first}"
+            if path == first:  # listed twice in dataset.json
+                what = "the same file for two channels" if case == other else f"the same file as for case '{other}'"
             if numbers:
                 shown = f"fold{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
                 what += f"; in {shown} one of them trains and the other validates"

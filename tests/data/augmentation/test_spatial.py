@@ -18,8 +18,8 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from numpy.typing import NDArray
 
 from maskmed_zoo.data.augmentation.nnunet import NNUNet
-from maskmed_zoo.data.augmentation.source import OUTSIDE
 from maskmed_zoo.data.augmentation.spatial import box_size, matrix_of
+from maskmed_zoo.data.crop import OUTSIDE
 from maskmed_zoo.data.sampling import window
 from maskmed_zoo.settings import Size3
 

@@ -230,14 +230,18 @@ def test_cases_that_the_description_lists(root: Path) -> None:
     }
     describe(root, dataset=entries)
     assert found(root) == set()
+    describe(root, dataset=entries | {"case_07": entries["case_00"]})  # the one trains and the other validates
+    assert found(root) == {("case_07", "duplicate image", "error")}
     entries["case_01"]["label"] = "labelsTr/gone.nii.gz"
     entries["case_02"] = {"images": "x"}  # type: ignore[assignment]
     entries["case_03"]["images"] *= 2
     entries["case_04"]["images"] = ["dataset.json"]
     describe(root, dataset=entries)
-    assert {case for case, kind, _ in found(root) if kind in ("description", "missing channel")} == {
+    findings = found(root)
+    assert {case for case, kind, _ in findings if kind in ("description", "missing channel")} == {
         *("case_01", "case_02", "case_03", "case_04")
     }
+    assert ("case_03", "duplicate image", "remark") in findings
 
 
 def test_few_cases_are_not_compared(tmp_path: Path) -> None:
