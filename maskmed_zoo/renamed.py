@@ -40,7 +40,7 @@ def update_recipe(data: Any, place: Callable[[tuple[str | int, ...]], str]) -> N
         if _replace(data, value, value.old, value.new):
             found.append(f"{place(value.path)}: {'.'.join(value.path)}: '{value.old}' is now '{value.new}'")
     settings = _augmentation(data)
-    if settings and "kind" not in settings:
+    if settings is not None and "kind" not in settings:
         settings["kind"] = "light"
         where = place(("data", "augmentation"))
         found.append(f"{where}: data.augmentation: settings without a kind are now those of 'light'")

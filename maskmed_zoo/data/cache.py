@@ -23,7 +23,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,20 +84,44 @@ class CachedCase:
         return self._array("instances", "iu", self.shape[1:])
 
     @property
-    def coordinates(self) -> dict[int, NDArray[np.int32]]:
+    def coordinates(self) -> Mapping[int, NDArray[np.int32]]:
         """(n 3) voxel indices z, y, x of each foreground label that is present, 'ignore' left out."""
-        path = self.folder / "coordinates.npz"
-        # NumPy leaves a damaged file open that it has opened itself.
-        with _reading(self.folder), _plain(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = {int(label): _checked(label, archive[label], "iu", (None, 3)) for label in archive.files}
-            if not all(len(places) for places in found.values()):
-                raise ValueError("a label without a voxel")
-            return found
+        return _Places(self.folder)
 
     def _array(self, name: str, kinds: str, shape: Sequence[int | None]) -> NDArray[Any]:
         with _reading(self.folder):
             path = _plain(self.folder / f"{name}.npy")
             return _checked(name, np.load(path, mmap_mode="r", allow_pickle=False), kinds, shape)
+
+
+class _Places(Mapping[int, NDArray[np.int32]]):
+    """Voxel indices (n 3) by label; those of a label are read when they are asked for, and no others."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with self._archive() as archive:
+            self._names = {int(name): name for name in archive.files}
+
+    def __getitem__(self, label: int) -> NDArray[np.int32]:
+        name = self._names[label]
+        with self._archive() as archive:
+            places = _checked(name, archive[name], "iu", (None, 3))
+            if not len(places):
+                raise ValueError("a label without a voxel")
+            return places
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @contextmanager
+    def _archive(self) -> Generator[Any]:
+        # NumPy leaves a damaged file open that it has opened itself.
+        path = self.folder / "coordinates.npz"
+        with _reading(self.folder), _plain(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            yield archive
 
 
 def _plain(path: Path) -> Path:

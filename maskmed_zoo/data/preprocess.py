@@ -29,6 +29,9 @@ from maskmed_zoo.data.resample import (
 from maskmed_zoo.recipe.schema import DataRecipe
 from maskmed_zoo.settings import Size3, Spacing3
 
+PREPROCESSING = 2
+"""Raise this number when a network sees something else of the same image; 1 was: resampled first, then normalized."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:

@@ -18,7 +18,7 @@ _TRIES, _DRAWN = 4, 64
 
 
 def is_forced(slot: int, batch_size: int, share: float) -> bool:
-    """Whether the patch at `slot` of a batch is centered on foreground; at least this share of the batch is."""
+    """Whether the patch at `slot` of a batch is centered on foreground: the last ones, as many as nnU-Net rounds to."""
     return slot >= round(batch_size * (1 - share))
 
 
@@ -36,11 +36,10 @@ def start_around(center: Sequence[int] | NDArray[Any], shape: Sequence[int], box
 
 
 def foreground_voxel(places: Mapping[int, NDArray[np.int32]], rng: np.random.Generator) -> NDArray[np.int32] | None:
-    """A voxel (3), z y x, of a label drawn among those that have any; None without one."""
-    present = [voxels for voxels in places.values() if len(voxels)]
-    if not present:
+    """A voxel (3), z y x, of a label drawn among those of a case; None without one. No other label's are looked at."""
+    if not places:
         return None
-    voxels = present[rng.integers(len(present))]
+    voxels = places[list(places)[rng.integers(len(places))]]
     return voxels[rng.integers(len(voxels))]
 
 

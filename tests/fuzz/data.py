@@ -189,7 +189,7 @@ def _read_cache(original: tuple[Path, Any], random: Random, folder: Path) -> Non
     for read in (
         lambda: found.image[:, 1:2],
         lambda: found.labels[1:2],
-        lambda: found.coordinates,
+        lambda: dict(found.coordinates),
     ):
         read()
 
