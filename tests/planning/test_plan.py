@@ -82,6 +82,10 @@ def test_out_is_never_replaced(
     assert "exists already" in capsys.readouterr().err
     assert main([*words[:-1], str(tmp_path / "mine.txt")]) == 2
     assert "ends in .yaml" in capsys.readouterr().err
+    assert main([*words[:-1], str(tmp_path / "none/mine.yaml")]) == 2
+    told = capsys.readouterr().err
+    assert "no folder" in told
+    assert "measuring" not in told
 
 
 def test_a_budget_too_small_is_told_with_numbers(boxes: Path, tiny_recipe: Path) -> None:
