@@ -32,12 +32,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Plan and write."""
     from maskmed_zoo.errors import OutputError, RecipeError, escaped
+    from maskmed_zoo.files import is_folder
     from maskmed_zoo.planning.plan import plan
 
     if args.out is not None and args.out.suffix not in (".yaml", ".yml"):
         raise RecipeError(f"{args.out}: a recipe's name ends in .yaml; give such a file")
     if args.out is not None and args.out.exists():
         raise OutputError(f"{args.out}: exists already; give another name")
+    if args.out is not None and not is_folder(args.out.parent):  # before cases are read, perhaps for an hour
+        raise OutputError(f"{args.out}: no folder {args.out.parent} to write into; make it")
     file = "mine.yaml" if args.out is None else escaped(str(args.out))
     found = plan(args.data, recipe=args.recipe, memory=args.memory, file=file)
     if args.out is None:

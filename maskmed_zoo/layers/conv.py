@@ -69,14 +69,16 @@ class InstanceNorm(nn.InstanceNorm3d):
 class LeakyReLU(nn.LeakyReLU):
     """Leaky ReLU with slope 0.01 of what nobody else reads: on the CPU it overwrites its input.
 
-    On a GPU the norm before it gives a view, of which overwriting costs the backward pass a copy more.
+    On a GPU the norm before it gives a view, of which overwriting costs the backward pass a copy more. A backward hook
+    on this module, or on the one before, makes its input a view, which PyTorch refuses to have overwritten.
     """
 
     def __init__(self) -> None:
         super().__init__(SLOPE)
 
     def forward(self, input: Tensor) -> Tensor:  # the base class's name
-        return F.leaky_relu(input, self.negative_slope, inplace=is_eager_cpu(input))
+        is_own = is_eager_cpu(input) and not input._is_view()  # pyright: ignore[reportPrivateUsage]  # nothing public
+        return F.leaky_relu(input, self.negative_slope, inplace=is_own)
 
 
 class AveragePool(nn.AvgPool3d):

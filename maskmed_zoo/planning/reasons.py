@@ -60,6 +60,8 @@ def _levels(choice: Choice, grid: Grid) -> dict[str, str]:
         total = tuple(_product(levels.strides, axis) for axis in range(3))
         texts = {name: text for name, text in texts.items() if name in ("img_size", "z_factors")}
         texts["kind"] = f"Its strides are its own: a patch is a multiple of {_times(total)}, z y x."
+    if getattr(model.encoder, "z_factors", None) is None or grid.spacing[0] < 2 * min(grid.spacing):
+        texts.pop("z_factors")  # nothing was planned
     found = {f"model.encoder.{name}": text for name, text in texts.items() if hasattr(model.encoder, name)}
     if hasattr(model.decoder, "kernels"):
         found["model.decoder.kernels"] = "As the encoder's, by the same rule; none for the coarsest level."

@@ -58,9 +58,9 @@ class Feed:
     def __enter__(self) -> Self:
         others = multiprocessing.active_children()
         try:
-            with unannounced():
-                self._start()
+            self._start()
         except OSError as error:
+            self.__exit__()  # processes of the first stream, where those of the second cannot be started
             raise MemoryShortageError(f"loader processes cannot be started ({reason_of(error)}); {FEWER}") from error
         self.processes = [process for process in multiprocessing.active_children() if process not in others]
         return self
@@ -79,7 +79,8 @@ class Feed:
                 pin_memory=self.pin_memory,
                 generator=torch.Generator(),  # a seed is drawn for every iterator: not from what training draws from
             )
-            self._iterators[stream] = iter(loader)
+            self._iterators[stream] = iterator = iter(loader)
+            unannounced(iterator)
 
     def take(self, stream: Stream, count: int) -> Iterator[Patch]:
         """The next `count` batches of a stream."""

@@ -23,7 +23,7 @@ def build_optimizer(model: SegmentationModel, config: Optimizer) -> torch.optim.
     fused = True if all(p.device.type == "cpu" for p in model.parameters()) else None  # None: PyTorch's own choice
     if config.kind == "adamw":
         return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
-    return torch.optim.SGD(
+    sgd = torch.optim.SGD(
         groups,
         lr=config.lr,
         momentum=config.momentum,
@@ -31,6 +31,12 @@ def build_optimizer(model: SegmentationModel, config: Optimizer) -> torch.optim.
         weight_decay=config.weight_decay,
         fused=fused,
     )
+    if fused and config.momentum:
+        # Zeros are what a missing buffer stands for, and the fused kernel refuses to miss some of them: those of
+        # weights whose first gradient comes after the first step.
+        for p in model.parameters():
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: TrainRecipe) -> LambdaLR:

@@ -1,40 +1,34 @@
 """A loader process that died: noticed where its patches are asked for, and told by its cause.
 
 PyTorch tells of it by an error out of the handler of a signal, wherever the program is at that moment: in the middle of
-a step, while a checkpoint is written, or where Python swallows errors. Here the signal is not listened to, and exit
-codes are looked at instead.
+a step, while a checkpoint is written, or where Python swallows errors. Here its handler is not told of the processes,
+and exit codes are looked at instead.
 """
 
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
+
+from torch._C import _remove_worker_pids  # pyright: ignore[reportPrivateUsage]
 
 from maskmed_zoo.errors import MemoryShortageError, UserError, WorkerError
 
+_IS_WATCHED = "_worker_pids_set"
+"""What an iterator of PyTorch's remembers by that the handler knows its processes."""
 FEWER = "use fewer --workers, or 0"
 NO_SHARED_MEMORY = ("unable to allocate shared memory", "unable to write to file </torch", "insufficient shared memory")
 """What PyTorch says where /dev/shm is full and it noticed before the processor did (SIGBUS)."""
 
 
-@contextmanager
-def unannounced() -> Generator[None]:
-    """Deaths of processes that are started inside raise nothing, neither inside nor after it.
+def unannounced(iterator: object) -> None:
+    """Deaths of the processes of one of PyTorch's iterators raise nothing from now on, wherever the program is.
 
-    Yields with the signal SIGCHLD held back; leaves it to whoever listened to it before.
+    The handler of SIGCHLD, which PyTorch sets once in a program, stays for other loaders: it is only made to forget
+    these processes. An iterator without processes has none to forget.
     """
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        yield  # PyTorch listens to it in the main thread alone, and on Windows there is none
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    if getattr(iterator, _IS_WATCHED, False):
+        _remove_worker_pids(id(iterator))
+        setattr(iterator, _IS_WATCHED, False)  # else it would do the same at its end
 
 
 def out_of_shared_memory(reason: str) -> MemoryShortageError:

@@ -43,6 +43,16 @@ def test_an_activation_overwrites_nothing_that_another_needs():
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("part", ["conv", "norm", "activation"])
+def test_parts_take_backward_hooks(part):
+    torch.manual_seed(0)
+    block, x, seen = ConvNormAct(3, 4, (3, 3, 3)), torch.randn(2, 3, 4, 4, 4, requires_grad=True), []
+    (due,) = torch.autograd.grad(block(x).square().sum(), x)
+    getattr(block, part).register_full_backward_hook(lambda _, into, out: seen.append((into, out)))
+    torch.testing.assert_close(torch.autograd.grad(block(x).square().sum(), x)[0], due)
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("grid", [(4, 3, 6), (2, 3, 1), (8, 9, 6), (4, 4, 3)])
 def test_average(grid):
     x = torch.randn(2, 3, 8, 9, 6, dtype=torch.float64, requires_grad=True)

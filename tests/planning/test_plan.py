@@ -15,8 +15,9 @@ from maskmed_zoo.data.fingerprint import fingerprint_dataset
 from maskmed_zoo.encoders.timm import TimmConfig
 from maskmed_zoo.errors import DataError, JointError, UserError
 from maskmed_zoo.planning.budget import Budget
-from maskmed_zoo.planning.choose import choose
+from maskmed_zoo.planning.choose import Choice, choose
 from maskmed_zoo.planning.grid import Grid
+from maskmed_zoo.planning.reasons import _levels  # pyright: ignore[reportPrivateUsage]
 from tests.conftest import SHARED_DATA, make_dataset
 
 PLANNED = ("spacing", "patch_size", "normalization", "use_mask_for_norm", "mirror_axes")
@@ -80,6 +81,10 @@ def test_out_is_never_replaced(
     assert "exists already" in capsys.readouterr().err
     assert main([*words[:-1], str(tmp_path / "mine.txt")]) == 2
     assert "ends in .yaml" in capsys.readouterr().err
+    assert main([*words[:-1], str(tmp_path / "none/mine.yaml")]) == 2
+    told = capsys.readouterr().err
+    assert "no folder" in told
+    assert "measuring" not in told
 
 
 def test_a_budget_too_small_is_told_with_numbers(boxes: Path, tiny_recipe: Path) -> None:
@@ -138,6 +143,16 @@ def test_a_backbone_is_told_which_axis_is_thick() -> None:
     assert TimmConfig(mode="slices").fitted(levels) == TimmConfig(mode="slices")
     even = PlannedLevels(((1, 1, 1), (2, 2, 2)), ((3, 3, 3),) * 2, (64, 64, 64), (1.0, 1.0, 1.0))
     assert TimmConfig().fitted(even) == TimmConfig()
+
+
+@pytest.mark.parametrize(("z_factors", "z_mm", "is_said"), [((1, 1, 2, 2, 2), 4.0, True), (None, 1.0, False)])
+def test_z_is_called_thick_where_it_is(z_factors: tuple[int, ...] | None, z_mm: float, is_said: bool) -> None:
+    encoder = {"kind": "timm", "z_factors": z_factors}
+    recipe = zoo.load_recipe("maskmed_amos", {"model.encoder": encoder, "model.decoder.kernels": None})
+    levels = PlannedLevels(((1, 1, 1), (2, 2, 2)), ((3, 3, 3),) * 2, (32, 64, 64), (z_mm, 1, 1))
+    grid = Grid((z_mm, 1, 1), (32, 64, 64), None, 3)
+    found = _levels(Choice(recipe, levels, "", "", 1, None), grid)
+    assert ("model.encoder.z_factors" in found) == is_said
 
 
 def test_parts_that_do_not_fit_are_named(tiny_recipe: Path) -> None:

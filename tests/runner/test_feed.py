@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from maskmed_zoo.data.cache import CaseCache
 from maskmed_zoo.data.dataset import open_dataset
@@ -162,6 +162,20 @@ def test_a_dead_process_is_told_by_its_cause(cause: str, capfd: pytest.CaptureFi
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_death_interrupts_no_step_where_another_loader_ran_before() -> None:
+    """PyTorch's handler of SIGCHLD is there then, stays there, and is not told of our processes."""
+    list(DataLoader(Numbered(), sampler=range(2), num_workers=1))
+    handler = signal.getsignal(signal.SIGCHLD)
+    with feed(2) as source:
+        os.kill(source.processes[0].pid or 0, signal.SIGKILL)
+        source.processes[0].join(10)
+        time.sleep(0.1)  # a step, in which nothing is raised
+        with pytest.raises(MemoryShortageError, match="SIGKILL"):
+            list(source.take("train", 1))
+    assert callable(handler)
+    assert signal.getsignal(signal.SIGCHLD) is handler
+
+
 def test_a_process_that_dies_while_it_is_waited_for() -> None:
     with pytest.raises(MemoryShortageError, match="SIGKILL"), feed(1, Slow(at=8, does=dies(signal.SIGKILL))) as source:
         list(source.take("train", 5))
@@ -189,6 +203,21 @@ def test_processes_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("multiprocessing.process.BaseProcess.start", start)
     with pytest.raises(MemoryShortageError, match=r"cannot be started \(Cannot allocate memory\); use fewer"):
         feed(1).__enter__()
+
+
+def test_validation_that_cannot_be_started_ends_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, count = multiprocessing.process.BaseProcess.start, iter(range(9))
+
+    def second(self: multiprocessing.process.BaseProcess) -> None:
+        if next(count) == 1:
+            raise OSError(11, "Resource temporarily unavailable")
+        start(self)
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", second)
+    source = feed(1)
+    with pytest.raises(MemoryShortageError, match="cannot be started"):
+        source.__enter__()
+    assert not multiprocessing.active_children()
 
 
 def test_an_unknown_signal_is_a_number() -> None:
