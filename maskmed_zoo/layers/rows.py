@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskmed_zoo.contracts import is_eager_cpu
+
 
 def rows(x: Tensor) -> Tensor:
-    """(b c d h w) to (b s c), a view."""
+    """(b c d h w) to (b s c); on the CPU copied once, for all who read it there want it in order, else a view."""
     return _Rows.apply(x)  # pyright: ignore[reportReturnType]  # without types in PyTorch
 
 
@@ -21,7 +23,8 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.size = x.shape[2:]
-        return x.flatten(2).transpose(1, 2)
+        voxels = x.flatten(2).transpose(1, 2)
+        return voxels.contiguous() if is_eager_cpu(x) else voxels
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
