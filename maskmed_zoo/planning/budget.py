@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -57,3 +58,9 @@ def size_of(text: str) -> int:
 def shown(size: float) -> str:
     """Bytes in words, 7.4 GiB or 31.2 MiB."""
     return f"{size / GIB:.1f} GiB" if size >= 0.95 * GIB else f"{size / 2**20:.3g} MiB"
+
+
+def enough(size: float) -> str:
+    """Bytes in words that, asked for, are no less: rounded up to a hundredth."""
+    unit, name = (GIB, "GiB") if size >= 0.95 * GIB else (2**20, "MiB")
+    return f"{math.ceil(size / unit * 100) / 100:g} {name}"

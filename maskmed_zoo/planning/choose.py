@@ -23,7 +23,7 @@ from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.errors import DataError, JointError, UserError
 from maskmed_zoo.memory import GIB
 from maskmed_zoo.model import SegmentationModel
-from maskmed_zoo.planning.budget import Budget, shown
+from maskmed_zoo.planning.budget import Budget, enough, shown
 from maskmed_zoo.planning.footprint import StepMemory
 from maskmed_zoo.planning.grid import Grid
 from maskmed_zoo.planning.levels import SHORTEST, Order, multiples, shrinking
@@ -186,5 +186,5 @@ def _too_small(levels: PlannedLevels, least: float, budget: Budget) -> UserError
     patch = " x ".join(map(str, levels.patch))
     return UserError(
         f"memory: {shown(budget.bytes)} ({budget.origin}) is too little: the smallest patch, {patch} voxels, needs "
-        f"{shown(least)} for a batch of {SMALLEST_BATCH}; give at least that, or a smaller network as --recipe"
+        f"{enough(least)} for a batch of {SMALLEST_BATCH}; give at least that, or a smaller network as --recipe"
     )

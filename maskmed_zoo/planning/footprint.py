@@ -6,7 +6,8 @@ Losses look at numbers, which meta tensors have not, so the loss runs on an outp
 scaled with the voxels. To that come weights, gradients and the optimizer's state, and the copies in which convolutions
 work, as much as the largest one reads and writes.
 Deviations from a real step: the CUDA context and what an allocator keeps in reserve are not counted; with mixed
-precision every activation is taken to have 16 bits.
+precision every activation is taken to have 16 bits; on the CPU, where activations overwrite what norms give, a step
+needs less.
 """
 
 from __future__ import annotations

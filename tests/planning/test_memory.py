@@ -11,6 +11,7 @@ import torch
 import maskmed_zoo as zoo
 from maskmed_zoo.build import model_of
 from maskmed_zoo.errors import ArgumentError
+from maskmed_zoo.layers import conv
 from maskmed_zoo.model import count_parameters
 from maskmed_zoo.planning.budget import DEFAULT, budget_of, size_of
 from maskmed_zoo.planning.footprint import Live, StepMemory
@@ -54,8 +55,11 @@ def test_live_counts_what_lives() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"model.neck.kind": "skip", "model.head.kind": "pointwise",
                                            "model.loss.kind": "ce_dice"}])  # fmt: skip
-def test_activations_are_those_that_autograd_keeps(tiny_recipe: Path, settings: dict[str, str]) -> None:
-    """`saved_tensors_hooks` sees every tensor kept for the gradient in a real run on the CPU."""
+def test_activations_are_those_that_autograd_keeps(
+    tiny_recipe: Path, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`saved_tensors_hooks` sees every tensor kept for the gradient in a real run, computed as on a GPU."""
+    monkeypatch.setattr(conv, "is_eager_cpu", lambda _: False)
     recipe = zoo.load_recipe(tiny_recipe, settings)
     kept: dict[int, int] = {}
     model = model_of(recipe)
