@@ -23,7 +23,8 @@ from maskmed_zoo.evaluation.metrics import Metric, metrics
 from maskmed_zoo.recipe import load_recipe, recipe_type
 
 FOLDER = Path(__file__).resolve().parent / "reference" / "generated"
-SECTIONS = {"data": "DataRecipe", "data.augmentation": "Augmentation", "train": "TrainRecipe",
+SECTIONS = {"data": "DataRecipe", "data.augmentation (nnunet)": "NNUNetAugmentation",
+            "data.augmentation (light)": "LightAugmentation", "train": "TrainRecipe",
             "train.optimizer": "Optimizer", "inference": "InferenceRecipe"}  # fmt: skip
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 HEADING = (

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from maskmed_zoo.attach import AttachedModel
+    from maskmed_zoo.data.check.finding import Finding
     from maskmed_zoo.inference.predictor import Predictor
     from maskmed_zoo.model import SegmentationModel
+    from maskmed_zoo.planning.plan import Plan
     from maskmed_zoo.recipe import Recipe
     from maskmed_zoo.weights.keys import KeyMap
     from maskmed_zoo.weights.load import LoadReport
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "attach_head",
+    "check_data",
     "create",
     "describe",
     "evaluate",
@@ -44,6 +47,7 @@ __all__ = [
     "load",
     "load_recipe",
     "load_weights",
+    "plan",
     "register",
     "train",
 ]
@@ -180,6 +184,31 @@ def attach_head(
     )
 
 
+def plan(
+    data: str | Path,
+    *,
+    recipe: str | Path | Recipe = "maskmed_amos",
+    memory: str | None = None,
+) -> Plan:
+    """A recipe for nnU-Net's raw folder `data`, planned after nnU-Net's rules, that trains on it as it is.
+
+    Args:
+        data: the folder that holds dataset.json.
+        recipe: whose network, loss and schedule it has; default: MaskMed as in the paper.
+        memory: for a training step, "11G", "8GiB", "900M", …; default: all that the GPU has, "8G" without one.
+
+    Returns a `Plan`: the `recipe`, its YAML `text` with a comment on each planned number, and `comments` by path.
+    Raises `RecipeError` and `DataError` as `train` does, `ArgumentError` for a memory that is no size, `UserError` for
+    one that the smallest patch does not fit into.
+    """
+    from maskmed_zoo.arguments import NONE, expect, expect_path
+    from maskmed_zoo.planning.plan import plan as planned
+
+    expect_path("data", data, "a data set's folder")
+    expect("memory", memory, (str, *NONE), "a size such as '11G'")
+    return planned(data, recipe=recipe, memory=memory)
+
+
 def train(
     recipe: str | Path | Recipe,
     *,
@@ -209,7 +238,7 @@ def train(
     """
     from pathlib import Path
 
-    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_path
+    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_folders, expect_path
     from maskmed_zoo.recipe import by_keyword
     from maskmed_zoo.recipe import load_recipe as read
     from maskmed_zoo.runner.train import train as run
@@ -218,7 +247,7 @@ def train(
     expect_path("out", out, "a folder")
     expect("workers", workers, (*INTEGER, *NONE), "a whole number")
     expect("resume", resume, (bool,), "True or False")
-    _expect_folders(data)
+    expect_folders(data)
     arguments = ("data", "out", "fold", "device", "workers", "resume")
     loaded = read(recipe, by_keyword("train", overrides, arguments))
     return run(loaded, data=data, out=Path(out), fold=fold, device=device, workers=workers, resume=resume).path
@@ -272,7 +301,7 @@ def evaluate(
     from collections.abc import Mapping
     from pathlib import Path
 
-    from maskmed_zoo.arguments import NONE, expect, expect_path, expect_several
+    from maskmed_zoo.arguments import NONE, expect, expect_folders, expect_path, expect_several
     from maskmed_zoo.errors import ArgumentError
 
     for name, folder in (("run", run), ("pred", pred), ("ref", ref)):
@@ -280,7 +309,7 @@ def evaluate(
     expect("weights", weights, (str, *NONE), "'last' or 'best'")
     expect("labels", labels, (Mapping, *NONE), "label names and values")
     if data is not None:
-        _expect_folders(data)
+        expect_folders(data)
     if not isinstance(metrics, str):
         expect_several("metrics", metrics, (str,), "names of metrics")
     if (run is None) == (pred is None) or (pred is None) != (ref is None):
@@ -297,6 +326,24 @@ def evaluate(
     from maskmed_zoo.runner.run_folder import RunFolder
 
     return evaluate_run(RunFolder(Path(str(run))), data=data, device=device, which=weights or "last", metrics=metrics)
+
+
+def check_data(data: str | Path, *, workers: int | None = None) -> Sequence[Finding]:
+    """Every problem of every case of a data set, as `maskmed-zoo data check` lists them; none where it is empty.
+
+    Args:
+        data: nnU-Net's raw folder, the one that holds dataset.json.
+        workers: threads that read a case each; default: one for each core, up to eight.
+
+    A finding has `case`, `file`, `kind`, `severity` ("error" or "remark"), `problem` and `remedy`. Raises `DataError`
+    for a folder that is no data set, or whose dataset.json cannot be used.
+    """
+    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_path
+    from maskmed_zoo.data.check.check import check_data as check
+
+    expect_path("data", data, "a data set's folder")
+    expect("workers", workers, (*INTEGER, *NONE), "a whole number")
+    return check(data, workers=workers)
 
 
 def list(pattern: str = "*", *, kind: str | None = None) -> Sequence[str]:
@@ -348,13 +395,3 @@ def register(name: str, *, kind: str, summary: str = "") -> Callable[[Any], Any]
     for argument, text in (("name", name), ("kind", kind), ("summary", summary)):
         expect(argument, text, (str,), "a text")
     return registry.register(name, kind=kind, summary=summary)
-
-
-def _expect_folders(data: object) -> None:
-    from maskmed_zoo.arguments import PATH, expect_path, expect_several
-
-    what = "a data set's folder, or several"
-    if isinstance(data, PATH):
-        expect_path("data", data, what)
-        return
-    expect_several("data", data, PATH, what)

@@ -48,6 +48,15 @@ def expect_path(name: str, value: object, what: str, *, optional: bool = False) 
     expect(name, value, PATH, what)
 
 
+def expect_folders(data: object) -> None:
+    """Raise `ArgumentError` unless `data` can be the folder of a data set, or several."""
+    what = "a data set's folder, or several"
+    if isinstance(data, PATH):
+        expect_path("data", data, what)
+    else:
+        expect_several("data", data, PATH, what)
+
+
 def expect_several(name: str, values: object, kinds: tuple[type, ...], what: str, length: int | None = None) -> None:
     """Raise `ArgumentError` unless the value is a list, or array, of such values, of a length if one is given."""
     values = getattr(values, "tolist", lambda: values)()  # of an array

@@ -14,14 +14,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskmed_zoo.errors import JointError
-from maskmed_zoo.settings import Settings, Size3
+from maskmed_zoo.settings import Settings, Size3, Spacing3
 
 ParameterGroup = Literal["cnn", "transformer"]
 FLOOR = 1e-6
@@ -131,8 +131,26 @@ for _output in (StageOutput, HeadOutput):
     torch.export.register_dataclass(_output, serialized_type_name=f"{__name__}.{_output.__name__}")
 
 
+@dataclass(frozen=True)
+class PlannedLevels:
+    """The levels of a network that is planned for a data set, finest first.
+
+    `strides` of each level over the one above and `kernels`, both (z, y, x); `patch` in voxels, `spacing` in mm.
+    """
+
+    strides: tuple[Size3, ...]
+    kernels: tuple[Size3, ...]
+    patch: Size3
+    spacing: Spacing3
+
+
 class ComponentConfig(Settings):
     """Base of every component's settings."""
+
+    def fitted(self, levels: PlannedLevels) -> Self:
+        """These settings for planned levels; as they are, unless a component has some that hang on levels or patch."""
+        del levels
+        return self
 
 
 class Component(nn.Module):
@@ -248,3 +266,8 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Autocast off on the device of `x`, where there is such a thing (not on meta)."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def is_eager_cpu(x: Tensor) -> bool:
+    """Whether PyTorch's own CPU kernels run on `x` now, and not what a compiler or an export makes of the layers."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

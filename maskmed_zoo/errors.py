@@ -92,6 +92,14 @@ class MemoryShortageError(UserError):
     """Less memory than a step or a case needs."""
 
 
+class WorkerError(ZooError):
+    """A process at work for this one that crashed."""
+
+
+class FoundError(ZooError):
+    """What a check was looking for, and found."""
+
+
 class Failures:
     """What went wrong with single cases of many, kept until the others are done."""
 

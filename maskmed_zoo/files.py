@@ -203,3 +203,8 @@ def write_text(path: Path, text: str) -> None:
 def cache_folder() -> Path:
     """Where downloads and compiled code of this package are kept, safe to delete; `RuntimeError` without a home."""
     return Path.home() / ".cache" / "maskmed_zoo"
+
+
+def reading_threads() -> int:
+    """Threads that read files side by side where nothing else is at work: one for each core, up to eight."""
+    return min(8, os.cpu_count() or 1)

@@ -39,6 +39,11 @@ def update_recipe(data: Any, place: Callable[[tuple[str | int, ...]], str]) -> N
     for value in RECIPE_VALUES:
         if _replace(data, value, value.old, value.new):
             found.append(f"{place(value.path)}: {'.'.join(value.path)}: '{value.old}' is now '{value.new}'")
+    settings = _augmentation(data)
+    if settings is not None and "kind" not in settings:
+        settings["kind"] = "light"
+        where = place(("data", "augmentation"))
+        found.append(f"{where}: data.augmentation: settings without a kind are now those of 'light'")
     if found:
         log_once("; ".join(found))
 
@@ -56,6 +61,9 @@ def as_first_written(recipe: dict[str, Any]) -> dict[str, Any]:
     result = copy.deepcopy(recipe)
     for value in RECIPE_VALUES:
         _replace(result, value, value.new, value.old)
+    settings = _augmentation(result)
+    if settings and settings.get("kind") == "light":
+        del settings["kind"]
     return result
 
 
@@ -63,6 +71,13 @@ def as_first_written(recipe: dict[str, Any]) -> dict[str, Any]:
 def log_once(line: str) -> None:
     """Log that an old word was read; once in a process, because files are read more than once."""
     log.warning("%s; both are read, the new one is written", line)
+
+
+def _augmentation(data: Any) -> dict[str, Any] | None:
+    """`data.augmentation` of a recipe's plain data; before there were two kinds of it, it had none."""
+    section = data.get("data") if isinstance(data, dict) else None
+    settings = section.get("augmentation") if isinstance(section, dict) else None
+    return settings if isinstance(settings, dict) else None
 
 
 def _replace(data: Any, value: RenamedValue, before: str, after: str) -> bool:

@@ -67,12 +67,12 @@ def test_commands_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for words in commands(page):
+        arguments, target = (words[:-2], words[-1]) if ">" in words else (words, None)
         if words[0] not in RUNS:
             parser = argparse.ArgumentParser(exit_on_error=False)
             importlib.import_module(f"maskmed_zoo.cli.{words[0]}").configure(parser)
-            parser.parse_args(words[1:])
+            parser.parse_args(arguments[1:])
             continue
-        arguments, target = (words[:-2], words[-1]) if ">" in words else (words, None)
         code = main(arguments)
         printed = capsys.readouterr()
         assert code == 0, f"maskmed-zoo {shlex.join(words)}: {printed.err}"

@@ -24,7 +24,7 @@ TREE = ("maskmed_zoo", "registry", "recipes", "tests", "docs", "README.md", "CON
 PLUGIN = ROOT / "examples/plugin/maskmed_zoo_gaussian_neck"
 README_TEST = "tests/test_generated.py::test_component_table_in_readme_is_that_of_the_cards"
 PYTEST = ("-m", "pytest", "-rA", "-p", "no:cacheprovider")
-COMMANDS = [*((verb,) for verb in VERBS), ("nnunet", "install")]
+COMMANDS = [*((verb,) for verb in VERBS), ("nnunet", "install"), ("data", "check")]
 
 
 def script(name: str) -> ModuleType:

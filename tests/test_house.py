@@ -77,11 +77,12 @@ ALLOWED: dict[str, set[str]] = {
     "ablation": RUN | {"runner"},
     "explain": RUN | {"layers", "runner"},
     "export": RUN | {"runner"},
+    "planning": RUN | {"encoders", "necks", "decoders", "heads", "layers", "runner"},
     "interop": {"contracts", "registry", "recipe", "model", "build", "runner", "weights"},
     "demo": RUN | {"runner"},
-    "root": RUN | {"attach", "runner"},
-    "cli": {"root", "registry", "recipe", "build", "weights", "evaluation"}
-    | {"runner", "ablation", "explain", "export", "interop", "demo"},
+    "root": RUN | {"attach", "planning", "runner"},
+    "cli": {"root", "registry", "recipe", "build", "weights", "data", "evaluation"}
+    | {"runner", "ablation", "explain", "export", "interop", "planning", "demo"},
     "__main__": {"cli"},
 }
 HEAVY = {"torch", "numpy", "scipy", "monai", "timm", "nibabel", "pydantic", "matplotlib"}
@@ -90,7 +91,7 @@ import contextlib, io, json, sys
 from maskmed_zoo.cli.main import VERBS, main
 
 seen, new = set(sys.modules), {}
-for words in [*([verb] for verb in VERBS), ["nnunet", "install"]]:
+for words in [*([verb] for verb in VERBS), ["nnunet", "install"], ["data", "check"]]:
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
         main([*words, "--help"])
     assert printed.getvalue().startswith(f"usage: maskmed-zoo {' '.join(words)} ")
@@ -227,7 +228,7 @@ def test_help_stays_light(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", HELP], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     imported = json.loads(done.stdout)
-    assert len(imported) == len(VERBS) + 1
+    assert len(imported) == len(VERBS) + 2
     assert {f"maskmed_zoo.cli.{verb}" for verb in VERBS} <= {module for new in imported.values() for module in new}
     assert {verb: sorted(HEAVY & set(new)) for verb, new in imported.items() if HEAVY & set(new)} == {}
 

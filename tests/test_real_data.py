@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from maskmed_zoo.data.cache import CaseCache, fingerprint_of
+from maskmed_zoo.data.cache import CaseCache
 from maskmed_zoo.data.dataset import open_dataset
+from maskmed_zoo.data.fingerprint import fingerprint_dataset
 from maskmed_zoo.data.formats import read_labels
 from maskmed_zoo.data.patches import PatchDataset
+from maskmed_zoo.data.preprocess import Preprocessing
 from maskmed_zoo.data.sources import open_sources
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.recipe import load_recipe
@@ -79,15 +81,15 @@ def test_partial_labels_beside_complete_ones(real_data: Path, tmp_path: Path) ->
     recipe = DataRecipe(spacing=(5, 8, 8), patch_size=(16, 16, 16))
     for source, some in ((complete, 5), (partial, None)):
         case = source.dataset.cases[1]
-        cache = CaseCache(tmp_path / "cache", source.dataset, recipe.spacing)
+        stats = fingerprint_dataset(source.dataset, [case]).intensities
+        cache = CaseCache(tmp_path / "cache", source.dataset, Preprocessing.of(recipe, ("CT",), stats))
         cache.prepare([case])
         parts = [(cache, [case])]
         drawn = PatchDataset(
             parts,
             recipe,
-            channels=("CT",),
             labels=labels,
-            fingerprint=fingerprint_of(parts),
+            batch_size=2,
             seed=0,
             stream="train",
         )

@@ -57,6 +57,19 @@ def test_an_old_recipe_is_read_and_reported_in_one_line(tmp_path: Path, caplog: 
     assert not caplog.messages
 
 
+def test_augmentation_without_a_kind_is_the_light_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It was the only one; a recipe that says nothing about it has the default of today."""
+    path = write(tmp_path / "old.yaml", TINY.replace("data:\n", "data:\n  augmentation: {rotation: 7}\n"))
+    recipe = load_recipe(path)
+    assert recipe.data.augmentation.model_dump()["rotation"] == 7
+    assert recipe.data.augmentation.kind == "light"
+    assert len(caplog.messages) == 1
+    assert "settings without a kind are now those of 'light'" in caplog.messages[0]
+    first = renamed.as_first_written(recipe.model_dump(mode="json"))
+    assert "kind" not in first["data"]["augmentation"]
+    assert load_recipe(write(tmp_path / "new.yaml", TINY)).data.augmentation.kind == "nnunet"
+
+
 def test_two_old_words_in_one_file_are_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = dump_recipe(load_recipe(write(tmp_path / "tiny.yaml", TINY), TIMM))
     old = text.replace("marginalize", "marginalise").replace("inflation: center", "inflation: centre")

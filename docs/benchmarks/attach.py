@@ -27,11 +27,11 @@ from torch.utils.data import DataLoader
 import maskmed_zoo as zoo
 from maskmed_zoo.contracts import HeadOutput, StageOutput
 from maskmed_zoo.data.bind import bind
-from maskmed_zoo.data.cache import CaseCache, fingerprint_of
+from maskmed_zoo.data.cache import CaseCache
 from maskmed_zoo.data.case import load_case
-from maskmed_zoo.data.normalize import normalize, schemes
+from maskmed_zoo.data.crop import uncropped
 from maskmed_zoo.data.patches import PatchDataset
-from maskmed_zoo.data.resample import resample_image
+from maskmed_zoo.data.preprocess import Preprocessing, crop_and_normalize
 from maskmed_zoo.data.sources import open_sources
 from maskmed_zoo.evaluation.aggregate import summarize
 from maskmed_zoo.evaluation.case import CaseScores
@@ -95,14 +95,13 @@ def main() -> None:
 def run(recipe: Recipe, source: Any, network: str, head: str, args: argparse.Namespace) -> None:
     """One training run and its row."""
     labels, (training, validation) = recipe.labels, source.dataset.splits(FOLD)
-    cache = CaseCache(args.out / "cache", source.dataset, recipe.data.spacing)
+    how = Preprocessing.of(recipe.data, recipe.channels, ())  # z-scores need no fingerprint
+    cache = CaseCache(args.out / "cache", source.dataset, how)
     cache.prepare((*training, *validation))
     parts = [(cache, training)]
-    fingerprint = fingerprint_of(parts)
     patches = PatchDataset(
-        parts, recipe.data, channels=recipe.channels, labels=labels, fingerprint=fingerprint,
-        seed=args.seed, stream="train",
-    )  # fmt: skip
+        parts, recipe.data, labels=labels, batch_size=recipe.train.batch_size, seed=args.seed, stream="train"
+    )
     batch = recipe.train.batch_size
     loader = DataLoader(patches, batch_size=batch, sampler=range(args.steps * batch))
     torch.manual_seed(args.seed)
@@ -124,19 +123,18 @@ def run(recipe: Recipe, source: Any, network: str, head: str, args: argparse.Nam
     seconds = time.process_time() - start
     torch.save(model.state_dict(), args.out / f"{network}_{head}_{args.seed}.pth")
     model.eval()
-    scheme, names = schemes(recipe.data.normalization, recipe.channels), labels.names
+    names = labels.names
     scores: list[CaseScores] = []
     for case in validation:
         image, reference, geometry = load_case(case, source.dataset)
-        prepared = normalize(resample_image(image, geometry.spacing, recipe.data.spacing), scheme, fingerprint)
-        volume = torch.from_numpy(prepared)
+        cropped = crop_and_normalize(image, None, geometry, how, values=2 * len(labels))
+        volume, region = torch.from_numpy(cropped.image()), cropped.region
         windows = Windows.of(volume, PATCH, recipe.inference.overlap)
         found = ProbabilityMap(windows, len(labels))
         for places, output in visit(probabilities, volume, windows, batch_size=batch, device="cpu"):
             found.take(places, output)
-        dice = dice_per_label(
-            probabilities_to_labels(found.result(), image.shape[1:]), reference, range(1, len(labels))
-        )
+        predicted = probabilities_to_labels(found.result(), region.cropped, region.thick_back)
+        dice = dice_per_label(uncropped(predicted, region.box, region.shape), reference, range(1, len(labels)))
         scores.append(CaseScores(case.identifier, {names[label]: value for label, value in dice.items()}))
     summary = summarize(scores, names[1:])
     row = {

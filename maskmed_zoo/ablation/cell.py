@@ -22,6 +22,7 @@ from typing import IO, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from maskmed_zoo.data.preprocess import PREPROCESSING
 from maskmed_zoo.errors import DataError, UserError, printable
 from maskmed_zoo.evaluation.written import read_summary
 from maskmed_zoo.files import read_json, read_text, unwritable
@@ -165,7 +166,8 @@ class CellFolder:
             run = RunFolder(file.parent)
             try:
                 manifest = run.manifest()
-                if (manifest["dataset"], manifest["fold"]) == (" + ".join(self.names), self.fold):
+                found = manifest["dataset"], manifest["fold"], run.preprocessing
+                if found == (" + ".join(self.names), self.fold, PREPROCESSING):
                     held.append((run, run.recipe().model_dump(mode="json")))
             except UserError:
                 continue  # half-made, or of another world; the cell of its name says so itself

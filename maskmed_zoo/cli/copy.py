@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from maskmed_zoo.cli.output import write
-from maskmed_zoo.errors import OutputError, RecipeError, escaped
-from maskmed_zoo.files import is_folder, read_text, unwritable
+from maskmed_zoo.cli.output import write, write_new
+from maskmed_zoo.errors import RecipeError, escaped
+from maskmed_zoo.files import is_folder, read_text
 from maskmed_zoo.plain_yaml import LARGEST_YAML
 
 
@@ -30,21 +30,5 @@ def run(args: argparse.Namespace) -> None:
     if target.suffix not in (".yaml", ".yml"):
         raise RecipeError(f"{target}: a recipe's name ends in .yaml; give such a file or an existing folder")
     text = read_text(source, largest=LARGEST_YAML, error=RecipeError)
-    _write_new(target, own_copy(text, escaped(target.name)))
+    write_new(target, own_copy(text, escaped(target.name)))
     write(f"{target}")
-
-
-def _write_new(target: Path, text: str) -> None:
-    """Make a file that was not there, and leave none where it cannot be written whole."""
-    try:
-        file = target.open("x", encoding="utf-8")
-    except FileExistsError as error:
-        raise OutputError(f"{target}: exists already; give another name") from error
-    except (OSError, ValueError) as error:
-        raise unwritable(target, error) from error
-    try:
-        with file:
-            file.write(text)
-    except OSError as error:
-        target.unlink(missing_ok=True)
-        raise unwritable(target, error) from error

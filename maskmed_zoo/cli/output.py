@@ -9,9 +9,11 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from maskmed_zoo.errors import OutputError, escaped
+from maskmed_zoo.files import unwritable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,6 +27,28 @@ def write(text: str) -> None:
     """One line of plain text; control characters are escapes."""
     with printing():
         sys.stdout.write(f"{escaped(text)}\n")
+
+
+def write_text(text: str) -> None:
+    """Lines as they are; control characters are escapes."""
+    with printing():
+        sys.stdout.write("".join(f"{escaped(line)}\n" for line in text.removesuffix("\n").split("\n")))
+
+
+def write_new(target: Path, text: str) -> None:
+    """Make a file that was not there, and leave none where it cannot be written whole; raises `OutputError`."""
+    try:
+        file = target.open("x", encoding="utf-8")
+    except FileExistsError as error:
+        raise OutputError(f"{target}: exists already; give another name") from error
+    except (OSError, ValueError) as error:
+        raise unwritable(target, error) from error
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise unwritable(target, error) from error
 
 
 def write_json(content: Any) -> None:

@@ -1,15 +1,15 @@
 """Preprocessed cases on disk: what training reads at random, memory-mapped, so that a patch costs only its own bytes.
 
-Idea: reading, reorienting and resampling happen once. Images are resampled but not normalised, because CT statistics
-belong to the training cases of a fold. Labels have the data set's own values, so that training on it alone and
-together with others read the same cache. Beside the arrays lie the foreground voxels that oversampling draws from and
-the intensity samples of the fingerprint, both seeded by the case's name.
-Source: nnU-Net's preprocessed folder (`class_locations`, `DatasetFingerprintExtractor`).
+Idea: reading, cropping, normalizing and resampling happen once; a patch is read as the network sees it. Labels have
+the data set's own values, so that training on it alone and together with others read the same cache, unless its CT
+statistics are others then, and -1 where background lies outside the non-zero region. Beside the arrays lie the
+foreground voxels that oversampling draws from, seeded by the case's name.
+Source: nnU-Net's preprocessed folder (`class_locations`).
 Deviations: each case is its own folder, moved into place whole and rebuilt when its source files change.
 
 ```
-FOLDER/NAME-KEY/CASE/  image.npy (c z y x) float32   labels.npy (z y x) uint8 or int16   samples.npy (c n) float32
-                       coordinates.npz: label -> (n 3) int32                             case.json
+FOLDER/NAME-KEY/CASE/  image.npy (c z y x) uint16, see `data.storage`, or float32   labels.npy (z y x) int8 or int16
+                       coordinates.npz: label -> (n 3) int32                        case.json
                        instances.npy (z y x) uint8, int16 or int32, where instances are separated
 ```
 """
@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,32 +33,31 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.case import Case, load_case
+from maskmed_zoo.data.case import Case, load_case, stamps
+from maskmed_zoo.data.case_facts import FactsFolder, facts_of
 from maskmed_zoo.data.dataset import RawDataset
-from maskmed_zoo.data.fingerprint import Fingerprint, fingerprint
 from maskmed_zoo.data.instances import components, instances_file, read_instances, resample_instances
 from maskmed_zoo.data.predicted import refuse_shared_names
-from maskmed_zoo.data.resample import check_resampled, resample_image, resample_labels
+from maskmed_zoo.data.preprocess import Cropped, Preprocessing, crop_and_normalize
+from maskmed_zoo.data.resample import target_shape
+from maskmed_zoo.data.storage import Coding, ImageWriter, Spread, StoredImage, coding_of
 from maskmed_zoo.errors import DataError, Failures, OutputError, first_line, reason_of
 from maskmed_zoo.files import read_json, remove_abandoned, write_json
 from maskmed_zoo.lock import alone_in
-from maskmed_zoo.memory import within_memory
+from maskmed_zoo.memory import GIB, within_memory
 
-FORMAT = 2
+FORMAT = 3
 """Raise this number when what is written, or how it is computed, changes."""
-LIMIT = 10_000
-"""Most intensity samples per channel, and most coordinates per label, that are kept of a case."""
-
-_STATISTICS = ("means", "stds", "lows", "highs")
-
-KEPT = {"image.npy", "labels.npy", "samples.npy", "coordinates.npz"}
+LIMIT, SHARE = 10_000, 0.01
+"""Most coordinates per label that are kept of a case, or this share of its voxels where that is more."""
+KEPT = {"image.npy", "labels.npy", "coordinates.npz"}
 """Files of every case."""
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class CachedCase:
-    """A preprocessed case: arrays on the cache's spacing, not normalised, and statistics (c) over all of its voxels.
+    """A preprocessed case: arrays on the cache's spacing, of normalized values.
 
     Arrays are opened when they are asked for and not kept, so that a data set of any size needs neither memory nor
     open files. Each raises `DataError` if its file is missing or damaged.
@@ -65,21 +65,18 @@ class CachedCase:
 
     identifier: str
     folder: Path
-    means: NDArray[np.float64]
-    stds: NDArray[np.float64]
-    lows: NDArray[np.float64]
-    highs: NDArray[np.float64]
     shape: tuple[int, ...]
+    codings: tuple[Coding, ...] | None
 
     @property
-    def image(self) -> NDArray[np.float32]:
-        """(c z y x), a read-only map."""
-        return self._array("image", "f", self.shape)
+    def image(self) -> StoredImage:
+        """(c z y x), of which an index reads a part as float32."""
+        return StoredImage(self._array("image", "f" if self.codings is None else "u", self.shape), self.codings)
 
     @property
     def labels(self) -> NDArray[Any]:
-        """(z y x), a read-only map."""
-        return self._array("labels", "iu", self.shape[1:])
+        """(z y x), a read-only map; -1 for background outside the non-zero region."""
+        return self._array("labels", "i", self.shape[1:])
 
     @property
     def instances(self) -> NDArray[Any]:
@@ -87,25 +84,44 @@ class CachedCase:
         return self._array("instances", "iu", self.shape[1:])
 
     @property
-    def samples(self) -> NDArray[np.float32]:
-        """(c n) foreground intensities in the image's units, a read-only map."""
-        return self._array("samples", "f", (self.shape[0], None))
-
-    @property
-    def coordinates(self) -> dict[int, NDArray[np.int32]]:
+    def coordinates(self) -> Mapping[int, NDArray[np.int32]]:
         """(n 3) voxel indices z, y, x of each foreground label that is present, 'ignore' left out."""
-        path = self.folder / "coordinates.npz"
-        # NumPy leaves a damaged file open that it has opened itself.
-        with _reading(self.folder), _plain(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = {int(label): _checked(label, archive[label], "iu", (None, 3)) for label in archive.files}
-            if not all(len(places) for places in found.values()):
-                raise ValueError("a label without a voxel")
-            return found
+        return _Places(self.folder)
 
     def _array(self, name: str, kinds: str, shape: Sequence[int | None]) -> NDArray[Any]:
         with _reading(self.folder):
             path = _plain(self.folder / f"{name}.npy")
             return _checked(name, np.load(path, mmap_mode="r", allow_pickle=False), kinds, shape)
+
+
+class _Places(Mapping[int, NDArray[np.int32]]):
+    """Voxel indices (n 3) by label; those of a label are read when they are asked for, and no others."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with self._archive() as archive:
+            self._names = {int(name): name for name in archive.files}
+
+    def __getitem__(self, label: int) -> NDArray[np.int32]:
+        name = self._names[label]
+        with self._archive() as archive:
+            places = _checked(name, archive[name], "iu", (None, 3))
+            if not len(places):
+                raise ValueError("a label without a voxel")
+            return places
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @contextmanager
+    def _archive(self) -> Generator[Any]:
+        # NumPy leaves a damaged file open that it has opened itself.
+        path = self.folder / "coordinates.npz"
+        with _reading(self.folder), _plain(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            yield archive
 
 
 def _plain(path: Path) -> Path:
@@ -123,11 +139,15 @@ def _checked(name: str, array: NDArray[Any], kinds: str, shape: Sequence[int | N
     return array
 
 
-def _numbers(values: Any, count: int) -> NDArray[np.float64]:
-    array = np.asarray(values)
-    if array.dtype.kind not in "fi" or array.shape != (count,) or not np.isfinite(array).all():
-        raise ValueError(f"expected {count} finite numbers")
-    return array.astype(np.float64)
+def _codings(record: Any, channels: int) -> tuple[Coding, ...] | None:
+    """How the channels are kept, as a record says; `ValueError` for other content."""
+    if record is None:
+        return None
+    codings = tuple(Coding(**channel) for channel in record)
+    numbers = [value for coding in codings for value in coding.to_dict().values()]
+    if len(codings) != channels or not all(type(n) in (float, int) and math.isfinite(n) for n in numbers):
+        raise ValueError(f"expected {channels} codings of finite numbers")
+    return codings
 
 
 @contextmanager
@@ -142,7 +162,7 @@ def _reading(folder: Path) -> Generator[None]:
 
 
 class CaseCache:
-    """The preprocessed cases of one data set at one spacing (z, y, x) mm, below `folder`.
+    """The cases of one data set, preprocessed in one way, below `folder`.
 
     `instances`: separated as the connected parts of the resampled labels, or by the data set's map of them.
     """
@@ -151,15 +171,14 @@ class CaseCache:
         self,
         folder: Path,
         dataset: RawDataset,
-        spacing: Sequence[float],
+        how: Preprocessing,
         instances: Literal["components", "map"] | None = None,
     ) -> None:
-        self.dataset, self.instances = dataset, instances
-        z, y, x = (float(size) for size in spacing)
-        self.spacing = (z, y, x)
-        content = [str(dataset.root.resolve()), self.spacing, *([instances] if instances else [])]
+        self.dataset, self.how, self.instances = dataset, how, instances
+        root = dataset.root.resolve()
+        content = [str(root), how.key(), *([instances] if instances else [])]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
-        self.folder = Path(folder) / f"{dataset.root.resolve().name}-{key}"
+        self.folder, self.facts = Path(folder) / f"{root.name}-{key}", FactsFolder(Path(folder), dataset)
 
     def prepare(
         self,
@@ -171,7 +190,8 @@ class CaseCache:
         """Build what is missing or out of date, with `workers` threads (0: in this one).
 
         `progress(done, total)` counts all `cases`. Raises one `DataError` for all cases that cannot be used, after the
-        others, unless they are to be collected in `failures`; `OutputError` if the folder cannot be written.
+        others, unless they are to be collected in `failures`; `OutputError` if the folder cannot be written, or its
+        disk cannot hold the cases of which the size is known.
         """
         if self.instances is not None:
             refuse_shared_names({case.identifier for case in cases})
@@ -181,14 +201,9 @@ class CaseCache:
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from error
         remove_abandoned(self.folder, ".unfinished-*")
-        with ThreadPoolExecutor(max(1, workers)) as pool:  # SciPy and zlib do their work outside the interpreter lock
-            if workers > 0:
-                tasks = [pool.submit(self._ensure, case, kept) for case in cases]
-                done = (task.result() for task in as_completed(tasks))
-            else:
-                done = (self._ensure(case, kept) for case in cases)
+        with ThreadPoolExecutor(max(1, workers)) as pool:  # BLAS, SciPy and zlib work outside the interpreter lock
             try:
-                for count, _ in enumerate(done, 1):
+                for count, _ in enumerate(self._built(cases, kept, pool if workers > 0 else None), 1):
                     if progress is not None:
                         progress(count, len(cases))
             except BaseException:
@@ -196,6 +211,23 @@ class CaseCache:
                 raise
         if failures is None:
             kept.tell(len(cases), f"the others are prepared in {self.folder}", in_one_line=True)
+
+    def _built(self, cases: Sequence[Case], failures: Failures, pool: ThreadPoolExecutor | None) -> Iterator[None]:
+        """Build what is missing; yields once for each case.
+
+        Where no size is known yet, the first case is built alone, and the others are judged by it.
+        """
+        is_known = any(self.facts.read(case) is not None for case in cases)
+        alone = 0 if is_known else 1
+        for case in cases[:alone]:
+            yield self._ensure(case, failures)
+        self._check_disk(cases)
+        if pool is None:
+            for case in cases[alone:]:
+                yield self._ensure(case, failures)
+        else:
+            for task in as_completed([pool.submit(self._ensure, case, failures) for case in cases[alone:]]):
+                yield task.result()
 
     def load(self, case: Case) -> CachedCase:
         """A prepared case; `DataError` if it was not prepared or its record is damaged."""
@@ -205,11 +237,10 @@ class CaseCache:
                 raise FileNotFoundError
             record = read_json(folder / "case.json")
             channels = len(case.images)
-            means, stds, lows, highs = (_numbers(record[name], channels) for name in _STATISTICS)
             shape = tuple(int(size) for size in record["shape"])
             if len(shape) != 4 or shape[0] != channels:
                 raise ValueError(f"shape {shape}, of {channels} channels")
-        return CachedCase(case.identifier, folder, means, stds, lows, highs, shape)
+            return CachedCase(case.identifier, folder, shape, _codings(record["codings"], channels))
 
     def _ensure(self, case: Case, failures: Failures) -> None:
         with failures.kept(), within_memory(f"{case.images[0]}: this case"):
@@ -219,26 +250,28 @@ class CaseCache:
 
     def _build(self, case: Case, request: dict[str, Any]) -> None:
         image, labels, geometry = load_case(case, self.dataset)
-        check_resampled(geometry, self.spacing, 2 * len(image) + 2)
         if labels is None:
             raise DataError(
                 f"{case.images[0]}: case '{case.identifier}' has no label map, the cache is for training cases"
             )
-        image = resample_image(image, geometry.spacing, self.spacing)
-        arrays: dict[str, NDArray[Any]] = {"image": image, "labels": resample_labels(labels, image.shape[1:])}
+        cropped = crop_and_normalize(image, labels, geometry, self.how, values=2)
+        if self.facts.read(case) is None:  # so that a fingerprint need not read the case again
+            self.facts.keep(case, facts_of(image, labels, geometry.spacing))
+        arrays: dict[str, NDArray[Any]] = {"labels": cropped.resampled_labels()}
         values = list(self.dataset.labels.foreground.values())
         if self.instances == "components":
             arrays["instances"] = components(arrays["labels"], values)
         elif self.instances == "map":
-            numbers = read_instances(case, self.dataset, labels, geometry)
-            arrays["instances"] = resample_instances(numbers, labels, arrays["labels"], values, geometry.spacing)
+            box = cropped.region.box
+            numbers = read_instances(case, self.dataset, labels, geometry)[box]
+            arrays["instances"] = resample_instances(numbers, labels[box], arrays["labels"], values, geometry.spacing)
         target = self.folder / case.identifier
         unfinished: Path | None = None
         try:
             unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=self.folder))
             whole = unfinished / "case"
             whole.mkdir()
-            self._write(whole, case, arrays, request)
+            self._write(whole, case, cropped, arrays, request)
             with alone_in(self.folder):
                 if self._is_current(case, request):  # another process was faster, and may be reading by now
                     return
@@ -254,18 +287,11 @@ class CaseCache:
 
     def _request(self, case: Case) -> dict[str, Any]:
         """All that an entry depends on; an entry of another request is rebuilt."""
-        files: list[list[str | int]] = []
         numbers = [instances_file(case, self.dataset)] if self.instances == "map" else []
-        for path in (*case.images, *([case.label] if case.label else []), *numbers):
-            try:
-                status = path.stat()
-            except OSError as error:
-                raise DataError(f"{path}: no such file, or not readable; check the data set") from error
-            name = path.relative_to(self.dataset.root) if path.is_relative_to(self.dataset.root) else path.absolute()
-            files.append([str(name), status.st_size, status.st_mtime_ns])
+        files = stamps((*case.images, *([case.label] if case.label else []), *numbers), self.dataset.root)
         return {
             "format": FORMAT,
-            "spacing": list(self.spacing),
+            "how": self.how.key(),
             "labels": dict(self.dataset.labels),
             "annotated": sorted(self.dataset.annotated(case)),
             "instances": self.instances,
@@ -282,32 +308,69 @@ class CaseCache:
         except (DataError, OSError, ValueError, KeyError, TypeError):
             return False
 
-    def _write(self, folder: Path, case: Case, arrays: dict[str, NDArray[Any]], request: dict[str, Any]) -> None:
-        image, labels = arrays["image"], arrays["labels"]
+    def _write(
+        self, folder: Path, case: Case, cropped: Cropped, arrays: dict[str, NDArray[Any]], request: dict[str, Any]
+    ) -> None:
+        codings = [coding for coding in (coding_of(Spread.of(channel)) for channel in cropped.channels) if coding]
+        kept = tuple(codings) if len(codings) == len(cropped.channels) else None
+        shape = (len(cropped.channels), *cropped.region.resampled)
+        with ImageWriter(folder / "image.npy", shape, kept) as writer:
+            cropped.image_into(writer.channels)
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array.astype(_smallest(name, int(array.max()))))
+        np.savez(folder / "coordinates.npz", **cast(dict[str, Any], self._coordinates(case, arrays["labels"])))
+        record = {
+            "request": request,
+            "shape": list(shape),
+            "codings": None if kept is None else [coding.to_dict() for coding in kept],
+            "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        }
+        write_json(folder / "case.json", record)
+
+    def _coordinates(self, case: Case, labels: NDArray[Any]) -> dict[str, NDArray[np.int32]]:
+        """Voxels of each foreground label to draw from; 'ignore' is none."""
         generator = np.random.default_rng(zlib.crc32(os.fsencode(case.identifier)))
-        kept = labels.ravel()
-        ignore = self.dataset.labels.ignore
+        kept, ignore = labels.ravel(), self.dataset.labels.ignore
         foreground = np.flatnonzero(kept > 0 if ignore is None else (kept > 0) & (kept != ignore))
         coordinates: dict[str, NDArray[np.int32]] = {}
         for label in np.unique(kept[foreground]):
             chosen = _draw(generator, foreground[kept[foreground] == label])
             coordinates[str(label)] = np.stack(np.unravel_index(chosen, labels.shape), axis=1).astype(np.int32)
-        flat = image.reshape(image.shape[0], -1)
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array.astype(np.uint8) if name != "image" and array.max() <= 255 else array)
-        np.save(folder / "samples.npy", flat[:, _draw(generator, foreground)])
-        np.savez(folder / "coordinates.npz", **cast(dict[str, Any], coordinates))
-        record = {
-            "request": request,
-            "shape": list(image.shape),
-            "spacing": list(self.spacing),
-            "means": flat.mean(axis=1, dtype=np.float64).tolist(),
-            "stds": flat.std(axis=1, dtype=np.float64).tolist(),
-            "lows": flat.min(axis=1).tolist(),
-            "highs": flat.max(axis=1).tolist(),
-            "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-        }
-        write_json(folder / "case.json", record)
+        return coordinates
+
+    def _missing(self, cases: Sequence[Case]) -> list[Case]:
+        """The cases that are to be built; one whose files are not there is told when it is its turn."""
+
+        def is_missing(case: Case) -> bool:
+            try:
+                return not self._is_current(case, self._request(case))
+            except DataError:
+                return False
+
+        return [case for case in cases if is_missing(case)]
+
+    def _check_disk(self, cases: Sequence[Case]) -> None:
+        """Raise `OutputError`, before the cases are built, where the disk cannot hold those that are missing.
+
+        The size of a case is known from its facts; one of which it is not counts as the mean of the others.
+        """
+        missing = self._missing(cases)
+        if not missing:
+            return
+        voxels: list[int] = []
+        for facts in map(self.facts.read, cases):
+            if facts is not None:
+                voxels.append(math.prod(target_shape(facts.shape_after_crop, facts.spacing, self.how.spacing)))
+        if not voxels:
+            return
+        labels = 1 if max(self.dataset.labels.values()) <= 127 else 2
+        each = 2 * len(self.dataset.channels) + labels + (2 if self.instances else 0)
+        needed, free = each * len(missing) * sum(voxels) / len(voxels), shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OutputError(
+                f"{self.folder}: {len(missing)} preprocessed cases need about {needed / GIB:.2f} GiB, the disk has "
+                f"{free / GIB:.2f} free; free some, choose a folder on another disk, or take a larger spacing"
+            )
 
     def _unwritable(self, error: OSError | ValueError) -> OutputError:
         return OutputError(
@@ -319,11 +382,14 @@ Parts = Sequence[tuple[CaseCache, Sequence[Case]]]
 """Cases of several data sets, each with the cache that holds them."""
 
 
-def fingerprint_of(parts: Parts) -> Fingerprint:
-    """Foreground statistics per channel over the given (training) cases, all of them prepared."""
-    return fingerprint([cache.load(case).samples for cache, cases in parts for case in cases])
+def _smallest(name: str, largest: int) -> type[np.integer]:
+    """The type in which labels, or numbers of objects, are kept."""
+    if name == "labels":
+        return np.int8 if largest <= 127 else np.int16
+    return np.uint8 if largest <= 255 else np.int16 if largest < 2**15 else np.int32
 
 
 def _draw(generator: np.random.Generator, indices: NDArray[np.intp]) -> NDArray[np.intp]:
-    """At most `LIMIT` of the indices, drawn without replacement, in ascending order."""
-    return indices if indices.size <= LIMIT else np.sort(generator.choice(indices, LIMIT, replace=False))
+    """At most `LIMIT` of the indices, or `SHARE` of them, drawn without replacement, in ascending order."""
+    wanted = max(LIMIT, math.ceil(SHARE * indices.size))
+    return indices if indices.size <= wanted else np.sort(generator.choice(indices, wanted, replace=False))

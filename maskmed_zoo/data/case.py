@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from maskmed_zoo.data.annotated import check_annotated
 from maskmed_zoo.data.formats import DEFAULT, ending_of, read_image, read_labels, stem_of, written_endings
 from maskmed_zoo.data.image import Geometry, check_same_geometry
+from maskmed_zoo.data.problem import ProblemError, Tell, refuse
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import is_folder
 
@@ -37,6 +38,22 @@ class Case:
     annotated: frozenset[str] | None = None
 
 
+def stamps(paths: Sequence[Path], root: Path) -> list[list[str | int]]:
+    """Name (below `root` where it lies there), size and time of change of files, by which a change is noticed.
+
+    Raises `DataError` for a file that is not there.
+    """
+    files: list[list[str | int]] = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: no such file, or not readable; check the data set") from error
+        name = path.relative_to(root) if path.is_relative_to(root) else path.absolute()
+        files.append([str(name), status.st_size, status.st_mtime_ns])
+    return files
+
+
 def load_case(case: Case, dataset: RawDataset | None) -> tuple[NDArray[np.float32], NDArray[np.int16] | None, Geometry]:
     """Read a case: image float32 (c z y x), labels int16 (z y x) or None, geometry of its first channel.
 
@@ -52,14 +69,20 @@ def load_case(case: Case, dataset: RawDataset | None) -> tuple[NDArray[np.float3
     label = read_labels(case.label)
     check_same_geometry(volumes[0], label)
     if dataset is not None:
-        values = set(np.unique(label.array).tolist())
-        unknown = sorted(values - set(dataset.labels.values()))
-        if unknown:
-            shown = ", ".join(map(str, unknown[:10])) + (", …" if len(unknown) > 10 else "")
-            declared = f"0 … {max(dataset.labels.values())} of {dataset.root / 'dataset.json'}"
-            raise DataError(f"{case.label}: label values {shown}, expected {declared}; declare or renumber them")
-        check_annotated(values, label.path, dataset.labels, dataset.annotated(case))
+        check_values(set(np.unique(label.array).tolist()), case, dataset)
     return image, label.array, volumes[0].geometry
+
+
+def check_values(values: set[int], case: Case, dataset: RawDataset, *, tell: Tell = refuse) -> None:
+    """Tell if the label map of a case holds values that are not declared, or not listed as annotated in it."""
+    path = case.label or dataset.root
+    unknown = sorted(values - set(dataset.labels.values()))
+    if unknown:
+        shown = ", ".join(map(str, unknown[:10])) + (", …" if len(unknown) > 10 else "")
+        declared = f"0 … {max(dataset.labels.values())} of {dataset.root / 'dataset.json'}"
+        what = f"label values {shown}, expected {declared}"
+        tell(ProblemError(path, what, "declare or renumber them", kind="label values", case=case.identifier))
+    check_annotated(values, path, dataset.labels, dataset.annotated(case), tell=tell)
 
 
 def image_files(folder: Path, endings: tuple[str, ...] | None = None) -> list[Path]:
@@ -70,33 +93,40 @@ def image_files(folder: Path, endings: tuple[str, ...] | None = None) -> list[Pa
     return sorted(p for p in folder.iterdir() if ending_of(p, endings) and not p.name.startswith("."))
 
 
-def grouped(folder: Path, files: Sequence[Path], channels: int, *, plain: bool = False) -> dict[str, tuple[Path, ...]]:
-    """Identifier -> channel files in order, sorted by identifier, of the `files` in a folder."""
+def grouped(
+    folder: Path, files: Sequence[Path], channels: int, *, plain: bool = False, tell: Tell = refuse
+) -> dict[str, tuple[Path, ...]]:
+    """Identifier -> channel files in order, sorted by identifier, of the `files` in a folder.
+
+    Files that belong to no channel, and channels that are missing, are told and left out; `DataError` without any.
+    """
     found: dict[str, dict[int, Path]] = {}
-    twice = next((stem for stem, count in Counter(map(stem_of, files)).items() if count > 1), None)
-    if twice is not None:
-        raise DataError(f"{folder}: '{twice}' is there in files of several formats; keep one of them")
+    for stem, count in Counter(map(stem_of, files)).items():
+        if count > 1:
+            what = f"'{stem}' is there in files of several formats"
+            tell(ProblemError(folder, what, "keep one of them", kind="file name", case=stem))
     ending = (ending_of(files[0]) if files else None) or DEFAULT
     for path in files:
         match = _CHANNEL.fullmatch(stem_of(path))
         if plain:
             found[stem_of(path)] = {0: path}
         elif match is None and path.with_name(f"{stem_of(path)}_0000{ending}").exists():
-            raise DataError(f"{path}: no channel number, and no image beside one; is it a label map? move it away")
+            what, remedy = "no channel number, and no image beside one", "is it a label map? move it away"
+            tell(ProblemError(path, what, remedy, kind="file name", case=stem_of(path)))
         elif match is None:
-            raise DataError(f"{path}: no channel number; rename it to {stem_of(path)}_0000{ending}")
+            remedy = f"rename it to {stem_of(path)}_0000{ending}"
+            tell(ProblemError(path, "no channel number", remedy, kind="file name", case=stem_of(path)))
         elif int(match[2]) >= channels:
-            raise DataError(
-                f"{path}: channel {int(match[2])}, but {channels} declared; remove it or correct channel_names"
-            )
+            what = f"channel {int(match[2])}, but {channels} declared"
+            remedy = "remove it or correct channel_names"
+            tell(ProblemError(path, what, remedy, kind="surplus channel", case=match[1]))
         else:
             found.setdefault(match[1], {})[int(match[2])] = path
-    if not found:
+    if not files:
         raise DataError(f"{folder}: no images; expected files named NAME_0000{ending}")
     for name, group in found.items():
         for channel in range(channels):
             if channel not in group:
-                raise DataError(
-                    f"{folder}: case '{name}' lacks {name}_{channel:04d}{ending} (channel {channel}); add it"
-                )
-    return {name: tuple(found[name][channel] for channel in range(channels)) for name in sorted(found)}
+                what = f"case '{name}' lacks {name}_{channel:04d}{ending} (channel {channel})"
+                tell(ProblemError(folder, what, "add it", kind="missing channel", case=name))
+    return {name: tuple(path for _, path in sorted(found[name].items())) for name in sorted(found)}

@@ -29,10 +29,13 @@ from maskmed_zoo.data.description import (
 )
 from maskmed_zoo.data.formats import DEFAULT, stem_of
 from maskmed_zoo.data.names import hint
+from maskmed_zoo.data.problem import ProblemError, Tell, refuse
 from maskmed_zoo.data.splits import default_folds, read_folds
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import usable
 from maskmed_zoo.labels import Labels
+
+SPLITS = "splits_final.json"
 
 
 class Split(NamedTuple):
@@ -72,7 +75,7 @@ class RawDataset:
         Raises `DataError` for a fold that does not exist, fewer than two cases, or a splits file that names unknown
         cases, names one twice, or leaves a side empty.
         """
-        source = self.root / "splits_final.json"
+        source = self.root / SPLITS
         by_name = {case.identifier: case for case in self.cases}
         folds = read_folds(source, by_name) if source.exists() else default_folds(sorted(by_name), self.root)
         where = source if source.exists() else self.root
@@ -89,8 +92,12 @@ class RawDataset:
         return Split(*(tuple(by_name[n] for n in names) for names in (chosen.training, chosen.validation)))
 
 
-def open_dataset(root: str | Path) -> RawDataset:
-    """Read and check a raw folder (names and numbers of files, not their voxels); `DataError` says what to repair."""
+def open_dataset(root: str | Path, *, tell: Tell = refuse) -> RawDataset:
+    """Read and check a raw folder (names and numbers of files, not their voxels); `DataError` says what to repair.
+
+    Where `tell` lets problems of single cases pass, the cases have the files that are there: perhaps no label map, or
+    fewer images than channels. What makes a folder no data set at all is raised nevertheless.
+    """
     root = usable(Path(root), DataError)
     source = root / "dataset.json"
     if not root.is_dir():
@@ -102,9 +109,10 @@ def open_dataset(root: str | Path) -> RawDataset:
     description = read_description(source)
     ending, channels = file_ending(description, source), channel_names(description, source)
     labels = label_values(description, source)
-    files = listed_cases(description, source, len(channels)) or _in_folders(root, ending, len(channels))
+    files = listed_cases(description, source, len(channels), tell=tell)
+    files = _in_folders(root, ending, len(channels), tell) if files is None else files
     annotations = root / ANNOTATED
-    annotated = annotated_labels(annotations, labels, files) if annotations.exists() else {}
+    annotated = annotated_labels(annotations, labels, files, tell=tell) if annotations.exists() else {}
     cases = tuple(Case(name, images, label, annotated.get(name)) for name, (images, label) in files.items())
     name = description.get("name")
     return RawDataset(
@@ -118,24 +126,21 @@ def open_dataset(root: str | Path) -> RawDataset:
     )
 
 
-def _in_folders(root: Path, ending: str, channels: int) -> Listed:
-    """The files of imagesTr and labelsTr by case; raises `DataError` unless each image has a label map, and back."""
+def _in_folders(root: Path, ending: str, channels: int, tell: Tell) -> Listed:
+    """The files of imagesTr and labelsTr by case; tells where an image has no label map, or the other way about."""
     folder = root / "imagesTr"
-    images = grouped(folder, image_files(folder, (ending,)), channels)
+    images = grouped(folder, image_files(folder, (ending,)), channels, tell=tell)
     folder = root / "labelsTr"
     maps = {stem_of(path): path for path in image_files(folder, (ending,))}
     for name in images:
         if name not in maps:
-            raise DataError(
-                f"{folder}: no {name}{ending} for the image in {root / 'imagesTr'}{hint(name, maps.keys() - images)}; "
-                f"add it or remove the image"
-            )
+            what = f"no {name}{ending} for the image in {root / 'imagesTr'}{hint(name, maps.keys() - images)}"
+            tell(ProblemError(folder, what, "add it or remove the image", kind="missing label", case=name))
     for name, path in maps.items():
         if name not in images:
-            raise DataError(
-                f"{path}: no image {name}_0000{ending} in {root / 'imagesTr'}; add it or remove the label map"
-            )
-    return {name: (files, maps[name]) for name, files in images.items()}
+            what = f"no image {name}_0000{ending} in {root / 'imagesTr'}"
+            tell(ProblemError(path, what, "add it or remove the label map", kind="missing image", case=name))
+    return {name: (images.get(name, ()), maps.get(name)) for name in sorted(images.keys() | maps)}
 
 
 def declared_labels(source: Path) -> Labels:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from maskmed_zoo.data.formats import DEFAULT, ending_of, formats, written_endings
 from maskmed_zoo.data.names import is_file_name
+from maskmed_zoo.data.problem import Kind, ProblemError, Tell, refuse
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import is_file, read_json
 from maskmed_zoo.labels import BACKGROUND, Labels, LabelsError, is_visible
@@ -26,8 +28,8 @@ INFORMATIVE = {
 """What nnU-Net v2 and the Medical Segmentation Decathlon write down for people."""
 READERS = ("None", "SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient")
 """nnU-Net's readers of NIfTI: they differ in the orientation of the array, which is always RAS here."""
-Listed = dict[str, tuple[tuple[Path, ...], Path]]
-"""Image files in channel order and label map, by the case's name."""
+Listed = dict[str, tuple[tuple[Path, ...], Path | None]]
+"""Image files in channel order and label map, by the case's name; what is missing has been told."""
 
 
 def read_description(source: Path) -> dict[str, Any]:
@@ -100,11 +102,11 @@ def _refuse_exchanged(labels: Mapping[str, Any], source: Path) -> None:
     )
 
 
-def listed_cases(description: Mapping[str, Any], source: Path, channels: int) -> Listed | None:
+def listed_cases(description: Mapping[str, Any], source: Path, channels: int, *, tell: Tell = refuse) -> Listed | None:
     """The cases of the key 'dataset', whose files may lie anywhere; None without that key.
 
-    Paths are relative to the folder of `source`, and may hold environment variables, as in nnU-Net. Raises `DataError`
-    for entries of another form, and for files that are missing or of another kind.
+    Paths are relative to the folder of `source`, and may hold environment variables, as in nnU-Net. Tells of entries of
+    another form, and of files that are missing or of another kind; raises `DataError` where there are no entries.
     """
     if "dataset" not in description:
         return None
@@ -113,31 +115,52 @@ def listed_cases(description: Mapping[str, Any], source: Path, channels: int) ->
         raise DataError(f"{source}: 'dataset' is {entries!r}, expected cases by name: {_FORM}; or remove the key")
     found: Listed = {}
     for name, entry in sorted(cast(dict[str, Any], entries).items()):
-        where = f"{source}: 'dataset': case '{name}'"
+        where = _Entry(name, source, tell)
         if not is_file_name(name):
-            raise DataError(f"{where} cannot be the name of a file; give it another one")
+            where.tell("cannot be the name of a file", "give it another one")
         images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
         if not isinstance(images, list) or not isinstance(label, str):
-            raise DataError(f"{where} lacks a list of images or a label, expected {_FORM}")
-        files = [_file(path, source.parent, where) for path in (*cast(list[Any], images), label)]
-        if len(files) - 1 != channels:
-            raise DataError(f"{where} has {len(files) - 1} images, expected one for each of {channels} channels")
-        found[name] = (tuple(files[:-1]), files[-1])
+            where.tell(f"lacks a list of images or a label, expected {_FORM}", "correct it there")
+            found[name] = ((), None)
+            continue
+        given = cast(list[Any], images)
+        files = [path for image in given if (path := where.file(image)) is not None]
+        if len(given) != channels:
+            what = f"has {len(given)} images, expected one for each of {channels} channels"
+            where.tell(what, "correct it there", "missing channel")
+        found[name] = (tuple(files), where.file(label))
     return found
 
 
 _FORM = '{"NAME": {"images": ["imagesTr/NAME_0000.nii.gz"], "label": "labelsTr/NAME.nii.gz"}}'
 
 
-def _file(given: Any, root: Path, where: str) -> Path:
-    if not isinstance(given, str) or not given or "\0" in given:
-        raise DataError(f"{where} has {given!r} for a file, expected a path; correct it there")
-    path = Path(os.path.normpath(root / os.path.expandvars(given)))
-    if not is_file(path):
-        raise DataError(f"{where} names {path}: no such file; correct the path, or add it")
-    if ending_of(path) is None:
-        raise DataError(f"{where} names {path}, expected a {' or '.join(sorted(formats(), key=len))} file; convert it")
-    return path
+@dataclass(frozen=True)
+class _Entry:
+    """A case of the key 'dataset' in `source`."""
+
+    name: str
+    source: Path
+    told: Tell
+
+    def tell(self, what: str, remedy: str, kind: Kind = "description") -> None:
+        """Something is wrong with it."""
+        self.told(ProblemError(self.source, f"'dataset': case '{self.name}' {what}", remedy, kind=kind, case=self.name))
+
+    def file(self, given: Any) -> Path | None:
+        """The path that is meant; None where there is no such file, or none that can be read."""
+        if not isinstance(given, str) or not given or "\0" in given:
+            self.tell(f"has {given!r} for a file, expected a path", "correct it there")
+            return None
+        path = Path(os.path.normpath(self.source.parent / os.path.expandvars(given)))
+        if is_file(path) and ending_of(path) is not None:
+            return path
+        if is_file(path):
+            expected = " or ".join(sorted(formats(), key=len))
+            self.tell(f"names {path}, expected a {expected} file", "convert it")
+        else:
+            self.tell(f"names {path}: no such file", "correct the path, or add it")
+        return None
 
 
 def remarks(description: Mapping[str, Any], source: Path, cases: Collection[str]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
+from maskmed_zoo.data.problem import ProblemError
 from maskmed_zoo.errors import ArgumentError, DataError
 from maskmed_zoo.settings import Size3, Spacing3
 
@@ -134,11 +135,11 @@ def check_same_geometry(image: Volume, label: Volume) -> None:
     remedy = "resample one onto the other's grid"
     if ours.canonical_shape != theirs.canonical_shape:
         shapes = f"shape {theirs.canonical_shape} (z, y, x), expected {ours.canonical_shape} as {image.path}"
-        raise DataError(f"{label.path}: {shapes}; {remedy}")
+        raise ProblemError(label.path, shapes, remedy, kind="geometry")
     distance = _largest_shift(ours, theirs)
     if distance > TOLERANCE * min(ours.spacing):
         where = f"voxels lie up to {distance:.3g} mm from those of {image.path}, expected the same affine"
-        raise DataError(f"{label.path}: {where}; correct the header or {remedy}")
+        raise ProblemError(label.path, where, f"correct the header or {remedy}", kind="geometry")
 
 
 def is_same_grid(ours: Geometry, theirs: Geometry) -> bool:

@@ -1,91 +1,140 @@
 """Normalized intensities: what a network sees of an image.
 
+Idea: every scheme clips, subtracts and divides. What it subtracts and divides by is found first, of the voxels of the
+file, before they are resampled; then any slices can be normalized when they are wanted.
 Source: nnU-Net's `default_normalization_schemes.py`, and its mapping from names of channels to schemes (Isensee et al.,
-Nat Methods 18, 203, 2021).
-Deviations: z-scores, ranges and CT statistics are those of the resampled image (nnU-Net normalizes first); there is no
-crop to the non-zero region.
+Nat Methods 18, 203, 2021). Deviations: means and variances are summed in 64 bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.fingerprint import Fingerprint
+from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
+from maskmed_zoo.data.resample import slabs
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.recipe.schema import Scheme
 
-Scheme = Literal["ct", "zscore", "nonorm", "rescale_to_0_1", "rgb_to_0_1"]
-BY_NAME: dict[str, Scheme] = {name: name for name in get_args(Scheme)}
-"""Names of channels that mean a scheme, in any case; a channel of another name has z-scores."""
-Pair = tuple[Sequence[float] | NDArray[Any], Sequence[float] | NDArray[Any]]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+BY_NAME: dict[str, Scheme] = {"nonorm" if name == "none" else name: name for name in SCHEMES}
+"""Names of channels that mean a scheme, in any case, as nnU-Net has them; a channel of another name has z-scores."""
 _TINY = 1e-8
 
 
-def schemes(normalization: Literal["auto", "ct", "zscore"], channels: Sequence[str]) -> tuple[Scheme, ...]:
-    """One normalisation scheme per channel; 'auto' goes by the channel's name, see `BY_NAME`."""
-    if normalization != "auto":
-        return (normalization,) * len(channels)
-    return tuple(BY_NAME.get(name.strip().casefold(), "zscore") for name in channels)
+def schemes(normalization: Literal["auto"] | Scheme | Sequence[Scheme], channels: Sequence[str]) -> tuple[Scheme, ...]:
+    """One scheme per channel: by the channels' names (`BY_NAME`), one for all of them, or those given.
 
-
-def normalize(
-    array: NDArray[Any],
-    schemes: Sequence[Scheme],
-    fingerprint: Fingerprint | None,
-    *,
-    moments: Pair | None = None,
-    extremes: Pair | None = None,
-) -> NDArray[np.float32]:
-    """Normalised copy of an image (c z y x), float32.
-
-    'ct': clip to the fingerprint's percentiles 0.5 and 99.5, subtract its mean, divide by its standard deviation.
-    'zscore': subtract the mean and divide by the standard deviation of all voxels of the channel. 'nonorm': as it is.
-    'rescale_to_0_1': from the smallest value to the largest. 'rgb_to_0_1': divide by 255. For a patch, give the means
-    and standard deviations (c) of the whole case as `moments`, its smallest and largest values (c) as `extremes`.
-    Raises `DataError` if the fingerprint is missing, channels do not match, or 'rgb_to_0_1' has not 0 … 255.
+    Raises `DataError` unless there are as many as channels.
     """
-    if len(schemes) != array.shape[0]:
-        raise DataError(f"image has {array.shape[0]} channels, expected {len(schemes)}; check its channel files")
-    if "ct" in schemes and (fingerprint is None or len(fingerprint) != len(schemes)):
+    if normalization == "auto":
+        return tuple(BY_NAME.get(name.strip().casefold(), "zscore") for name in channels)
+    given = (normalization,) * len(channels) if isinstance(normalization, str) else tuple(normalization)
+    if len(given) != len(channels):
         raise DataError(
-            f"'ct' normalization needs a fingerprint of {len(schemes)} channels; compute it from training cases"
+            f"data.normalization has {len(given)} schemes ({', '.join(given)}), the data {len(channels)} channels "
+            f"({', '.join(channels)}); give one for each"
         )
-    if "rgb_to_0_1" in schemes and extremes is None:
-        flat = array.reshape(len(schemes), -1)
-        check_range(schemes, (flat.min(1), flat.max(1)), "image")
-    result = np.empty(array.shape, np.float32)
-    for index, scheme in enumerate(schemes):
-        channel = array[index].astype(np.float32)
-        if scheme == "ct" and fingerprint is not None:
-            stats = fingerprint[index]
-            np.clip(channel, stats.percentile_00_5, stats.percentile_99_5, out=channel)
-            mean, std = stats.mean, stats.std
-        elif scheme == "zscore":
-            mean = float(channel.mean(dtype=np.float64) if moments is None else moments[0][index])
-            std = float(channel.std(dtype=np.float64) if moments is None else moments[1][index])
-        else:
-            low, high = (channel.min(), channel.max()) if extremes is None else (e[index] for e in extremes)
-            mean, std = _shift(scheme, float(low), float(high))
-        result[index] = (channel - np.float32(mean)) / np.float32(max(std, _TINY))
-    return result
+    return given
 
 
-def check_range(schemes: Sequence[Scheme], extremes: Pair, where: str) -> None:
-    """Raise `DataError` unless the channels of a case have values that their schemes can take."""
-    for index, scheme in enumerate(schemes):
-        low, high = (float(e[index]) for e in extremes)
-        if scheme == "rgb_to_0_1" and not (low >= 0 and high <= 255):
-            raise DataError(
-                f"{where}: channel {index} has values {low:g} … {high:g}, 'rgb_to_0_1' expects 0 … 255; name the "
-                f"channel otherwise if it is no color"
-            )
+@dataclass(frozen=True)
+class Scaling:
+    """How one channel is normalized: clipped to `low` … `high`, less `shift`, over `divisor`.
+
+    `in_mask`: in the non-zero region alone; around it values stay as they are, which is 0.
+    """
+
+    shift: float
+    divisor: float
+    low: float = -np.inf
+    high: float = np.inf
+    in_mask: bool = False
+
+    def of(self, values: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+        """A normalized copy of some voxels, float32; `mask` says which of them lie in the region."""
+        result = values.astype(np.float32)
+        if np.isfinite(self.low) or np.isfinite(self.high):
+            np.clip(result, self.low, self.high, out=result)
+        where: Any = mask if self.in_mask and mask is not None else True
+        np.subtract(result, np.float32(self.shift), out=result, where=where)
+        return np.divide(result, np.float32(max(self.divisor, _TINY)), out=result, where=where)
 
 
-def _shift(scheme: Scheme, low: float, high: float) -> tuple[float, float]:
-    """What is subtracted and what is divided by, for the schemes that only look at the range."""
+def scaling_of(
+    channel: NDArray[Any],
+    scheme: Scheme,
+    stats: IntensityStats | None,
+    mask: NDArray[np.bool_] | None = None,
+    *,
+    where: str = "image",
+) -> Scaling:
+    """How a channel (z y x), cut to its non-zero region, is normalized.
+
+    'ct': clip to the percentiles 0.5 and 99.5 of `stats`, subtract their mean, divide by their standard deviation.
+    'zscore': by mean and standard deviation of the channel, of the voxels in `mask` if there is one. 'none': as it is.
+    'rescale_to_0_1': from the smallest value to the largest. 'rgb_to_0_1': divide by 255. Raises `DataError`, which
+    begins with `where`, if statistics are missing or 'rgb_to_0_1' has not 0 … 255.
+    """
+    if scheme == "ct":
+        if stats is None:
+            raise DataError(f"{where}: 'ct' normalization needs a fingerprint; compute it from the labelled cases")
+        return Scaling(stats.mean, stats.std, stats.percentile_00_5, stats.percentile_99_5)
+    if scheme == "zscore":
+        return Scaling(*moments(channel, mask), in_mask=mask is not None)
+    if scheme == "none":
+        return Scaling(0.0, 1.0)
+    low, high = float(channel.min()), float(channel.max())
     if scheme == "rescale_to_0_1":
-        return low, high - low
-    return 0.0, 255.0 if scheme == "rgb_to_0_1" else 1.0
+        return Scaling(low, high - low)
+    if not (low >= 0 and high <= 255):
+        raise DataError(
+            f"{where} has values {low:g} … {high:g}, 'rgb_to_0_1' expects 0 … 255; name the channel otherwise if it is "
+            f"no color"
+        )
+    return Scaling(0.0, 255.0)
+
+
+def moments(channel: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> tuple[float, float]:
+    """Mean and standard deviation of a channel (z y x), of the voxels in `mask`, a few slices at a time."""
+    count, total, squares = 0, 0.0, 0.0
+    parts = [(channel[part], None if mask is None else mask[part]) for part in slabs(channel.shape)]
+    for values, inside in parts:
+        chosen = values if inside is None else values[inside]
+        count, total = count + chosen.size, total + float(chosen.sum(dtype=np.float64))
+    if not count:
+        return 0.0, 0.0
+    mean = total / count
+    for values, inside in parts:
+        chosen = values if inside is None else values[inside]
+        squares += float(np.square(chosen - np.float64(mean)).sum())
+    return mean, float(np.sqrt(squares / count))
+
+
+class Normalized:
+    """A channel (z y x) of which slices are normalized when they are read."""
+
+    def __init__(self, channel: NDArray[Any], scaling: Scaling, mask: NDArray[np.bool_] | None = None) -> None:
+        self.channel, self.scaling, self.mask = channel, scaling, mask if scaling.in_mask else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(z, y, x) voxels."""
+        return self.channel.shape
+
+    def __getitem__(self, index: slice) -> NDArray[np.float32]:
+        return self.scaling.of(self.channel[index], None if self.mask is None else self.mask[index])
+
+
+def check_fingerprint(schemes: Sequence[Scheme], fingerprint: Fingerprint, channels: int) -> None:
+    """Raise `DataError` unless there is a scheme for each channel, and statistics where 'ct' needs them."""
+    if len(schemes) != channels:
+        raise DataError(f"image has {channels} channels, expected {len(schemes)}; check its channel files")
+    if "ct" in schemes and len(fingerprint) != len(schemes):
+        raise DataError(
+            f"'ct' normalization needs a fingerprint of {len(schemes)} channels; compute it from labelled cases"
+        )

@@ -1,9 +1,11 @@
-"""Training patches: which case, where in it, augmented; a patch is a function of seed and index alone."""
+"""Training patches: which case, where in it, augmented; a patch is a function of seed, index and batch size alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NotRequired, TypedDict
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -11,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskmed_zoo.data import augment
+from maskmed_zoo.data import sampling
+from maskmed_zoo.data.augmentation import mirror, policy_of
+from maskmed_zoo.data.augmentation.source import Read, empty_outside
 from maskmed_zoo.data.cache import CachedCase, Parts
-from maskmed_zoo.data.fingerprint import Fingerprint
-from maskmed_zoo.data.normalize import check_range, normalize, schemes
+from maskmed_zoo.data.crop import OUTSIDE
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.recipe.schema import DataRecipe
@@ -36,13 +39,24 @@ class Patch(TypedDict):
     instances: NotRequired[Tensor]
 
 
-class PatchDataset(Dataset[Patch]):
-    """Endless patches by index.
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A case to draw from: what its labels are called here, which of them it has annotated, its value of 'ignore'."""
 
-    A share of the patches (`foreground_oversampling`) is centred on a voxel of a random foreground label of the
-    case, the rest lies anywhere; volumes smaller than the patch are padded with 0 after normalisation, as in nnU-Net.
-    Label values are those of `labels`, whatever they are in the case's data set; a label that the data set does not
-    know was not annotated in it. Raises `DataError` for cases with values that their normalisation cannot take.
+    case: CachedCase
+    table: NDArray[np.int16]
+    annotated: Tensor
+    ignore: int | None
+
+
+class PatchDataset(Dataset[Patch]):
+    """Endless patches by index, batches of `batch_size` one after the other.
+
+    The last places of every batch (`foreground_oversampling`) are centered on a voxel of a random foreground label of
+    the case, the others lie anywhere, and where there is an 'ignore' label about a voxel that does not have it; what
+    lies outside a volume is 0 and background, as in nnU-Net. The stream 'train' is augmented. Label values are those
+    of `labels`, whatever they are in the case's data set; a label that the data set does not know was not annotated in
+    it.
     """
 
     def __init__(
@@ -50,86 +64,93 @@ class PatchDataset(Dataset[Patch]):
         parts: Parts,
         recipe: DataRecipe,
         *,
-        channels: Sequence[str],
         labels: Labels,
-        fingerprint: Fingerprint,
+        batch_size: int,
         seed: int,
         stream: Literal["train", "validation"],
     ) -> None:
-        self.cases: list[tuple[CachedCase, NDArray[np.int16], Tensor]] = []
+        self.members: list[Member] = []
         names = labels.names
         for cache, cases in parts:
-            table = cache.dataset.labels.renumbering(labels)
+            own = cache.dataset.labels
+            table = np.append(own.renumbering(labels), np.int16(OUTSIDE))  # the last one is what OUTSIDE leads to
             for case in cases:
                 found = {
                     "background",
                     *(names if recipe.unannotated == "background" else cache.dataset.annotated(case)),
                 }
-                self.cases.append((cache.load(case), table, torch.tensor([name in found for name in names])))
-        self.recipe, self.fingerprint = recipe, fingerprint
-        self.schemes = schemes(recipe.normalization, channels)
-        for case, _, _ in self.cases:
-            check_range(self.schemes, (case.lows, case.highs), f"case '{case.identifier}'")
-        self.seed, self.stream = seed, stream
+                annotated = torch.tensor([name in found for name in names])
+                self.members.append(Member(cache.load(case), table, annotated, own.ignore))
+        self.recipe, self.masked = recipe, parts[0][0].how.masked if parts else ()
+        self.batch_size, self.seed, self.stream = batch_size, seed, stream
+        self.policy = policy_of(recipe)
 
     def __getitem__(self, index: int) -> Patch:
         rng = np.random.default_rng([self.seed, _STREAMS[self.stream], index])
-        case, table, annotated = self.cases[rng.integers(len(self.cases))]
-        volume, annotation, size = case.image, case.labels, self.recipe.patch_size
-        is_training = self.stream == "train"
-        config = self.recipe.augmentation
-        matrix = augment.random_matrix(config, self.recipe.spacing, rng) if is_training else None
-        start = self._start(case, size, rng)
-        source = size if matrix is None else augment.source_size(matrix, size)
-        offset = [s + (n - m) // 2 for s, n, m in zip(start, size, source, strict=True)]
-        inside, padding = window(annotation.shape, offset, source)
-        raw = np.asarray(volume[(slice(None), *inside)])
-        moments, extremes = (case.means, case.stds), (case.lows, case.highs)
-        normal = normalize(raw, self.schemes, self.fingerprint, moments=moments, extremes=extremes)
-        image = torch.from_numpy(np.pad(normal, [(0, 0), *padding]))
-        values = np.asarray(annotation[inside])
-        if values.size and not 0 <= int(values.min()) <= int(values.max()) < len(table):
-            raise DataError(
-                f"{case.folder}: damaged cache entry (labels up to {values.max()}, of {len(table)}); delete this "
-                f"folder and prepare again"
-            )
-        arrays = [table[values], *([case.instances[inside]] if self.recipe.instances else [])]
-        maps = torch.from_numpy(np.stack([np.pad(array, padding) for array in arrays]).astype(np.int64))
-        if matrix is not None:
-            image = augment.apply_matrix(image, matrix, size, nearest=False)
-            maps = augment.apply_matrix(maps.float(), matrix, size, nearest=True).long()
-        if is_training:
-            image = augment.random_intensity(image, config, rng)
-            image, maps = augment.random_mirror(image, maps, self.recipe.mirror_axes, rng)
-        patch: Patch = {"image": image.float().contiguous(), "labels": maps[0].contiguous(), "annotated": annotated}
+        member = self.members[rng.integers(len(self.members))]
+        is_forced = sampling.is_forced(index % self.batch_size, self.batch_size, self.recipe.foreground_oversampling)
+        with _one_thread():
+            if self.stream == "train":
+                start = self._start(member, self.policy.box, is_forced, rng)
+                image, maps = self.policy.take(self.read(member), start, rng)
+                image, maps = mirror(self.policy.change(image, rng), maps, self.recipe.mirror_axes, rng)
+                empty_outside(image, maps[0], self.masked)
+            else:
+                start = self._start(member, self.recipe.patch_size, is_forced, rng)
+                image, maps = self.read(member)(start, self.recipe.patch_size)
+        whole = torch.from_numpy(np.maximum(maps, 0).astype(np.int64))
+        patch: Patch = {"image": image.contiguous(), "labels": whole[0], "annotated": member.annotated}
         if self.recipe.instances:
-            patch["instances"] = maps[1].contiguous()
+            patch["instances"] = whole[1]
         return patch
 
-    def _start(self, case: CachedCase, size: Size3, rng: np.random.Generator) -> list[int]:
-        """First voxel of a patch; may be negative where the volume is smaller than the patch."""
-        shape = case.labels.shape
-        low = [min(0, (n - p) // 2) for n, p in zip(shape, size, strict=True)]
-        high = [max(n - p, lo) for n, p, lo in zip(shape, size, low, strict=True)]
-        wants_foreground = rng.random() < self.recipe.foreground_oversampling
-        places_of = case.coordinates if wants_foreground else {}
-        if places_of:
-            places = list(places_of.values())[rng.integers(len(places_of))]
-            center = places[rng.integers(len(places))]
-            wanted = [int(c) - p // 2 for c, p in zip(center, size, strict=True)]
-            return [min(max(w, lo), hi) for w, lo, hi in zip(wanted, low, high, strict=True)]
-        return [int(rng.integers(lo, hi + 1)) for lo, hi in zip(low, high, strict=True)]
+    def _start(self, member: Member, box: Size3, is_forced: bool, rng: np.random.Generator) -> Size3:
+        """First voxel of the box that holds a patch; may be negative."""
+        labels = member.case.labels
+        voxel: NDArray[Any] | None = None
+        if is_forced:
+            voxel = sampling.foreground_voxel(member.case.coordinates, rng)
+        if voxel is None and member.ignore is not None:
+            voxel = sampling.annotated_voxel(labels, member.ignore, rng)
+        if voxel is None:
+            return sampling.any_start(labels.shape, box, self.recipe.patch_size, rng)
+        return sampling.start_around(voxel, labels.shape, box, self.recipe.patch_size)
+
+    def read(self, member: Member) -> Read:
+        """What the policies read boxes of a case with; labels are numbered as here."""
+        case, table = member.case, member.table
+        volume, annotation = case.image, case.labels
+        instances = case.instances if self.recipe.instances else None
+
+        def read(start: Size3, size: Size3) -> tuple[Tensor, NDArray[Any]]:
+            inside, padding = sampling.window(annotation.shape, start, size)
+            values = np.asarray(annotation[inside])
+            if values.size and not OUTSIDE <= int(values.min()) <= int(values.max()) < len(table) - 1:
+                raise DataError(
+                    f"{case.folder}: damaged cache entry (labels {values.min()} … {values.max()}, of "
+                    f"{len(table) - 1}); delete this folder and prepare again"
+                )
+            image = np.zeros((case.shape[0], *size), np.float32)
+            maps = np.zeros((1 if instances is None else 2, *size), np.int16 if instances is None else np.int32)
+            maps[0] = OUTSIDE
+            within = tuple(slice(before, n - after) for n, (before, after) in zip(size, padding, strict=True))
+            image[(slice(None), *within)] = volume[(slice(None), *inside)]
+            maps[(0, *within)] = table[values]
+            if instances is not None:
+                maps[(1, *within)] = instances[inside]
+            return torch.from_numpy(image), maps
+
+        return read
 
 
-def window(
-    shape: Sequence[int], start: Sequence[int], size: Sequence[int]
-) -> tuple[tuple[slice, ...], list[tuple[int, int]]]:
-    """The part of a window that lies inside a volume, as slices, and the padding that completes the window."""
-    inside: list[slice] = []
-    padding: list[tuple[int, int]] = []
-    for n, first, length in zip(shape, start, size, strict=True):
-        low, high = min(max(first, 0), n), min(max(first + length, 0), n)
-        inside.append(slice(low, high))
-        before = min(max(-first, 0), length)
-        padding.append((before, length - before - (high - low)))
-    return tuple(inside), padding
+@contextmanager
+def _one_thread() -> Generator[None]:
+    """Sums in an order that does not depend on the process: patches are alike with and without loader processes."""
+    count = torch.get_num_threads()
+    if count != 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if count != 1:
+            torch.set_num_threads(count)

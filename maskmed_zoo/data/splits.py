@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from maskmed_zoo.data.names import hint
+from maskmed_zoo.data.problem import ProblemError, Tell, problem_of, refuse
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import read_json
 
@@ -47,31 +48,37 @@ def default_folds(names: list[str], root: Path) -> Folds:
     return folds
 
 
-def read_folds(source: Path, known: Collection[str]) -> Folds:
+def read_folds(source: Path, known: Collection[str], *, tell: Tell = refuse) -> Folds:
     """The folds of a `splits_final.json`, perhaps none.
 
-    Raises `DataError` for content of another form, unknown or repeated cases, and empty sides.
+    Tells of content of another form, unknown or repeated cases, and empty sides.
     """
-    content = read_json(source)
-    if not isinstance(content, list):
-        raise DataError(f"{source}: holds {_kind(content)}, expected a list of folds: {_FORM}")
-    folds = [_fold(fold, f"{source}: fold {index}") for index, fold in enumerate(cast(list[Any], content))]
+    try:
+        content = read_json(source)
+        if not isinstance(content, list):
+            raise DataError(f"{source}: holds {_kind(content)}, expected a list of folds: {_FORM}")
+        folds = [_fold(fold, f"{source}: fold {index}") for index, fold in enumerate(cast(list[Any], content))]
+    except DataError as error:
+        tell(problem_of(error, source, "splits"))
+        return []
     for index, fold in enumerate(folds):
         train, val = fold.training, fold.validation
-        where = f"{source}: fold {index}"
+
+        def told(what: str, remedy: str, case: str = "", index: int = index) -> None:
+            tell(ProblemError(source, f"fold {index} {what}", remedy, kind="splits", case=case))
+
         if not train or not val:
-            raise DataError(f"{where} has {len(train)} training and {len(val)} validation cases; each side needs one")
-        for name in (*train, *val):
+            told(f"has {len(train)} training and {len(val)} validation cases", "each side needs one")
+        for name in dict.fromkeys((*train, *val)):
             if name not in known:
-                raise DataError(f"{where} names unknown case '{name}'{hint(name, known)}; remove it or add its files")
+                told(f"names unknown case '{name}'{hint(name, known)}", "remove it or add its files", name)
         if overlap := sorted(set(train) & set(val)):
-            raise DataError(
-                f"{where} has '{overlap[0]}' in train and val ({len(overlap)} such); keep it in one of them"
-            )
+            what = f"has '{overlap[0]}' in train and val ({len(overlap)} such)"
+            told(what, "keep it in one of them", overlap[0])
         for side in (train, val):
-            if len(set(side)) != len(side):
-                name = next(name for name, count in Counter(side).items() if count > 1)
-                raise DataError(f"{where} names the case '{name}' twice in one list; remove the repetition")
+            for name, count in Counter(side).items():
+                if count > 1:
+                    told(f"names the case '{name}' twice in one list", "remove the repetition", name)
     return folds
 
 

@@ -8,13 +8,13 @@ decoder, given as a factor or by the number of parameters, as for "nnU-Net with 
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec
+from maskmed_zoo.contracts import ComponentConfig, Decoder, FeatureSpec, PlannedLevels
 from maskmed_zoo.decoders.pyramid import stage_strides
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.conv import ConvNormAct, ResidualBlock, init_he, per_level
@@ -45,6 +45,13 @@ class UNetConfig(ComponentConfig):
         if self.parameters is not None and self.width != 1:
             raise ValueError("'width' follows from 'parameters'; give only one of them")
         return self
+
+    def fitted(self, levels: PlannedLevels) -> Self:
+        """A stage for every level but the lowest, with that level's kernel; stages beyond the settings' as the last."""
+        count, blocks = len(levels.strides) - 1, self.blocks
+        if isinstance(blocks, tuple):
+            blocks = (*blocks, *(blocks[-1],) * count)[:count]
+        return self.model_copy(update={"kernels": levels.kernels[:-1], "blocks": blocks})
 
 
 class UNetDecoder(Decoder):

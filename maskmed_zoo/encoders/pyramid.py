@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Self
 
 from pydantic import Field, model_validator
 
-from maskmed_zoo.contracts import ComponentConfig, FeatureSpec
+from maskmed_zoo.contracts import ComponentConfig, FeatureSpec, PlannedLevels
 from maskmed_zoo.settings import MOST_LEVELS, Layers, Size3, Triple, Width
+
+WIDENING = 10
+"""Of the widest level over the finest, as nnU-Net's 320 channels over 32."""
 
 
 class PyramidConfig(ComponentConfig):
@@ -32,6 +36,15 @@ class PyramidConfig(ComponentConfig):
         if self.strides is not None and self.strides[0] != (1, 1, 1):
             raise ValueError("the first stride must be 1: level 0 has full resolution")
         return self
+
+    def fitted(self, levels: PlannedLevels) -> Self:
+        """As many levels as planned: channels double from the finest up to `WIDENING` times it, as nnU-Net's do."""
+        count, finest = len(levels.strides), self.channels[0]
+        blocks = self.blocks
+        if isinstance(blocks, tuple):
+            blocks = (*blocks, *(blocks[-1],) * count)[:count]
+        channels = tuple(min(WIDENING * finest, finest * 2**level) for level in range(count))
+        return type(self)(channels=channels, strides=levels.strides, kernels=levels.kernels, blocks=blocks)
 
     @property
     def level_strides(self) -> tuple[Size3, ...]:

@@ -14,7 +14,7 @@ timm is imported where a backbone is built: that takes seconds, and settings are
 from __future__ import annotations
 
 from math import log2
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -25,7 +25,7 @@ from maskmed_zoo.adapters.inflate import Plan, inflate, strided_layers
 from maskmed_zoo.adapters.inflated_tokens import InflatedSwin, InflatedViT
 from maskmed_zoo.adapters.probe import trace
 from maskmed_zoo.adapters.timm_backbone import Backbone, build_2d
-from maskmed_zoo.contracts import ComponentConfig, Encoder
+from maskmed_zoo.contracts import ComponentConfig, Encoder, PlannedLevels
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.conv import InstanceNorm
 from maskmed_zoo.layers.full_resolution import WithFullResolution
@@ -65,6 +65,12 @@ class TimmConfig(ComponentConfig):
             if getattr(self, name) % 2 == 0:
                 raise ValueError(f"'{name}' must be odd, got {getattr(self, name)}")
         return self
+
+    def fitted(self, levels: PlannedLevels) -> Self:
+        """Along z as coarse as planned, where that is less than along y and x; slices have no z to make coarse."""
+        z_factors = tuple(z for z, _, _ in levels.strides[1:])
+        is_thick = any(z < max(y, x) for z, y, x in levels.strides[1:])
+        return self.model_copy(update={"z_factors": z_factors}) if is_thick and self.mode == "inflate" else self
 
 
 class TimmEncoder(Encoder):

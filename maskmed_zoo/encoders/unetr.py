@@ -11,12 +11,12 @@ decoder, whatever these are made of.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import Encoder, resize
+from maskmed_zoo.contracts import Encoder, PlannedLevels, resize
 from maskmed_zoo.encoders.pyramid import PyramidConfig
 from maskmed_zoo.layers.transformer import TransformerConfig
 from maskmed_zoo.layers.unetr_blocks import basic_block
@@ -44,6 +44,10 @@ class UNETRConfig(TransformerConfig):
         if any(s % PATCH for s in size):
             raise ValueError(f"must be multiples of {PATCH}, got {list(size)}")
         return size
+
+    def fitted(self, levels: PlannedLevels) -> Self:
+        """The position table made for the patch."""
+        return self.model_copy(update={"img_size": levels.patch})
 
 
 class UNETREncoder(Encoder):

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.dataset import RawDataset
-from maskmed_zoo.data.resample import resample_labels
+from maskmed_zoo.data.preprocess import Region
+from maskmed_zoo.data.resample import resample_labels, thick_axis
 from maskmed_zoo.errors import UserError
 from maskmed_zoo.explain.places import Point, centroid, largest_label, on_other_grid
 from maskmed_zoo.inference.predictor import Predictor
@@ -36,7 +37,7 @@ class Subject:
     labels: Array
     reference: Array | None
     matched: tuple[int, ...]
-    original: Size3
+    region: Region
     padding: Size3
     unpadded: Size3
 
@@ -53,7 +54,8 @@ class Aim:
 def read_subject(predictor: Predictor, name: str, case: Case, dataset: RawDataset | None) -> Subject:
     """Read, prepare and segment a case."""
     image, reference, geometry = load_case(case, dataset)
-    prepared = predictor.prepare(image, geometry)
+    ready = predictor.prepare(image, geometry)
+    prepared, region = ready.image, ready.region
     shape = (prepared.shape[1], prepared.shape[2], prepared.shape[3])
     labels = predictor.network_probabilities(prepared).argmax(0).numpy()
     padding = Windows(shape, predictor.recipe.data.patch_size, 0.0).padding
@@ -65,7 +67,8 @@ def read_subject(predictor: Predictor, name: str, case: Case, dataset: RawDatase
         matched = tuple(
             k for k, name in enumerate(names) if name in annotated or (k == 0 and annotated >= {*names[1:]})
         )
-        reference = resample_labels(dataset.labels.renumbering(merged)[reference], shape)
+        thick = thick_axis(geometry.spacing, predictor.recipe.data.spacing)
+        reference = resample_labels(dataset.labels.renumbering(merged)[reference[region.box]], shape, thick)
         reference = np.where(reference == merged.ignore, -1, reference)
         reference = np.pad(reference, padding, constant_values=-1)
     return Subject(
@@ -74,7 +77,7 @@ def read_subject(predictor: Predictor, name: str, case: Case, dataset: RawDatase
         labels=np.pad(labels, padding),
         reference=reference,
         matched=matched,
-        original=(image.shape[1], image.shape[2], image.shape[3]),
+        region=region,
         padding=(padding[0][0], padding[1][0], padding[2][0]),
         unpadded=shape,
     )
@@ -94,15 +97,21 @@ def aim_of(subject: Subject, label: int | None, point: Point | None, names: Sequ
     Raises `UserError` for a point outside of the image.
     """
     if point is not None:
-        if not all(0 <= p < n for p, n in zip(point, subject.original, strict=True)):
+        box, shape = subject.region.box, subject.region.shape
+        if not all(0 <= p < n for p, n in zip(point, shape, strict=True)):
             raise UserError(
                 f"case '{subject.name}': point {','.join(f'{p:g}' for p in point)} lies outside of its "
-                f"{' x '.join(map(str, subject.original))} voxels (z, y, x, from 0)"
+                f"{' x '.join(map(str, shape))} voxels (z, y, x, from 0)"
             )
-        z, y, x = (
-            p + b
-            for p, b in zip(on_other_grid(point, subject.original, subject.unpadded), subject.padding, strict=True)
-        )
+        z, y, x = (p - part.start for p, part in zip(point, box, strict=True))
+        if not all(0 <= p < n for p, n in zip((z, y, x), subject.region.cropped, strict=True)):
+            seen = ", ".join(f"{part.start} to {part.stop - 1}" for part in box)
+            raise UserError(
+                f"case '{subject.name}': point {','.join(f'{p:g}' for p in point)} lies in the zeros around what the "
+                f"network sees, {seen} (z, y, x)"
+            )
+        seen = on_other_grid((z, y, x), subject.region.cropped, subject.unpadded)
+        z, y, x = (p + b for p, b in zip(seen, subject.padding, strict=True))
         there = int(subject.labels[round(z), round(y), round(x)])
         return Aim((z, y, x), f"voxel {tuple(int(p) for p in point)} of the image", there)
     largest = largest_label(subject.labels)

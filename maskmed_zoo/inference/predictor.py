@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from maskmed_zoo.arguments import expect, expect_several
 from maskmed_zoo.contracts import HeadOutput
+from maskmed_zoo.data.crop import uncropped
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
 from maskmed_zoo.data.image import Geometry, geometry_of
-from maskmed_zoo.data.normalize import check_range, normalize, schemes
-from maskmed_zoo.data.resample import check_resampled, resample_image
+from maskmed_zoo.data.preprocess import Preprocessing, Region, crop_and_normalize
 from maskmed_zoo.device import autocast, autocast_dtype, pick_device
 from maskmed_zoo.errors import ArgumentError
 from maskmed_zoo.inference.probability_map import ProbabilityMap
@@ -34,6 +34,14 @@ from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.settings import Spacing3
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image as the network sees it, (c z y x) float32, and where in the voxels of its file that lies."""
+
+    image: Tensor
+    region: Region
+
+
 class Predictor:
     """A trained network with what belongs to it; `maskmed_zoo.load` makes one of a run or of exported weights.
 
@@ -45,7 +53,7 @@ class Predictor:
     Args:
         recipe: whose channels and labels are known; it decides spacing, patch, normalization and windows.
         model: of this recipe; moved to the device and put into evaluation mode.
-        fingerprint: intensity statistics of the training cases, for 'ct' normalization; empty without any.
+        fingerprint: intensity statistics of the labelled cases, for 'ct' normalization; empty without any.
         device: cpu, cuda, cuda:1, …; default: CUDA if there is any, else the CPU.
         weights_sha256: what predicted files are known by; default: the checksum of the model's state.
     """
@@ -104,11 +112,12 @@ class Predictor:
             return self._segment(image, geometry)
 
     def _segment(self, image: NDArray[np.float32], geometry: Geometry) -> Prediction:
-        shape, prepared = image.shape[1:], self.prepare(image, geometry)
+        ready = self.prepare(image, geometry)
+        prepared, region = ready.image, ready.region
         windows, probabilities = self._consumers(prepared)
         if self.recipe.data.instances is None:
             self._run(prepared, windows, probabilities)
-            return Prediction(probabilities_to_labels(probabilities.result(), shape), None, geometry)
+            return Prediction(_labels(probabilities.result(), region), None, geometry)
         found = Instances(np.zeros((1, 1, 1), np.int32), (), ())
         if self.model.head.gives == "queries":
             stitcher = Stitcher(windows, threshold=self.recipe.inference.instance_threshold)
@@ -116,9 +125,9 @@ class Predictor:
             found = stitcher.result()
         else:
             self._run(prepared, windows, probabilities)
-        labels = probabilities_to_labels(probabilities.result(), shape)
-        found = follow_labels(replace(found, ids=nearest(found.ids, shape)), labels, geometry.spacing)
-        return Prediction(labels, found, geometry)
+        labels = _labels(probabilities.result(), region)
+        ids = uncropped(nearest(found.ids, region.cropped), region.box, region.shape)
+        return Prediction(labels, follow_labels(replace(found, ids=ids), labels, geometry.spacing), geometry)
 
     def probabilities(
         self,
@@ -128,10 +137,19 @@ class Predictor:
         spacing: Spacing3 | None = None,
         affine: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float32]:
-        """Probabilities (k z y x) of the labels on the image's own voxels, summing to 1 over k; needs their memory."""
+        """Probabilities (k z y x) of the labels on the image's own voxels, summing to 1 over k; needs their memory.
+
+        Outside the non-zero region, which the network does not see, all is background.
+        """
         image, geometry = self._image(image, geometry, spacing, affine)
         with within_memory(f"{geometry.source or 'image'}: to segment it"):
-            return resized(self.network_probabilities(self.prepare(image, geometry)), image.shape[1:])
+            prepared = self.prepare(image, geometry)
+            region = prepared.region
+            found = resized(self.network_probabilities(prepared.image), region.cropped, region.thick_back)
+            whole = uncropped(found, region.box, region.shape)
+            if whole is not found:
+                whole[0] = uncropped(found[0], region.box, region.shape, 1)
+            return whole
 
     def files(
         self,
@@ -146,20 +164,15 @@ class Predictor:
 
         return predict_files(self, inputs, out, overwrite=overwrite, progress=progress)
 
-    def prepare(self, image: NDArray[np.float32], geometry: Geometry) -> Tensor:
-        """Image (c z y x) in its own units to what the network sees: at its spacing, normalized.
+    def prepare(self, image: NDArray[np.float32], geometry: Geometry) -> Prepared:
+        """Image (c z y x) in its own units to what the network sees: its non-zero region, normalized, at its spacing.
 
-        Raises `DataError` where it would have far more or far fewer voxels than before, `MemoryShortageError` for more
-        than memory holds.
+        Raises `DataError` where it would have far more or far fewer voxels than before, or values that a normalization
+        cannot take, `MemoryShortageError` for more than memory holds.
         """
-        data, where = self.recipe.data, geometry.source or "image"
-        check_resampled(geometry, data.spacing, 2 * len(image) + self.model.num_classes)
-        resampled = resample_image(image, geometry.spacing, data.spacing)
-        scheme = schemes(data.normalization, self.channels)
-        extremes = resampled.min((1, 2, 3)), resampled.max((1, 2, 3))
-        if len(scheme) == len(image):
-            check_range(scheme, extremes, where)
-        return torch.from_numpy(normalize(resampled, scheme, self.fingerprint, extremes=extremes))
+        how = Preprocessing.of(self.recipe.data, self.channels, self.fingerprint)
+        cropped = crop_and_normalize(image, None, geometry, how, values=2 * len(image) + self.model.num_classes)
+        return Prepared(torch.from_numpy(cropped.image()), cropped.region)
 
     def network_probabilities(self, prepared: Tensor) -> Tensor:
         """Of a prepared image (c z y x): (k z y x) float32 on the CPU, at the network's spacing."""
@@ -212,3 +225,9 @@ class Predictor:
         if array.shape[1:] != geometry.canonical_shape:
             raise ArgumentError(f"image of {array.shape[1:]} voxels (z, y, x), its geometry {geometry.canonical_shape}")
         return array, geometry
+
+
+def _labels(probabilities: Tensor, region: Region) -> NDArray[np.uint8 | np.uint16]:
+    """The label map (z y x) of a file from probabilities (k z y x) of what was seen of it; background around that."""
+    labels = probabilities_to_labels(probabilities, region.cropped, region.thick_back)
+    return uncropped(labels, region.box, region.shape)

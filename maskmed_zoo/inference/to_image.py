@@ -1,8 +1,9 @@
-"""Probabilities at the network's spacing to a label map at the image's own.
+"""Probabilities at the network's spacing to a label map at the image's own, within the part of it that was seen.
 
 Idea: interpolating probabilities and then taking the largest keeps borders smooth; interpolating labels does not. For
 a hundred labels at full size the probabilities would need tens of gigabytes, so the result is made a few slices at a
-time: trilinear interpolation is linear interpolation along z followed by bilinear interpolation within slices.
+time: trilinear interpolation is linear interpolation along z followed by bilinear interpolation within slices. A thick
+axis takes the nearest slice instead, as in nnU-Net's export.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskmed_zoo.data.spline import nearest_index
 from maskmed_zoo.errors import JointError
 
 CHUNK_ELEMENTS = 2**24
 """Probabilities held at full size at a time (64 MB); one slice of all labels where that is more."""
 
 
-def probabilities_to_labels(probabilities: Tensor, shape: Sequence[int]) -> NDArray[np.uint8 | np.uint16]:
+def probabilities_to_labels(
+    probabilities: Tensor, shape: Sequence[int], thick: int | None = None
+) -> NDArray[np.uint8 | np.uint16]:
     """Label map `shape` (d h w), the most probable label of probabilities (k z y x) resized to it.
 
-    Trilinear with edges aligned (`align_corners=False`), the same as resizing all labels and taking the argmax up to
-    float32 rounding. Values are label indices, uint8 up to 256 labels, else uint16. Extra memory: about three times
-    `CHUNK_ELEMENTS` float32 values, not k volumes of `shape`. Raises `JointError` for a tensor that is not (k z y x).
+    Trilinear with edges aligned (`align_corners=False`), but for the `thick` axis, the same as resizing all labels and
+    taking the argmax up to float32 rounding. Values are label indices, uint8 up to 256 labels, else uint16. Extra
+    memory: about three times `CHUNK_ELEMENTS` float32 values, not k volumes of `shape`. Raises `JointError` for a
+    tensor that is not (k z y x).
     """
     if probabilities.ndim != 4 or len(shape) != 3:
         raise JointError(f"expected probabilities (k d h w) and a shape (d h w), got {tuple(probabilities.shape)}")
@@ -38,31 +43,39 @@ def probabilities_to_labels(probabilities: Tensor, shape: Sequence[int]) -> NDAr
     lower = position.floor().long()
     upper = (lower + 1).clamp_max(source - 1)
     fraction = (position - lower).float()
+    if thick == 0:
+        lower = upper = torch.from_numpy(nearest_index(source, depth))
+    across = None if thick in (0, None) else nearest_index(probabilities.shape[thick + 1], (height, width)[thick - 1])
     with torch.inference_mode():
         for start in range(0, depth, step):
             part = slice(start, start + step)
             below, above = (probabilities[:, index[part].to(probabilities.device)].float() for index in (lower, upper))
             weight = fraction[part].to(probabilities.device)[None, :, None, None]
             slices = torch.lerp(below, above, weight).transpose(0, 1)  # (slices k y x)
+            if across is not None and thick is not None:
+                slices = slices.index_select(thick + 1, torch.from_numpy(across).to(slices.device))
             if slices.shape[2:] != (height, width):
                 slices = F.interpolate(slices, size=(height, width), mode="bilinear", align_corners=False)
             result[part] = slices.argmax(1).cpu().numpy()
     return result
 
 
-def resized(probabilities: Tensor, shape: Sequence[int]) -> NDArray[np.float32]:
-    """Probabilities (k z y x) at `shape` (d h w) voxels over the same field of view, trilinear with edges aligned."""
+def resized(probabilities: Tensor, shape: Sequence[int], thick: int | None = None) -> NDArray[np.float32]:
+    """Probabilities (k z y x) at `shape` (d h w) voxels over the same field of view, as `probabilities_to_labels`."""
     size = tuple(int(n) for n in shape)
     if tuple(probabilities.shape[1:]) == size:
         return probabilities.numpy()
     result = np.empty((len(probabilities), *size), np.float32)
     for label, one in enumerate(probabilities):  # one label at a time, so that little more than the result is held
-        values = F.interpolate(one[None, None], size=size, mode="trilinear", align_corners=False)
+        chosen = one
+        if thick is not None:
+            chosen = one.index_select(thick, torch.from_numpy(nearest_index(one.shape[thick], size[thick])))
+        values = F.interpolate(chosen[None, None], size=size, mode="trilinear", align_corners=False)
         result[label] = values[0, 0].numpy()
     return result
 
 
 def nearest(array: NDArray[np.integer], shape: Sequence[int]) -> NDArray[np.integer]:
     """Integers (d h w) on a grid of `shape` voxels over the same field of view: those of the nearest voxel."""
-    index = [(2 * np.arange(wanted) + 1) * n // (2 * wanted) for n, wanted in zip(array.shape, shape, strict=True)]
+    index = [nearest_index(n, wanted) for n, wanted in zip(array.shape, shape, strict=True)]
     return array[np.ix_(*index)]

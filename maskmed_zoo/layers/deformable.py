@@ -58,17 +58,15 @@ class DeformableBlock(nn.Module):
         late = [e for e, x in enumerate(levels) if self._late(x, locations.shape[1])]
         early = [e for e in range(self.levels) if e not in late]
         parts: list[Tensor] = []
+        at, share = (x.split(1, 3) for x in (locations, weights))  # what comes back is joined once
         if early:
             values = torch.cat([self.values[e](levels[e]) for e in early], 1).unflatten(-1, (self.heads, -1))
-            parts.append(
-                deformable_attention(
-                    values, [sizes[e] for e in early], locations[:, :, :, early], weights[:, :, :, early]
-                )
-            )
+            places, shares = (torch.cat([x[e] for e in early], 3) for x in (at, share))
+            parts.append(deformable_attention(values, [sizes[e] for e in early], places, shares))
         for e in late:
             # Every (query, head) becomes a query of one head over the level's own channels.
-            at, share = (x[:, :, :, e : e + 1].flatten(1, 2).unsqueeze(2) for x in (locations, weights))
-            sampled = deformable_attention(levels[e].unsqueeze(2), [sizes[e]], at, share)
+            one = (x[e].flatten(1, 2).unsqueeze(2) for x in (at, share))
+            sampled = deformable_attention(levels[e].unsqueeze(2), [sizes[e]], *one)
             sampled = sampled.squeeze(2).unflatten(1, (-1, self.heads))
             projection = self.values[e].get_parameter("weight").unflatten(0, (self.heads, -1))
             parts.append(torch.einsum("bqhc,hdc->bqhd", sampled, projection))
@@ -93,9 +91,11 @@ class DeformableBlock(nn.Module):
             own = centers[:, None, None, None, :]
             if self.offsets is None:
                 return own.expand(*weights.shape, 3).to(queries.dtype), weights
-            offsets = widened(self.offsets, queries).unflatten(-1, (*shape, 3))
-            extent = torch.tensor(sizes, device=queries.device, dtype=queries.dtype)[:, None, :]
-            return own + offsets / extent, weights
+            # All on one last axis, which runs over memory faster than one of three.
+            extent = torch.tensor(sizes, device=queries.device, dtype=queries.dtype).unsqueeze(1)
+            extent = extent.expand((*shape, 3)).flatten()
+            places = own.expand(-1, *shape, 3).flatten(1) + widened(self.offsets, queries) / extent
+            return places.unflatten(-1, (*shape, 3)), weights
 
 
 def initial_offsets(heads: int, points: int) -> Tensor:

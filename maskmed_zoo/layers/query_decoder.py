@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from maskmed_zoo.contracts import FeatureSpec
+from maskmed_zoo.layers.pool import average_to
 from maskmed_zoo.layers.position import extent_mm, sine_encoding
 from maskmed_zoo.layers.transformer import QueryBlock, TransformerConfig
 from maskmed_zoo.settings import PositiveInt, Queries, Size3, Spacing3
@@ -70,7 +70,7 @@ class QueryDecoder(nn.Module):
             queries = self.queries[block].expand(features.shape[0], -1, -1)
         stage = self.schedule[block]
         grid = self.grid(features, block)
-        pooled = features if grid == tuple(features.shape[2:]) else F.adaptive_avg_pool3d(features, grid)
+        pooled = average_to(features, grid)
         value = self.inputs[self.read.index(stage)](pooled.flatten(2).transpose(1, 2))
         position = sine_encoding(grid, self._extent(features, stage), self.config.width, features.device)
         return self.blocks[block](queries, value + position.to(value.dtype), value, masks)

@@ -51,14 +51,36 @@ class MultiHeadAttention(nn.Module):
         `mask` (b n t): bool, True where a query may look, or float32, added to the attention logits.
         """
         with full_precision(query):
-            q, k, v = (
-                widened(layer, x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                for layer, x in ((self.query, query), (self.key, key), (self.value, value))
-            )
-            if mask is not None:  # one of another precision than the queries' would be misread
-                mask = (mask.to(q.dtype) if mask.is_floating_point() else mask).unsqueeze(1)
-            attended = F.scaled_dot_product_attention(q, k, v, mask)
-            return as_weights(widened(self.out, attended.transpose(1, 2).flatten(2)), self.out)
+            # Keys and values of few queries need no projection: it can be moved to the queries and to what they read.
+            attend = self._attend_few if query.shape[1] * self.heads <= query.shape[2] else self._attend
+            attended = attend(widened(self.query, query), key, value, mask)
+            return as_weights(widened(self.out, attended), self.out)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for x in (query, widened(self.key, key), widened(self.value, value))
+        )
+        if mask is not None:  # one of another precision than the queries' would be misread
+            mask = (mask.to(q.dtype) if mask.is_floating_point() else mask).unsqueeze(1)
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+
+    def _attend_few(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """The same with the projections of keys and values moved: q (W k) = (q W) k, and a (V W) = (a V) W."""
+        query = query.unflatten(-1, (self.heads, -1)) * (query.shape[-1] // self.heads) ** -0.5
+        key, value = key.to(query.dtype), value.to(query.dtype)
+        of_key, key_bias, of_value, value_bias = (
+            x.to(query.dtype).unflatten(0, (self.heads, -1))
+            for x in (self.key.weight, self.key.bias, self.value.weight, self.value.bias)
+        )
+        probes = torch.einsum("bnhd,hdc->bnhc", query, of_key)
+        logits = torch.bmm(probes.flatten(1, 2), key.transpose(1, 2)).unflatten(1, (-1, self.heads))
+        logits = logits + (query * key_bias).sum(-1, keepdim=True)
+        if mask is not None:
+            mask = mask.unsqueeze(2)
+            logits = logits + mask if mask.is_floating_point() else logits.masked_fill(~mask, -torch.inf)
+        read = torch.bmm(logits.softmax(-1).flatten(1, 2), value).unflatten(1, (-1, self.heads))
+        return (torch.einsum("bnhc,hdc->bnhd", read, of_value) + value_bias).flatten(2)
 
 
 def widened(layer: nn.Module, x: Tensor) -> Tensor:

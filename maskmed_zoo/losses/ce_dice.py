@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
-from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss
+from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss, is_eager_cpu
+from maskmed_zoo.losses.fused import dense_sums
 from maskmed_zoo.losses.inputs import InputCheck
 from maskmed_zoo.losses.partial import merge_unannotated, only_annotated
 from maskmed_zoo.losses.stages import halving_weights, nearest_labels
@@ -75,8 +75,7 @@ class CEDiceLoss(Loss):
             logits = stage.spatial.float()
             if annotated is not None:
                 logits = merge_unannotated(logits, annotated)
-            target = nearest_labels(labels, logits.shape[2:]).long()
-            ce, dice = self._cross_entropy(logits, target), self._dice(logits, target, counted[:, 1:])
+            ce, dice = self._terms(logits, nearest_labels(labels, logits.shape[2:]).long(), counted[:, 1:])
             total = total + weight * (self.config.ce_weight * ce + self.config.dice_weight * dice)
             parts = parts or {"ce": ce.detach(), "dice": dice.detach()}
         return total, parts
@@ -85,16 +84,16 @@ class CEDiceLoss(Loss):
         """Halving, the lowest 0 unless `supervise_lowest`; they sum to 1."""
         return halving_weights(stages, skip_lowest=not self.config.supervise_lowest)
 
-    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        voxels = F.cross_entropy(logits, target, ignore_index=self.ignore_label, reduction="sum")
-        return voxels / (target != self.ignore_label).sum().clamp_min(1)
+    def _terms(self, logits: Tensor, target: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy, mean over voxels, and Dice, mean over the foreground labels that `counted` (b k-1) weighs.
 
-    def _dice(self, logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-        """Mean over the foreground labels that `counted` (b k-1) weighs; 0 if there are none."""
-        valid = (target != self.ignore_label).unsqueeze(1)
-        probabilities = logits.softmax(1)[:, 1:] * valid
-        reference = torch.stack([target == k for k in range(1, self.num_classes)], 1).float()
-        overlap = (probabilities * reference).sum((2, 3, 4))
-        size = probabilities.sum((2, 3, 4)) + reference.sum((2, 3, 4))
-        losses = 1 - (2 * overlap + SMOOTH) / (size + SMOOTH)
-        return (losses * counted).sum() / counted.sum().clamp_min(1)
+        Each is 0 if there are none.
+        """
+        target, valid, voxels = target.flatten(1), None, target.numel()
+        # Without an ignore label the check has marked wrong voxels, but for the CPU, where they were an error.
+        if self.check.ignore_label is not None or not is_eager_cpu(target):
+            valid = target != self.ignore_label
+            target, voxels = target.masked_fill(~valid, 0), valid.sum().clamp_min(1)
+        ce, overlap, size, reference = dense_sums(logits.flatten(2), target, valid)
+        losses = 1 - (2 * overlap + SMOOTH) / (size + reference + SMOOTH)
+        return ce / voxels, (losses[:, 1:] * counted).sum() / counted.sum().clamp_min(1)

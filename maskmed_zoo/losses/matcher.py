@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from maskmed_zoo.contracts import full_precision
 from maskmed_zoo.errors import JointError, NonFiniteError
+from maskmed_zoo.losses.fused import cache_sized, softplus
 
 Weights = tuple[float, float, float]
 """Class, BCE and Dice."""
@@ -40,23 +41,27 @@ def matching_costs(
         weights: class, BCE and Dice.
         valid: (b 1 v) bool, false where a voxel is to be ignored; None: all count.
     """
-
-    def kept(values: Tensor) -> Tensor:
-        return values if valid is None else values * valid
-
+    index = target_classes.unsqueeze(1).expand(-1, masks.shape[1], -1)
     with full_precision(masks):
-        masks, class_logits, targets = masks.float(), class_logits.float(), kept(targets.float())
+        class_cost = -class_logits.float().softmax(-1).gather(2, index)
+        stretches = cache_sized(masks.shape[-1], masks.shape[0] * masks.shape[1], masks.device)
+        sums = [_sums(masks[..., at], targets[..., at], None if valid is None else valid[..., at]) for at in stretches]
+        products, overlap, size = (sum(x[1:], start=x[0]) for x in zip(*sums, strict=True))
         voxels = masks.shape[-1] if valid is None else valid.sum(-1, keepdim=True).clamp_min(1)
-        index = target_classes.unsqueeze(1).expand(-1, masks.shape[1], -1)
-        class_cost = -class_logits.softmax(-1).gather(2, index)
-        # BCE with logits is softplus(m) - m·t, voxel by voxel.
-        softplus = kept(F.softplus(masks)).sum(-1, keepdim=True)
-        bce_cost = (softplus - torch.einsum("bnv,btv->bnt", masks, targets)) / voxels
-        probabilities = kept(masks.sigmoid())
-        overlap = torch.einsum("bnv,btv->bnt", probabilities, targets)
-        size = probabilities.sum(-1).unsqueeze(2) + targets.sum(-1).unsqueeze(1)
         dice_cost = 1 - (2 * overlap + 1) / (size + 1)
-        return weights[0] * class_cost + weights[1] * bce_cost + weights[2] * dice_cost
+        return weights[0] * class_cost + weights[1] * products / voxels + weights[2] * dice_cost
+
+
+def _sums(masks: Tensor, targets: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(b n t) each over voxels: BCE, σ(m) t, and σ(m) + t."""
+    masks, targets = masks.float(), targets.float()
+    rising, probabilities = softplus(masks), masks.sigmoid()
+    if valid is not None:
+        rising, probabilities, targets = rising * valid, probabilities * valid, targets * valid
+    # BCE with logits is softplus(m) - m t.
+    bce = rising.sum(-1, keepdim=True) - torch.einsum("bnv,btv->bnt", masks, targets)
+    size = probabilities.sum(-1).unsqueeze(2) + targets.sum(-1).unsqueeze(1)
+    return bce, torch.einsum("bnv,btv->bnt", probabilities, targets), size
 
 
 def mask_terms(bce: Tensor, probabilities: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

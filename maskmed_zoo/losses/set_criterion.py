@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss, StageOutput, full_precision
 from maskmed_zoo.errors import JointError, NonFiniteError
+from maskmed_zoo.losses.fused import mask_sums
 from maskmed_zoo.losses.inputs import InputCheck
 from maskmed_zoo.losses.matcher import Pairs, fixed, hungarian, mask_terms, matching_costs, to_host
 from maskmed_zoo.losses.partial import (
@@ -194,6 +195,8 @@ class SetCriterion(Loss):
     ) -> tuple[Tensor, Tensor]:
         """BCE and Dice (m) of every pair."""
         masks, class_logits = _query_tensors(stage)
+        if self._points_of(masks) is None and (annotated is None or not len(pairs.rest)):
+            return _dense_mask_losses(masks.flatten(2), targets, pairs)
         rows = masks[pairs.sample, pairs.query].float().unsqueeze(1)
         ignored = None if targets.ignored is None else targets.ignored[pairs.sample]
         count = self._points_of(masks)
@@ -212,6 +215,19 @@ class SetCriterion(Loss):
         return mask_terms(
             bce, probabilities, target, None if ignored is None else at_points(ignored, points)[:, 0] == 0
         )
+
+
+def _dense_mask_losses(masks: Tensor, targets: Targets, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """BCE and Dice (m) of every pair over all voxels of masks (b n v), as by `mask_terms`."""
+    valid = None if targets.ignored is None else ~targets.ignored.flatten(1)
+    marks = targets.masks.flatten(2)
+    bce, overlap, size = mask_sums(masks, marks, (pairs.sample, pairs.query, pairs.target), valid)
+    if valid is None:
+        voxels, area = masks.shape[-1], marks.sum(-1)
+    else:
+        voxels = valid.sum(-1).clamp_min(1)[pairs.sample]
+        area = torch.stack([(marks[:, i] & valid).sum(-1) for i in range(marks.shape[1])], 1)
+    return bce / voxels, 1 - (2 * overlap + 1) / (size + area[pairs.sample, pairs.target] + 1)
 
 
 def _query_tensors(stage: StageOutput) -> tuple[Tensor, Tensor]:

@@ -7,13 +7,15 @@ where it is silent, the result is projected back to a level's width and added to
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from maskmed_zoo.contracts import FeatureSpec, Neck
+from maskmed_zoo.contracts import FeatureSpec, Neck, PlannedLevels
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.layers.position import extent_mm, sine_encoding
+from maskmed_zoo.layers.rows import rows
 from maskmed_zoo.layers.transformer import TransformerConfig
 from maskmed_zoo.settings import Layers, Size3, Spacing3
 
@@ -23,6 +25,10 @@ class TokenNeckConfig(TransformerConfig):
 
     query_levels: Layers
     layers: Layers = 1
+
+    def fitted(self, levels: PlannedLevels) -> Self:
+        """Every level but the finest at most: the voxels of the full resolution would be millions of queries."""
+        return self.model_copy(update={"query_levels": min(self.query_levels, len(levels.strides) - 1)})
 
 
 class TokenNeck(Neck):
@@ -55,7 +61,7 @@ class TokenNeck(Neck):
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """One (b c_e d_e h_e w_e) per level in and out."""
         sizes: list[Size3] = [(x.shape[2], x.shape[3], x.shape[4]) for x in levels]
-        raw = [x.flatten(2).transpose(1, 2) for x in levels]
+        raw = [rows(x) for x in levels]
         tokens = torch.cat([p(x) for p, x in zip(self.inputs, raw[self.first :], strict=True)], 1)
         position = self._position(sizes[self.first :], tokens.device).to(tokens.dtype)
         tokens = self.enrich(tokens, position, raw[: self.first], sizes)

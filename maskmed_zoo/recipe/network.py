@@ -19,8 +19,10 @@ from maskmed_zoo.recipe.schema import Recipe
 from maskmed_zoo.renamed import as_first_written
 
 PARTS = ("encoder", "neck", "decoder", "head")
-SEEN = ("channels", "labels", "spacing", "normalization")
+SEEN = ("channels", "labels", "spacing", "normalization", "use_mask_for_norm")
 """Keys of `data` that decide what the network sees."""
+_CHECKED = ("channels", "labels", "spacing", "normalization")
+"""Those of which earlier versions wrote a checksum."""
 
 
 def network_section(recipe: Recipe) -> dict[str, Any]:
@@ -45,7 +47,9 @@ def network_difference(stored: str, recipe: Recipe, recipe_file: Path) -> str | 
         section = cast(dict[str, dict[str, Any]], json.loads(stored))
         content = recipe.model_dump(mode="json")
         content["model"] |= {part: section["model"][part] for part in PARTS}
-        content["data"] |= {key: section["data"][key] for key in SEEN}
+        # A key that the section has not yet has its default, not what this recipe says.
+        kept = {key: value for key, value in content["data"].items() if key not in SEEN}
+        content["data"] = kept | {key: section["data"][key] for key in SEEN if key in section["data"]}
         known = parse_recipe(content, "the weights", unread=("loss",))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"its description of the network cannot be read ({type(error).__name__}: {error})"
@@ -56,6 +60,6 @@ def network_difference(stored: str, recipe: Recipe, recipe_file: Path) -> str | 
 
 def _checksum(content: dict[str, Any]) -> str:
     """What earlier versions wrote into weights, of a recipe's content."""
-    seen = {key: content.get("data", {}).get(key) for key in SEEN}
+    seen = {key: content.get("data", {}).get(key) for key in _CHECKED}
     text = json.dumps(as_first_written({"model": content.get("model"), "data": seen}), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -23,7 +23,7 @@ def own_copy(text: str, file: str) -> str:
     found = re.search(r"^name:\s*['\"]?([\w.-]+)['\"]?", text, re.MULTILINE)
     if found is None:
         return text
-    name = _name_of(file.rpartition(".")[0])
+    name = name_of(file.rpartition(".")[0])
     old, new = found[1], name if isinstance(scalar(name), str) else f"'{name}'"
     text = f"{text[: found.start()]}name: {new}{text[found.end() :]}"
     lines = text.split("\n")
@@ -40,7 +40,7 @@ def _header(lines: list[str], old: str, file: str) -> list[str]:
             result += _without_claims(paragraph)
             paragraph = []
             command = line.replace(f"train {old} ", f"train {shlex.quote(file)} ")
-            run = f"runs/{_name_of(file.rpartition('.')[0])}"
+            run = f"runs/{name_of(file.rpartition('.')[0])}"
             result.append(re.sub(rf"runs/{re.escape(old)}(?![\w.-])", run, command))
         else:
             if line.startswith("# Hardware:"):
@@ -60,6 +60,6 @@ def _without_claims(paragraph: list[str]) -> list[str]:
     return textwrap.wrap(" ".join(kept), _WIDTH, initial_indent="# ", subsequent_indent="# ")
 
 
-def _name_of(stem: str) -> str:
-    """A recipe's name after that of its file: other characters than a name may have become `_`."""
+def name_of(stem: str) -> str:
+    """A recipe's name after that of a file or a data set: other characters than a name may have become `_`."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", stem)[:LONGEST_NAME].lstrip("_.-") or "recipe"

@@ -23,13 +23,21 @@ Axis = Literal["z", "y", "x"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Range = tuple[PositiveFloat, PositiveFloat]
+Scheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 PatchSize = tuple[Side, Side, Side]
 Spacing = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
-class Augmentation(Settings):
-    """Random changes to training patches; each probability is per patch."""
+class NNUNetAugmentation(Settings):
+    """Random changes to training patches as nnU-Net's default trainer makes them; there is nothing to set."""
 
+    kind: Literal["nnunet"] = "nnunet"
+
+
+class LightAugmentation(Settings):
+    """Fewer and milder changes, but for noise, for schedules too short for nnU-Net's; probabilities are per patch."""
+
+    kind: Literal["light"] = "light"
     spatial_probability: Probability = Field(default=0.2, description="rotate and scale a patch with this probability")
     rotation: float = Field(default=30.0, ge=0, le=180, description="largest rotation about each axis, degrees")
     scale: Range = Field(default=(0.7, 1.4), description="smallest and largest zoom")
@@ -45,6 +53,9 @@ class Augmentation(Settings):
         return scale
 
 
+Augmentation = Annotated[NNUNetAugmentation | LightAugmentation, Field(discriminator="kind")]
+
+
 class DataRecipe(Settings):
     """What the network sees: channels, labels, spacing, patches and how they are drawn."""
 
@@ -56,13 +67,18 @@ class DataRecipe(Settings):
     )
     spacing: Spacing = Field(description="voxel size the network works at, mm, (z, y, x)")
     patch_size: PatchSize = Field(description="training and inference window, voxels, (z, y, x)")
-    normalization: Literal["auto", "ct", "zscore"] = Field(
+    normalization: Literal["auto"] | Scheme | tuple[Scheme, ...] = Field(
         default="auto",
         description="auto: by a channel's name, as in nnU-Net: CT (clip and z-score by the fingerprint), noNorm, "
-        "rescale_to_0_1, rgb_to_0_1, any other per case; else one for all channels",
+        "rescale_to_0_1, rgb_to_0_1, any other z-scores of the case; else one scheme for all channels, or a list",
+    )
+    use_mask_for_norm: bool = Field(
+        default=False, description="z-scores over the non-zero region alone, and 0 around it, as where a skull is cut"
     )
     foreground_oversampling: Probability = Field(
-        default=0.33, description="share of patches centred on a foreground voxel"
+        default=0.33,
+        description="share of patches centered on a foreground voxel: in every batch of n all but the first "
+        "round(n x (1 - share)), as in nnU-Net, which is one of 2",
     )
     unannotated: Literal["marginalize", "background"] = Field(
         default="marginalize",
@@ -75,7 +91,9 @@ class DataRecipe(Settings):
     mirror_axes: tuple[Axis, ...] = Field(
         default=(), max_length=3, description="axes flipped at random in training; x is left-right"
     )
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = Field(
+        default=NNUNetAugmentation(), description="nnunet: nnU-Net's default policy; light: a milder one"
+    )
 
     @field_validator("labels", mode="before")
     @classmethod

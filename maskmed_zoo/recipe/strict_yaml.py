@@ -130,6 +130,12 @@ def dump(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
 
 
+def in_line(value: Any) -> str:
+    """A value, or a key, as it stands in one line of YAML; `Document` reads it back."""
+    options: dict[str, Any] = {"sort_keys": False, "default_flow_style": True, "width": 2**31, "allow_unicode": True}
+    return yaml.dump([value], Dumper=_Dumper, **options).strip()[1:-1]
+
+
 def _is_plain(node: yaml.Node) -> bool:
     """Whether a scalar stands without quotes."""
     return isinstance(node, yaml.ScalarNode) and node.style in (None, "")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import get_args
 
 from maskmed_zoo import registry
 from maskmed_zoo.build import model_of
+from maskmed_zoo.data.preprocess import PREPROCESSING
 from maskmed_zoo.errors import ArgumentError, CheckpointError
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 from maskmed_zoo.weights.card import check_exported
+
+log = logging.getLogger(__name__)
 
 
 def load(source: RunFolder | str | Path, *, which: Which = "last", device: str | None = None) -> Predictor:
@@ -31,4 +35,9 @@ def load(source: RunFolder | str | Path, *, which: Which = "last", device: str |
     recipe = run.recipe(with_loss=False)
     model = model_of(recipe)
     sha256 = run.load_weights(model, which, recipe)
+    if run.preprocessing != PREPROCESSING:
+        log.warning(
+            "%s: trained on images prepared as by an earlier version, and sees them as prepared today; train it again",
+            run.path,
+        )
     return Predictor(recipe, model, run.fingerprint(), device=device, weights_sha256=sha256)

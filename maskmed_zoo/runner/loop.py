@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import cycle
 from statistics import fmean
-from typing import Any, Literal
-
-from torch.utils.data import DataLoader
+from typing import Any
 
 from maskmed_zoo.data.cache import Parts
-from maskmed_zoo.data.fingerprint import Fingerprint
-from maskmed_zoo.data.patches import Patch, PatchDataset
-from maskmed_zoo.errors import DataError, MemoryShortageError, first_line
+from maskmed_zoo.data.patches import PatchDataset
 from maskmed_zoo.runner.checkpoint import Progress, load, save
 from maskmed_zoo.runner.display import Display
+from maskmed_zoo.runner.feed import Feed, Part, Stream
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.trainer import Trainer
 
 SMOOTHING = 0.9
 """Exponential moving average of the validation Dice that decides on the best weights (nnU-Net's)."""
-Stream = Literal["train", "validation"]
 
 
 class Loop:
@@ -33,7 +30,6 @@ class Loop:
         trainer: Trainer,
         run: RunFolder,
         parts: Mapping[Stream, Parts],
-        fingerprint: Fingerprint,
         workers: int,
     ) -> None:
         self.trainer, self.run, self.workers = trainer, run, workers
@@ -42,9 +38,8 @@ class Loop:
             stream: PatchDataset(
                 chosen,
                 self.recipe.data,
-                channels=self.recipe.channels,
                 labels=self.recipe.labels,
-                fingerprint=fingerprint,
+                batch_size=self.recipe.train.batch_size,
                 seed=self.recipe.train.seed,
                 stream=stream,
             )
@@ -61,21 +56,21 @@ class Loop:
         total, progress = self.recipe.train.epochs, self.progress
         if progress.epoch >= total:
             display.say(f"{self.run.path}: all {total} epochs are trained")
-        with display.training(total, progress.epoch) as show:
+            return
+        with display.training(total, progress.epoch) as show, self._feed() as feed:
             while progress.epoch < total:
-                row = self._epoch()
+                row = self._epoch(feed)
                 progress.epoch += 1
                 progress.rows.append(row)
                 save(self.run, self.trainer, progress)
                 show(row)
 
-    def _epoch(self) -> dict[str, Any]:
+    def _epoch(self, feed: Feed) -> dict[str, Any]:
         config, start, work = self.recipe.train, time.perf_counter(), time.process_time()
         sums: dict[str, list[float]] = {}
         rates = self.trainer.rates()  # of the epoch's first step
-        progress = self.progress
-        first, skipped = progress.epoch * config.iterations_per_epoch, 0
-        for batch in self._batches("train", first, config.iterations_per_epoch):
+        progress, skipped = self.progress, 0
+        for batch in feed.take("train", config.iterations_per_epoch):
             values = self.trainer.step(**batch)
             skipped += not values
             for name, value in values.items():
@@ -89,30 +84,21 @@ class Loop:
         }
         is_due = (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs
         if is_due and config.validation_iterations:
-            dice = self.trainer.validate(self._batches("validation", 0, config.validation_iterations))
+            dice = self.trainer.validate(feed.take("validation", config.validation_iterations))
             old = progress.average
             progress.average = dice if math.isnan(old) else SMOOTHING * old + (1 - SMOOTHING) * dice
             row |= {"validation_dice": dice, "validation_dice_average": progress.average}
         return row | {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - work}
 
-    def _batches(self, stream: Stream, first: int, count: int) -> Iterator[Patch]:
-        """`count` batches; batch i holds the patches i x batch size onwards, whatever the workers."""
-        size = self.recipe.train.batch_size
-        loader: DataLoader[Patch] = DataLoader(
-            self.patches[stream],
-            batch_size=size,
-            sampler=range(first * size, (first + count) * size),
-            num_workers=self.workers,
-            pin_memory=self.trainer.device.type == "cuda",
+    def _feed(self) -> Feed:
+        """The batches of the epochs that are left."""
+        config = self.recipe.train
+        first, last = (
+            n * config.iterations_per_epoch * config.batch_size for n in (self.progress.epoch, config.epochs)
         )
-        try:
-            yield from loader
-        except DataError as error:  # a loader process puts its whole traceback before the message
-            raise DataError(str(error.args[0]).strip().rsplit("DataError: ", 1)[-1]) from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
-                raise
-            raise MemoryShortageError(
-                f"a process that prepares patches was ended ({first_line(error)}), most often for lack of memory; use "
-                f"fewer --workers, or 0"
-            ) from error
+        parts: dict[Stream, Part] = {"train": Part(self.patches["train"], range(first, last))}
+        if config.validation_iterations:
+            indices = range(config.validation_iterations * config.batch_size)
+            parts["validation"] = Part(self.patches["validation"], cycle(indices))
+        is_cuda = self.trainer.device.type == "cuda"
+        return Feed(parts, batch_size=config.batch_size, workers=self.workers, pin_memory=is_cuda)

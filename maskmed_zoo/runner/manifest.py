@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from maskmed_zoo.data.preprocess import PREPROCESSING
 from maskmed_zoo.data.sources import Source, Split
 from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.recipe import Recipe
@@ -25,6 +26,7 @@ def run_facts(sources: Sequence[Source], splits: Sequence[Split], fold: int) -> 
         "training": [source.name_of(case) for source, split in pairs for case in split.training],
         "validation": [source.name_of(case) for source, split in pairs for case in split.validation],
         "data": [source.record((*split.training, *split.validation)) for source, split in pairs],
+        "preprocessing": PREPROCESSING,
     }
 
 
@@ -56,6 +58,11 @@ def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: 
         return  # killed before its first epoch
     manifest = run.manifest()
     kept = manifest | {"data": [{k: v for k, v in record.items() if k != "path"} for record in manifest["data"]]}
+    if run.preprocessing != PREPROCESSING:
+        raise CheckpointError(
+            f"{run.path}: its images were prepared as by an earlier version, and would be others from here on; "
+            f"continue with that version, or use a new folder"
+        )
     changes = {"data": "sets whose labels, or labels annotated in a case, are now others"}
     for name, value in facts.items():
         if kept.get(name) != value:

@@ -42,6 +42,7 @@ class _Manifest(_Record):
     training: list[str] = []
     fingerprint: list[Annotated[dict[str, Any], AfterValidator(_stats)]]
     environment: dict[str, Any] = {}
+    preprocessing: int = 1
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -98,6 +98,13 @@ class RunFolder:
             raise CheckpointError(f"{self.path}: exported weights, which predict; this needs the run that made them")
         return read_manifest(self.manifest_file)
 
+    @property
+    def preprocessing(self) -> int:
+        """How images were prepared for its training, see `data.preprocess`; from the manifest or the card."""
+        facts = check_exported(self.path) if self.is_exported else self.manifest()
+        number = facts.get("preprocessing")
+        return number if isinstance(number, int) else 1
+
     def fingerprint(self) -> Fingerprint:
         """Intensity statistics of the training cases, from the manifest or the card, whose files are checked."""
         stats = check_exported(self.path).get("fingerprint") if self.is_exported else self.manifest()["fingerprint"]

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from maskmed_zoo.data.bind import bind
-from maskmed_zoo.data.cache import CaseCache, fingerprint_of
+from maskmed_zoo.data.cache import CaseCache
+from maskmed_zoo.data.fingerprint import DatasetFingerprint, Fingerprint, fingerprint_dataset
+from maskmed_zoo.data.preprocess import Preprocessing
 from maskmed_zoo.data.sources import Data, Source, Split, open_sources
 from maskmed_zoo.device import pick_device, pick_workers
 from maskmed_zoo.errors import Failures
@@ -81,11 +83,18 @@ def _train(
     resume: bool,
 ) -> None:
     """Prepare the cases, write down what the run is made from, and train."""
-    recipe = trainer.recipe
+    recipe, sources = trainer.recipe, [source for source, _ in parts]
+    folder, is_new = run.path.parent / CACHE, not run.manifest_file.exists()
+    found = () if is_new else run.fingerprint()
+    how = Preprocessing.of(recipe.data, recipe.channels, found)
+    needs_statistics = "ct" in how.schemes
+    if is_new and needs_statistics:
+        found = _fingerprint(sources, folder, display, workers)
+        how = Preprocessing.of(recipe.data, recipe.channels, found)
     caches: list[CaseCache] = []
     failures, cases = Failures(), 0
     for source, split in parts:
-        cache = CaseCache(run.path.parent / CACHE, source.dataset, recipe.data.spacing, recipe.data.instances)
+        cache = CaseCache(folder, source.dataset, how, recipe.data.instances)
         chosen = (*split.training, *split.validation)
         with display.task(f"preparing cases of {source.dataset.name}") as progress:
             cache.prepare(chosen, workers=workers, progress=progress, failures=failures)
@@ -94,13 +103,15 @@ def _train(
     failures.tell(cases, "the others are prepared; mend these, or take them out of the data set", in_one_line=True)
     training = [(cache, split.training) for cache, (_, split) in zip(caches, parts, strict=True)]
     validation = [(cache, split.validation) for cache, (_, split) in zip(caches, parts, strict=True)]
-    if not run.manifest_file.exists():
+    if is_new:
+        if not needs_statistics:  # measured while the cases were prepared
+            found = _fingerprint(sources, folder, display, workers)
         paths = [{"path": str(source.dataset.root.resolve())} for source, _ in parts]
         manifest = facts | {
             "recipe": recipe.name,
             "data": [path | record for path, record in zip(paths, facts["data"], strict=True)],
             "seed": recipe.train.seed,
-            "fingerprint": [stats.to_dict() for stats in fingerprint_of(training)],
+            "fingerprint": [stats.to_dict() for stats in found],
             "started": now(),
             "environment": environment(trainer.device),
         }
@@ -110,9 +121,23 @@ def _train(
         trainer=trainer,
         run=run,
         parts={"train": training, "validation": validation},
-        fingerprint=run.fingerprint(),
         workers=workers,
     )
     if resume:
         loop.resume()
     loop.run_to_end(display)
+
+
+def _fingerprint(sources: Sequence[Source], folder: Path, display: Display, workers: int) -> Fingerprint:
+    """Foreground intensities of all labelled cases of the data sets, those of no fold of the run among them."""
+    failures, cases = Failures(), 0
+    measured: list[DatasetFingerprint] = []
+    for source in sources:
+        dataset = source.dataset
+        with display.task(f"measuring cases of {dataset.name}") as progress:
+            measured.append(
+                fingerprint_dataset(dataset, folder=folder, workers=workers, progress=progress, failures=failures)
+            )
+        cases += len(dataset.cases)
+    failures.tell(cases, "the others can be used; mend these, or take them out of the data set", in_one_line=True)
+    return DatasetFingerprint.merged(measured).intensities

@@ -10,6 +10,7 @@ import pytest
 from pydantic import create_model
 
 from maskmed_zoo.ablation.cell import RESOURCES, Cell, CellFolder, Task, run_in_process
+from maskmed_zoo.data.preprocess import PREPROCESSING
 from maskmed_zoo.files import write_json
 from maskmed_zoo.lock import locked
 from maskmed_zoo.necks import fsad
@@ -18,6 +19,7 @@ from maskmed_zoo.runner.metrics_file import write_rows
 from maskmed_zoo.runner.run_folder import RunFolder
 
 MANIFEST: dict[str, Any] = {"data": [], "dataset": "Boxes", "fold": 0, "seed": 0, "validation": [], "fingerprint": []}
+MANIFEST["preprocessing"] = PREPROCESSING
 
 
 def held(out: Path, name: str, recipe_file: Path, **facts: Any) -> RunFolder:
@@ -45,6 +47,7 @@ def test_a_setting_added_since_makes_no_new_cell(
 def test_another_data_set_fold_or_recipe_is_another_cell(tiny_recipe: Path, tmp_path: Path) -> None:
     run = held(tmp_path, "of_an_earlier_name", tiny_recipe)
     held(tmp_path, "other_data", tiny_recipe, dataset="Other")
+    held(tmp_path, "images_prepared_otherwise", tiny_recipe, preprocessing=PREPROCESSING - 1)
     (tmp_path / "cells" / "broken").mkdir()
     (tmp_path / "cells" / "broken" / "recipe.yaml").write_text("name: [")
     recipe = load_recipe(tiny_recipe)

@@ -131,7 +131,9 @@ DATASETS = {
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     code = main([str(word) for word in words])
     captured = capsys.readouterr()
-    lines = [line for line in captured.err.splitlines() if not re.match(r"preparing|predicting|evaluating", line)]
+    lines = [
+        line for line in captured.err.splitlines() if not re.match(r"measuring|preparing|predicting|evaluating", line)
+    ]
     assert code == 2, captured.err
     assert len(lines) == 1, lines
     assert "Traceback" not in captured.err

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import maskmed_zoo as zoo
-from maskmed_zoo.cli import copy as copy_command
 from maskmed_zoo.cli.main import VERBS, main
+from maskmed_zoo.cli.output import write_new
 from maskmed_zoo.errors import OutputError
 
 
@@ -27,7 +27,9 @@ def test_verbs_are_frozen() -> None:
         "validate",
         "schema",
         "copy",
+        "plan",
         "build",
+        "data",
         "train",
         "predict",
         "evaluate",
@@ -146,7 +148,7 @@ def test_a_copy_on_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr(Path, "open", opened)
     with pytest.raises(OutputError, match="No space left"):
-        copy_command._write_new(tmp_path / "x.yaml", "text")
+        write_new(tmp_path / "x.yaml", "text")
     assert not list(tmp_path.iterdir())
     assert not capsys.readouterr().out
 

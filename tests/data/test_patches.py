@@ -10,24 +10,34 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
-from maskmed_zoo.data import augment
-from maskmed_zoo.data.cache import CaseCache, Parts, fingerprint_of
-from maskmed_zoo.data.dataset import open_dataset
-from maskmed_zoo.data.patches import PatchDataset, window
+from maskmed_zoo.data.augmentation import policy_of
+from maskmed_zoo.data.augmentation.nnunet import NNUNet
+from maskmed_zoo.data.augmentation.source import empty_outside
+from maskmed_zoo.data.cache import CaseCache, Parts
+from maskmed_zoo.data.crop import OUTSIDE
+from maskmed_zoo.data.dataset import RawDataset, open_dataset
+from maskmed_zoo.data.fingerprint import fingerprint_dataset
+from maskmed_zoo.data.patches import PatchDataset
+from maskmed_zoo.data.preprocess import Preprocessing
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.labels import Labels
-from maskmed_zoo.recipe.schema import Augmentation, DataRecipe
+from maskmed_zoo.recipe.schema import DataRecipe
 
 Stream = Literal["train", "validation"]
-PLAIN = {"spatial_probability": 0, "intensity_probability": 0}
+PLAIN = {"kind": "light", "spatial_probability": 0, "intensity_probability": 0}
+
+
+def how(dataset: RawDataset, **settings: Any) -> Preprocessing:
+    content: dict[str, Any] = {"patch_size": (8, 8, 8)} | settings
+    data = DataRecipe(**content)
+    return Preprocessing.of(data, dataset.channels, fingerprint_dataset(dataset).intensities)
 
 
 def patches(dataset: Path, folder: Path, stream: Stream = "train", seed: int = 0, **changes: Any) -> PatchDataset:
     opened = open_dataset(dataset)
     settings: dict[str, Any] = {"spacing": (2, 1, 1), "patch_size": (8, 8, 8), "augmentation": PLAIN} | changes
-    cache = CaseCache(folder, opened, settings["spacing"], settings.get("instances"))
+    cache = CaseCache(folder, opened, how(opened, **settings), settings.get("instances"))
     cache.prepare(opened.cases)
     return joined([(cache, opened.cases)], opened.labels, seed=seed, stream=stream, **settings)
 
@@ -36,16 +46,15 @@ def joined(parts: Parts, labels: Labels, stream: Stream = "train", seed: int = 0
     return PatchDataset(
         parts,
         DataRecipe(**settings),
-        channels=parts[0][0].dataset.channels,
         labels=labels,
-        fingerprint=fingerprint_of(parts),
+        batch_size=2,
         seed=seed,
         stream=stream,
     )
 
 
 def test_a_patch_depends_on_seed_and_index_alone(dataset: Path, tmp_path: Path) -> None:
-    full = {"spatial_probability": 1, "intensity_probability": 1}
+    full = {"kind": "light", "spatial_probability": 1, "intensity_probability": 1}
     one = patches(dataset, tmp_path / "c", augmentation=full, mirror_axes=("z",))
     two = patches(dataset, tmp_path / "c", augmentation=full, mirror_axes=("z",))
     for index in (5, 0, 17):
@@ -63,37 +72,20 @@ def test_shapes_types_and_normalisation(dataset: Path, tmp_path: Path) -> None:
     assert (image.dtype, labels.dtype) == (torch.float32, torch.int64)
     whole = patches(dataset, tmp_path / "c", patch_size=(9, 18, 20), foreground_oversampling=0)[1]["image"]
     opened = open_dataset(dataset)
-    cache = CaseCache(tmp_path / "c", opened, (2, 1, 1))
-    stats = fingerprint_of([(cache, opened.cases)])[0]
-    expected = [
-        (np.clip(cache.load(case).image, stats.percentile_00_5, stats.percentile_99_5) - stats.mean) / stats.std
-        for case in opened.cases
-    ]
+    cache = CaseCache(tmp_path / "c", opened, how(opened, spacing=(2, 1, 1)))
+    expected = [cache.load(case).image[:] for case in opened.cases]
     wide = [array for array in expected if array.shape[1:] == (9, 18, 20)]
     narrow = [np.pad(a, [(0, 0), (0, 0), (0, 0), (1, 1)]) for a in expected if a.shape[1:] == (9, 18, 18)]
     assert len(wide) == len(narrow) == 2
     assert any(np.allclose(whole.numpy(), array, atol=1e-5) for array in wide + narrow)
 
 
-@pytest.mark.parametrize("name", ["noNorm", "rescale_to_0_1"])
-def test_patches_are_normalised_by_the_range_of_their_case(dataset: Path, tmp_path: Path, name: str) -> None:
-    description = json.loads((dataset / "dataset.json").read_text())
-    (dataset / "dataset.json").write_text(json.dumps(description | {"channel_names": {"0": name}}))
-    drawn = patches(dataset, tmp_path / "c", patch_size=(4, 5, 6))
-    scheme = get_normalization_scheme(name)(use_mask_for_norm=False, intensityproperties={})
-    whole = [scheme.run(np.array(case.image)) for case, _, _ in drawn.cases]
-    for index in range(6):
-        values = drawn[index]["image"].numpy()
-        assert any((np.abs(array - values[0, 0, 0, 0]) < 1e-5).any() for array in whole)
-        assert min(array.min() for array in whole) - 1e-5 <= values.min() < values.max() <= max(a.max() for a in whole)
-        if name == "rescale_to_0_1":
-            assert values.max() - values.min() < 1  # the ends of the range lie elsewhere in the case
-
-
 def test_colors_that_are_none_are_refused_before_training(dataset: Path, tmp_path: Path) -> None:
     description = json.loads((dataset / "dataset.json").read_text())
     (dataset / "dataset.json").write_text(json.dumps(description | {"channel_names": {"0": "rgb_to_0_1"}}))
-    with pytest.raises(DataError, match=r"case 'case_00': channel 0 has values -.* 'rgb_to_0_1' expects 0 … 255"):
+    with pytest.raises(
+        DataError, match=r"case_00_0000\.nii\.gz: channel 0 has values -.* 'rgb_to_0_1' expects 0 … 255"
+    ):
         patches(dataset, tmp_path / "c")
 
 
@@ -107,6 +99,64 @@ def test_foreground_share(share: float, dataset: Path, tmp_path: Path) -> None:
         assert labels == {0, 1, 2}
     else:
         assert 0.02 < hits < 0.5
+
+
+def test_places_of_a_batch_are_kept_for_foreground(dataset: Path, tmp_path: Path) -> None:
+    """Half of a batch of two: the second patch always shows foreground, the first one where it happens to lie there."""
+    for stream in ("train", "validation"):
+        drawn = patches(dataset, tmp_path / "c", stream, patch_size=(2, 2, 2), foreground_oversampling=0.33)
+        hits = [bool((drawn[index]["labels"] > 0).any()) for index in range(120)]
+        assert all(hits[1::2])
+        assert 0 < sum(hits[::2]) < 40
+
+
+def test_patches_that_need_no_foreground_are_about_annotated_voxels(dataset: Path, tmp_path: Path) -> None:
+    description = json.loads((dataset / "dataset.json").read_text())
+    description["labels"]["ignore"] = 3
+    (dataset / "dataset.json").write_text(json.dumps(description))
+    for path in (dataset / "labelsTr").iterdir():
+        stored = nib.load(path)
+        labels = np.asarray(stored.dataobj).copy()
+        labels[labels == 0] = 3
+        nib.save(nib.Nifti1Image(labels, stored.affine), path)
+    drawn = patches(dataset, tmp_path / "c", patch_size=(1, 1, 1), foreground_oversampling=0)
+    assert {int(drawn[index]["labels"]) for index in range(60)} == {1, 2}
+
+
+def test_nnunets_policy_is_the_default(dataset: Path, tmp_path: Path) -> None:
+    drawn = patches(dataset, tmp_path / "c", patch_size=(8, 16, 16), augmentation={"kind": "nnunet"})
+    assert isinstance(drawn.policy, NNUNet)
+    assert isinstance(policy_of(DataRecipe(spacing=(2, 1, 1), patch_size=(8, 16, 16))), NNUNet)
+    for index in range(40):
+        image, labels, _ = drawn[index].values()
+        assert image.shape == (1, *labels.shape) == (1, 8, 16, 16)
+        assert image.isfinite().all()
+        assert {int(v) for v in labels.unique()} <= {0, 1, 2}
+
+
+def test_a_patch_does_not_depend_on_the_number_of_threads(dataset: Path, tmp_path: Path) -> None:
+    drawn = patches(dataset, tmp_path / "c", patch_size=(8, 16, 16), augmentation={"kind": "nnunet"})
+    threads = torch.get_num_threads()
+    found = list[list[torch.Tensor]]()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append([drawn[index]["image"] for index in range(20)])
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_channels_normalized_within_a_region_are_emptied_outside() -> None:
+    image = torch.ones(2, 2, 3, 4)
+    labels = np.zeros((2, 3, 4), np.int16)
+    labels[0, 1:] = OUTSIDE
+    empty_outside(image, labels, [1])
+    assert image[0].min() == 1
+    assert torch.equal(image[1] == 0, torch.from_numpy(labels) == OUTSIDE)
+    empty_outside(image, labels, [])
+    assert image[0].min() == 1
 
 
 def test_small_volumes_are_padded_with_zero_all_round(dataset: Path, tmp_path: Path) -> None:
@@ -123,25 +173,8 @@ def test_small_volumes_are_padded_with_zero_all_round(dataset: Path, tmp_path: P
     assert {int(v) for v in labels.unique()} == {0, 1, 2}
 
 
-def test_window_slices_and_padding_complete_each_other() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        shape, size = rng.integers(1, 9, 3), rng.integers(1, 9, 3)
-        start = rng.integers(-10, 12, 3)
-        array = rng.random(shape)
-        inside, padding = window(shape.tolist(), start.tolist(), size.tolist())
-        got = np.pad(array[inside], padding)
-        assert got.shape == tuple(size)
-        expected = np.zeros(size)
-        for index in np.ndindex(*size):
-            place = tuple(int(v) for v in start + index)
-            if all(0 <= p < n for p, n in zip(place, shape, strict=True)):
-                expected[index] = array[place]
-        np.testing.assert_array_equal(got, expected)
-
-
 def test_validation_patches_are_not_changed(dataset: Path, tmp_path: Path) -> None:
-    wild = {"spatial_probability": 1, "intensity_probability": 1}
+    wild = {"kind": "light", "spatial_probability": 1, "intensity_probability": 1}
     plain = patches(dataset, tmp_path / "c", stream="validation")
     same = patches(dataset, tmp_path / "c", stream="validation", augmentation=wild, mirror_axes=("z", "y", "x"))
     assert all(torch.equal(plain[3][key], same[3][key]) for key in ("image", "labels"))
@@ -154,7 +187,7 @@ def test_left_and_right_are_never_swapped_without_x(dataset: Path, tmp_path: Pat
         tmp_path / "c",
         patch_size=(16, 32, 32),
         mirror_axes=("z", "y"),
-        augmentation={"spatial_probability": 0.5, "intensity_probability": 0.5},
+        augmentation={"kind": "light", "spatial_probability": 0.5, "intensity_probability": 0.5},
     )
     flipped_y = set()
     for index in range(30):
@@ -179,12 +212,12 @@ def test_labels_of_several_data_sets_get_one_number_by_name(dataset: Path, parti
     labels = Labels.merged(dataset.labels for dataset in opened)
     assert labels == {"background": 0, "left": 1, "right": 2, "third": 3}
     settings: dict[str, Any] = {"spacing": (2, 1, 1), "patch_size": (16, 32, 32), "augmentation": PLAIN}
-    caches = [CaseCache(tmp_path / "c", each, (2, 1, 1)) for each in opened]
+    caches = [CaseCache(tmp_path / "c", each, how(each, spacing=(2, 1, 1))) for each in opened]
     parts = [(cache, cache.dataset.cases) for cache in caches]
     for cache, cases in parts:
         cache.prepare(cases)
     drawn = joined(parts, labels, **settings)
-    assert len(drawn.cases) == 7
+    assert len(drawn.members) == 7
     seen = set()
     for index in range(40):
         patch = drawn[index]
@@ -216,7 +249,7 @@ def test_instances_go_where_their_labels_go(dataset: Path, tmp_path: Path) -> No
         patch_size=(16, 32, 32),
         instances="components",
         mirror_axes=("z", "y", "x"),
-        augmentation={"spatial_probability": 1, "scale": (1.0, 1.2)},
+        augmentation={"kind": "light", "spatial_probability": 1, "scale": (1.0, 1.2)},
     )
     for index in range(10):
         patch = drawn[index]
@@ -231,42 +264,3 @@ def test_instances_go_where_their_labels_go(dataset: Path, tmp_path: Path) -> No
             (2, 3),
         }
     assert "instances" not in patches(dataset, tmp_path / "c")[0]
-
-
-def test_rotation_is_physical() -> None:
-    """With thick slices, a rotated ball stays a ball in mm: its second moments in mm stay equal along every axis."""
-    spacing = (4.0, 1.0, 1.0)
-    size = (16, 64, 64)
-    grid = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in size], indexing="ij"), -1) * spacing
-    ball = torch.from_numpy(np.exp(-0.5 * ((grid / 8.0) ** 2).sum(-1))).float()[None]
-    config = Augmentation(spatial_probability=1, rotation=30, scale=(1.0, 1.0))
-    for seed in range(3):
-        matrix = augment.random_matrix(config, spacing, np.random.default_rng(seed))
-        assert matrix is not None
-        assert not np.allclose(matrix, np.eye(3))
-        turned = augment.apply_matrix(ball, matrix, size, nearest=False)[0].numpy()
-        moments = [(turned * grid[..., axis] ** 2).sum() / turned.sum() for axis in range(3)]
-        np.testing.assert_allclose(moments, 64, rtol=0.06)
-
-
-def test_zoom_and_source_region() -> None:
-    config = Augmentation(spatial_probability=1, rotation=0, scale=(2.0, 2.0))
-    matrix = augment.random_matrix(config, (1, 1, 1), np.random.default_rng(0))
-    assert matrix is not None
-    np.testing.assert_allclose(matrix, np.eye(3) / 2)
-    image = torch.zeros(1, 8, 8, 8)
-    image[:, 3:5, 3:5, 3:5] = 1
-    assert int((augment.apply_matrix(image, matrix, (8, 8, 8), nearest=True) > 0).sum()) == 4**3
-    assert augment.source_size(matrix, (8, 8, 8)) == (6, 6, 6)
-
-
-def test_intensity_changes_values_not_places() -> None:
-    image = torch.zeros(1, 8, 8, 8)
-    image[:, :, :, 4:] = 1
-    config = Augmentation(intensity_probability=1)
-    changed = augment.random_intensity(image, config, np.random.default_rng(1))
-    assert changed.shape == image.shape
-    assert not torch.equal(changed, image)
-    assert changed[..., 6:].mean() > changed[..., :2].mean()
-    same = augment.random_intensity(image, Augmentation(intensity_probability=0), np.random.default_rng(1))
-    assert torch.equal(same, image)

@@ -63,8 +63,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     data = make_dataset(folder / "data")
     splits = [{"train": ["case_00", "case_01"], "val": ["case_02", "case_03"]}]
     (data / "splits_final.json").write_text(json.dumps(splits))
-    overrides = ["train.epochs=1", "train.iterations_per_epoch=60", "train.optimizer.lr=1e-2"]
-    overrides += ["data.augmentation.spatial_probability=0"]
+    overrides = ["train.epochs=1", "train.iterations_per_epoch=90", "train.optimizer.lr=1e-2"]
+    overrides += ["data.augmentation={kind: light, spatial_probability: 0, intensity_probability: 0}"]
     return train(load_recipe(folder / "tiny.yaml", overrides), data=data, out=folder / "run", device="cpu")
 
 
@@ -90,7 +90,7 @@ def document(out: Path) -> dict[str, Any]:
 def window_of(run: RunFolder, case: int, start: list[int]) -> tuple[Predictor, torch.Tensor]:
     """The window (c d h w) at a place of a case, cut by hand."""
     predictor, volume = load(run, device="cpu"), read_image(image(run, case))
-    prepared = predictor.prepare(volume.array[None], volume.geometry)
+    prepared = predictor.prepare(volume.array[None], volume.geometry).image
     z, y, x = (slice(s, s + n) for s, n in zip(start, predictor.recipe.data.patch_size, strict=True))
     return predictor, prepared[:, z, y, x]
 
@@ -197,7 +197,7 @@ def test_volumes_smaller_than_the_window_are_padded(run: RunFolder, tmp_path: Pa
     assert case["foreground_window"]["start"][0] == -1
     assert case["foreground_window"]["start"][2] == -7
     predictor, volume = load(other, device="cpu"), read_image(image(run, 2))
-    prepared = predictor.prepare(volume.array[None], volume.geometry)  # 9 x 18 x 18 in 12 x 16 x 32
+    prepared = predictor.prepare(volume.array[None], volume.geometry).image  # 9 x 18 x 18 in 12 x 16 x 32
     y = case["foreground_window"]["start"][1]
     padded = F.pad(prepared, (7, 7, 0, 0, 1, 2))[:, :, y : y + 16]
     with torch.inference_mode():

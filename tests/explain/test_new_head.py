@@ -85,7 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
         splits = [{"train": ["case_00", "case_01"], "val": ["case_02", "case_03"]}]
         (data / "splits_final.json").write_text(json.dumps(splits))
         overrides = ["model.head.kind=linear_query", "train.epochs=1", "train.iterations_per_epoch=60"]
-        overrides += ["train.optimizer.lr=1e-2", "data.augmentation.spatial_probability=0"]
+        overrides += ["train.optimizer.lr=1e-2", "data.augmentation={kind: light, spatial_probability: 0}"]
         yield train(load_recipe(folder / "tiny.yaml", overrides), data=data, out=folder / "run", device="cpu")
 
 

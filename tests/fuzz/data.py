@@ -13,16 +13,20 @@ import numpy as np
 
 from maskmed_zoo.data.cache import CaseCache
 from maskmed_zoo.data.case import load_case
+from maskmed_zoo.data.case_facts import FactsFolder
 from maskmed_zoo.data.dataset import open_dataset
+from maskmed_zoo.data.fingerprint import DatasetFingerprint
 from maskmed_zoo.data.formats import read_image, read_labels, write_labels
-from maskmed_zoo.data.image import check_same_geometry
-from maskmed_zoo.data.resample import check_resampled, resample_image
+from maskmed_zoo.data.image import Geometry, check_same_geometry
+from maskmed_zoo.data.preprocess import Preprocessing, crop_and_normalize
 from maskmed_zoo.data.sources import open_sources
+from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.folders import evaluate_folders
 from tests.conftest import make_dataset
 from tests.fuzz.harness import GIVEN, Target
 from tests.fuzz.mutate import json_bytes, mutated_bytes
 
+HOW = Preprocessing((2.0, 1.0, 1.0), ("zscore",))
 FLOATS = (0, -0.0, -1, 1, 1e-30, 1e-6, 1e6, 1e30, 3e38, np.nan, np.inf, -np.inf, 0.7, 1.0000005)
 INTEGERS = (
     0,
@@ -101,8 +105,16 @@ def _read_nifti(original: list[tuple[Any, bytes]], random: Random, folder: Path)
     path.write_bytes(packed if is_packed else content)
     volume = read_image(path) if random.random() < 0.5 else read_labels(path)
     _write_back(volume, folder)
-    check_resampled(volume.geometry, (2.0, 1.0, 1.0), 4)
-    resample_image(volume.array[None].astype(np.float32), volume.spacing, (2.0, 1.0, 1.0))
+    _prepare(volume.array.astype(np.float32), volume.geometry)
+
+
+def _prepare(array: np.ndarray, geometry: Geometry) -> None:
+    """What is read is either refused or made into what a network sees, whole and finite."""
+    how = Preprocessing((2.0, 1.0, 1.0), ("zscore",), use_mask_for_norm=True)
+    seen = crop_and_normalize(array[None], None, geometry, how, values=4)
+    image = seen.image()
+    assert image.shape[1:] == seen.region.resampled
+    assert np.isfinite(image).all()
 
 
 def _write_back(volume: Any, folder: Path) -> None:
@@ -155,18 +167,18 @@ def _read_folder(harmed: str) -> Any:
 def _cache(folder: Path) -> tuple[Path, Any]:
     root = make_dataset(folder / "Dataset001_Boxes", cases=1)
     dataset = open_dataset(root)
-    cache = CaseCache(folder / "cache", dataset, (2.0, 1.0, 1.0))
+    cache = CaseCache(folder / "cache", dataset, HOW)
     cache.prepare(dataset.cases)
     return folder / "cache", dataset
 
 
 def _read_cache(original: tuple[Path, Any], random: Random, folder: Path) -> None:
     source, dataset = original
-    cache = CaseCache(folder / GIVEN, dataset, (2.0, 1.0, 1.0))
+    cache = CaseCache(folder / GIVEN, dataset, HOW)
     case = next(source.glob("*/case_00"))
     copied = cache.folder / "case_00"
     copied.mkdir(parents=True)
-    harmed = random.choice(("case.json",) * 5 + ("image.npy", "labels.npy", "samples.npy", "coordinates.npz"))
+    harmed = random.choice(("case.json",) * 5 + ("image.npy", "labels.npy", "coordinates.npz"))
     for path in case.iterdir():
         content = path.read_bytes()
         if path.name == harmed:
@@ -177,10 +189,24 @@ def _read_cache(original: tuple[Path, Any], random: Random, folder: Path) -> Non
     for read in (
         lambda: found.image[:, 1:2],
         lambda: found.labels[1:2],
-        lambda: found.samples[:, :2],
-        lambda: found.coordinates,
+        lambda: dict(found.coordinates),
     ):
         read()
+
+
+def _read_facts(original: tuple[Path, Any], random: Random, folder: Path) -> None:
+    """Facts that are damaged are none, and never taken for others."""
+    source, dataset = original
+    facts = FactsFolder(folder / GIVEN, dataset)
+    assert facts.folder is not None
+    facts.folder.mkdir(parents=True)
+    content = next(source.glob("*/case_00.npz")).read_bytes()
+    (facts.folder / "case_00.npz").write_bytes(mutated_bytes(random, content))
+    found = facts.read(dataset.cases[0])
+    if found is None:
+        raise DataError("to be measured again")
+    stats = DatasetFingerprint((found,)).intensities
+    assert all(np.isfinite(list(channel.to_dict().values())).all() for channel in stats)
 
 
 DATA = (
@@ -189,4 +215,5 @@ DATA = (
     Target("splits_final.json", 2000, _dataset, _read_folder("splits_final.json")),
     Target("annotated.json", 2000, _dataset, _read_folder("annotated.json")),
     Target("cache", 2000, _cache, _read_cache),
+    Target("facts", 2000, _cache, _read_facts),
 )

@@ -187,7 +187,12 @@ def test_a_recipe_without_its_loss_reads_it_when_it_is_needed() -> None:
     assert network_facts(recipe)["num_classes"] == 3
 
 
-TRAINING = ("maskmed_zoo.runner.train", "maskmed_zoo.runner.trainer", "maskmed_zoo.losses", "maskmed_zoo.data.augment")
+TRAINING = (
+    "maskmed_zoo.runner.train",
+    "maskmed_zoo.runner.trainer",
+    "maskmed_zoo.losses",
+    "maskmed_zoo.data.augmentation",
+)
 
 
 def test_load_imports_nothing_of_training(tmp_path: Path) -> None:

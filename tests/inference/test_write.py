@@ -34,7 +34,7 @@ def trained(folder: Path, overrides: list[str]) -> RunFolder:
 
     (folder / "tiny.yaml").write_text(TINY)
     common = ["train.epochs=1", "train.iterations_per_epoch=60", "train.optimizer.lr=1e-2", "data.instances=components"]
-    common += ["data.augmentation.spatial_probability=0", "data.augmentation.intensity_probability=0"]
+    common += ["data.augmentation={kind: light, spatial_probability: 0, intensity_probability: 0}"]
     recipe = load_recipe(folder / "tiny.yaml", common + overrides)
     return train(recipe, data=make_dataset(folder / "data"), out=folder / "run", device="cpu")
 

@@ -152,7 +152,10 @@ def test_duplicate_keys_are_errors(tmp_path: Path) -> None:
         (("liver: 1}", "liver: true}"), "label values are numbers"),
         (("inference: {}", "inference: &a [*a]"), "an alias stands inside its own anchor"),
         (("{lr: 3e-4}", "{lr: 1e999}"), "finite number"),
-        (("  patch_size: [8, 8, 8]", "  patch_size: [8, 8, 8]\n  augmentation: {scale: [1.4, 0.7]}"), "comes first"),
+        (
+            ("  patch_size: [8, 8, 8]", "  patch_size: [8, 8, 8]\n  augmentation: {kind: light, scale: [1.4, 0.7]}"),
+            "comes first",
+        ),
         (("schema_version: 1", "schema_version: 2"), "'2' is not one of 1"),
     ],
 )
@@ -166,7 +169,9 @@ def test_bad_recipes(tmp_path: Path, change: tuple[str, str], message: str) -> N
 
 def test_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
-    recipe = load_recipe(path, ["train.epochs=7", "data.spacing=[1,1,3e0]", "data.augmentation.rotation=5"])
+    recipe = load_recipe(
+        path, ["train.epochs=7", "data.spacing=[1,1,3e0]", "data.augmentation={kind: light, rotation: 5}"]
+    )
     assert recipe.train.epochs == 7
     assert recipe.data.spacing == (1, 1, 3)
     assert recipe.data.augmentation.rotation == 5

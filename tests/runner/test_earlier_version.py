@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 import maskmed_zoo as zoo
 from maskmed_zoo import registry
+from maskmed_zoo.data.preprocess import PREPROCESSING
 from maskmed_zoo.errors import CheckpointError, RecipeError
 from maskmed_zoo.export.export import export
 from maskmed_zoo.necks import fsad
@@ -65,6 +66,27 @@ def test_is_exported_with_a_header_of_today(tmp_path: Path) -> None:
     assert "marginalize" in (tmp_path / "out" / "recipe.yaml").read_text()
     with safe_open(tmp_path / "out" / "weights.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["network"])["model"]["neck"]["kind"] == "fsad"
+
+
+def test_says_that_images_are_prepared_otherwise_since(
+    caplog: pytest.LogCaptureFixture, dataset: Path, tmp_path: Path
+) -> None:
+    """In its run and exported; and is not trained on with others than those it began with."""
+    export(RunFolder(RUN), tmp_path / "out", license="MIT")
+    for folder in (RUN, tmp_path / "out"):
+        caplog.clear()
+        load(folder, device="cpu")
+        assert [m for m in caplog.messages if "prepared as by an earlier version" in m]
+    recipe = load_recipe(RUN / "recipe.yaml", ["train.epochs=1", "train.iterations_per_epoch=1"])
+    run = train(recipe, data=dataset, out=tmp_path / "run", device="cpu")
+    caplog.clear()
+    load(run, device="cpu")
+    assert not caplog.messages
+    manifest = json.loads(run.manifest_file.read_text())
+    assert manifest.pop("preprocessing") == PREPROCESSING
+    run.manifest_file.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="prepared as by an earlier version, and would be others from here on"):
+        train(recipe, data=dataset, out=run.path, device="cpu", resume=True)
 
 
 def test_its_recipe_and_weights_make_its_network() -> None:

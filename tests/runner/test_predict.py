@@ -36,7 +36,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("predict")
     (folder / "tiny.yaml").write_text(TINY)
     overrides = ["train.epochs=1", "train.iterations_per_epoch=50", "train.optimizer.lr=1e-2"]
-    overrides += ["model.head.kind=pointwise", "model.loss.kind=ce_dice", "data.augmentation.spatial_probability=0"]
+    overrides += [
+        "model.head.kind=pointwise",
+        "model.loss.kind=ce_dice",
+        "data.augmentation={kind: light, spatial_probability: 0}",
+    ]
     recipe = load_recipe(folder / "tiny.yaml", overrides)
     return train(recipe, data=make_dataset(folder / "data"), out=folder / "run", device="cpu")
 

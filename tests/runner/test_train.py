@@ -73,7 +73,7 @@ def test_a_run_holds_what_it_promises(tiny_recipe: Path, dataset: Path, tmp_path
 @pytest.mark.parametrize("swap", [[], ["model.head.kind=pointwise", "model.loss.kind=ce_dice"]], ids=["query", "point"])
 def test_both_heads_learn(swap: list[str], tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
     overrides = ["train.epochs=1", "train.iterations_per_epoch=80", "model.encoder.channels=[8, 8, 16]"]
-    overrides += ["data.augmentation.spatial_probability=0", "data.augmentation.intensity_probability=0"]
+    overrides += ["data.augmentation={kind: light, spatial_probability: 0, intensity_probability: 0}"]
     overrides += ["train.optimizer.lr=1e-2", "train.optimizer.transformer_scale=1", *swap]
     run = train(load_recipe(tiny_recipe, overrides), data=dataset, out=tmp_path / "run", device="cpu")
     assert evaluate(run, device="cpu")["mean_dice"] > 0.8

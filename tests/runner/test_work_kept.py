@@ -192,9 +192,9 @@ def test_training_tells_all_bad_cases_at_once(here: Path) -> None:
         (line,) = message(call)
         assert "case_00_0000.nii.gz: " in line
         assert "case_02.nii.gz: " in line
-        assert "(2 of 4 cases; the others are prepared" in line
+        assert "(2 of 4 cases; the others can be used" in line
         assert not (here / "new").exists()
-        assert {path.name for path in here.glob(".maskmed_cache/*/*")} == {"case_01", "case_03"}
+        assert {path.stem for path in here.glob(".maskmed_cache/*/*")} == {"case_01", "case_03"}
 
 
 def test_explain_does_the_others(here: Path) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskmed_zoo.data.image import Geometry, Volume
+from maskmed_zoo.data.problem import ProblemError
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import is_file, is_folder, is_there, write_atomically
 from maskmed_zoo.memory import within_memory
@@ -104,13 +105,13 @@ def _labels(path: Path) -> Volume:
         rounded = np.rint(data)
         wrong = int(np.count_nonzero(np.abs(data - rounded) > 1e-3))
         if wrong:
-            raise DataError(
-                f"{path}: {wrong} voxels are not integers; a label map is due here: save one label per voxel"
-            )
+            what, remedy = f"{wrong} voxels are not integers", "a label map is due here: save one label per voxel"
+            raise ProblemError(path, what, remedy, kind="label values")
         data = rounded
     low, high = float(data.min()), float(data.max())
     if low < -(2**15) or high >= 2**15:
-        raise DataError(f"{path}: label values reach {low:g} … {high:g}, expected 0 … 32767; renumber the labels")
+        what = f"label values reach {low:g} … {high:g}, expected 0 … 32767"
+        raise ProblemError(path, what, "renumber the labels", kind="label values")
     return Volume(geometry.to_canonical(data).astype(np.int16, copy=False), geometry, path)
 
 
@@ -154,4 +155,5 @@ def _read(path: Path) -> tuple[NDArray[Any], Geometry]:
 def _refuse_non_finite(array: NDArray[Any], path: Path) -> None:
     bad = array.size - int(np.count_nonzero(np.isfinite(array)))
     if bad:
-        raise DataError(f"{path}: {bad} of {array.size} voxels are NaN or infinite; replace them by a finite value")
+        what = f"{bad} of {array.size} voxels are NaN or infinite"
+        raise ProblemError(path, what, "replace them by a finite value", kind="not finite")

@@ -1,28 +1,50 @@
-"""Random changes to training patches, after nnU-Net's default augmentation, built from MONAI's transforms.
+"""A light policy for schedules too short for nnU-Net's, with strengths in the recipe, built from MONAI's transforms.
 
-Deviations from nnU-Net: rotation is about physical axes (mm), so that thick slices do not shear; labels are sampled
-nearest; the low-resolution simulation has probability 0.15 like the other intensity changes (nnU-Net: 0.25).
-Every draw comes from the generator handed in, so a patch depends on its seed alone, not on workers or order.
+Rotation is about physical axes (mm), so that thick slices do not shear, and comes with zoom in one draw; labels are
+sampled nearest; every change of intensity has one probability and is alike for all channels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from maskmed_zoo.recipe.schema import Augmentation, Axis
+from maskmed_zoo.data.augmentation.source import Read
+from maskmed_zoo.data.crop import OUTSIDE
+from maskmed_zoo.recipe.schema import LightAugmentation
 from maskmed_zoo.settings import Size3, Spacing3
 
-AXES: dict[Axis, int] = {"z": 0, "y": 1, "x": 2}
+
+class Light:
+    """The policy for patches of `patch_size` voxels at `spacing` mm, both z y x; a patch is its own box."""
+
+    def __init__(self, config: LightAugmentation, patch_size: Size3, spacing: Spacing3) -> None:
+        self.config, self.box, self.spacing = config, patch_size, spacing
+
+    def take(self, read: Read, start: Size3, rng: np.random.Generator) -> tuple[Tensor, NDArray[Any]]:
+        """Image (c d h w) float32 and maps (m d h w) of a patch, rotated and scaled where that is drawn."""
+        matrix = random_matrix(self.config, self.spacing, rng)
+        if matrix is None:
+            return read(start, self.box)
+        source = source_size(matrix, self.box)
+        z, y, x = (s + (n - m) // 2 for s, n, m in zip(start, self.box, source, strict=True))
+        image, maps = read((z, y, x), source)
+        above_zero = torch.from_numpy(maps.astype(np.float32)) - OUTSIDE
+        turned = apply_matrix(above_zero, matrix, self.box, nearest=True) + OUTSIDE
+        return apply_matrix(image, matrix, self.box, nearest=False), turned.numpy().astype(maps.dtype)
+
+    def change(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """The image (c d h w) with other intensities."""
+        return random_intensity(image, self.config, rng)
 
 
-def random_matrix(config: Augmentation, spacing: Spacing3, rng: np.random.Generator) -> np.ndarray | None:
+def random_matrix(config: LightAugmentation, spacing: Spacing3, rng: np.random.Generator) -> np.ndarray | None:
     """(3 3) matrix from output to input voxel offsets about the patch centre (rotation, zoom), or None: no change."""
     if rng.random() >= config.spatial_probability:
         return None
@@ -55,20 +77,12 @@ def apply_matrix(array: Tensor, matrix: np.ndarray, size: Size3, *, nearest: boo
     return torch.as_tensor(transform(array, spatial_size=size)).as_subclass(Tensor)
 
 
-def random_intensity(image: Tensor, config: Augmentation, rng: np.random.Generator) -> Tensor:
+def random_intensity(image: Tensor, config: LightAugmentation, rng: np.random.Generator) -> Tensor:
     """Noise, blur, brightness, contrast, low resolution and gamma on a normalised image (c d h w)."""
     for transform in _intensity_transforms(config.intensity_probability):
         transform.set_random_state(seed=int(rng.integers(2**31)))
         image = transform(image)
     return torch.as_tensor(image).as_subclass(Tensor)
-
-
-def random_mirror(
-    image: Tensor, labels: Tensor, axes: Sequence[Axis], rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Flip image (… d h w) and labels (… d h w) along each of `axes` with probability 1/2."""
-    flipped = [AXES[axis] - 3 for axis in axes if rng.random() < 0.5]
-    return image.flip(flipped), labels.flip(flipped)
 
 
 @cache
