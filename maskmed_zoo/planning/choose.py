@@ -169,11 +169,11 @@ def _fitted(recipe: Recipe, levels: PlannedLevels, batch: int) -> Recipe:
 def _batch(fits: int, grid: Grid, levels: PlannedLevels, share: float) -> tuple[int, str]:
     most = most_of_data(levels.patch, grid.voxels, share)
     batch = max(min(fits, most), SMALLEST_BATCH)
-    limit = f"{share:.0%} of the data set's voxels are {most}"
+    limit = f"{share:.0%} of the data set's voxels are {f'{most} patches' if most else 'less than one patch'}"
     if batch == SMALLEST_BATCH and most < SMALLEST_BATCH:
-        return batch, f"At least {SMALLEST_BATCH}; {limit} patches"
+        return batch, f"At least {SMALLEST_BATCH}; {limit}"
     if most < fits:
-        return batch, f"{limit} patches, and no step sees more; memory would take {fits}"
+        return batch, f"{limit}, and no step sees more; memory would take {fits}"
     return batch, f"The memory takes {max(fits, SMALLEST_BATCH)} patches; {limit}"
 
 
