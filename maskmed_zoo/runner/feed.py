@@ -12,7 +12,6 @@ a process does not grow with the number of patches. Half as many read for valida
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,8 +28,10 @@ from maskmed_zoo.errors import MemoryShortageError, UserError, first_line, reaso
 from maskmed_zoo.runner.worker_death import FEWER, NO_SHARED_MEMORY, cause_of, out_of_shared_memory, unannounced
 
 Stream = Literal["train", "validation"]
+_PROCESSES = "_workers"
+"""Where such an iterator has its processes; one that died at once is no active child of this process any more."""
 _END = "_shutdown_workers"
-"""What an iterator of PyTorch's ends its processes by, which it does else when nobody refers to it any more."""
+"""What an iterator of PyTorch's with processes ends them by, which it does else when nobody refers to it any more."""
 
 
 class Part(NamedTuple):
@@ -56,13 +57,11 @@ class Feed:
         self._iterators: dict[Stream, Iterator[Patch | UserError]] = {}
 
     def __enter__(self) -> Self:
-        others = multiprocessing.active_children()
         try:
             self._start()
         except OSError as error:
             self.__exit__()  # processes of the first stream, where those of the second cannot be started
             raise MemoryShortageError(f"loader processes cannot be started ({reason_of(error)}); {FEWER}") from error
-        self.processes = [process for process in multiprocessing.active_children() if process not in others]
         return self
 
     def _start(self) -> None:
@@ -80,6 +79,7 @@ class Feed:
                 generator=torch.Generator(),  # a seed is drawn for every iterator: not from what training draws from
             )
             self._iterators[stream] = iterator = iter(loader)
+            self.processes += getattr(iterator, _PROCESSES, ())
             unannounced(iterator)
 
     def take(self, stream: Stream, count: int) -> Iterator[Patch]:

@@ -71,6 +71,7 @@ def _held(hidden: Path, folder: Path) -> Generator[None]:
                 raise OutputError(f"{folder}: another process is putting weights there; wait for it, or give another")
             yield
     except OSError as error:
+        _check_new(folder)  # another process may have put the hidden folder in place before its lock was opened here
         raise unwritable(folder, error) from error
 
 
