@@ -1,6 +1,6 @@
 """What a training step costs against nnU-Net's own: nnU-Net's trainer, its point-wise twin here, MaskMed.
 
-    python docs/benchmarks/step.py                     # 25 minutes on one core; writes step.csv
+    python docs/benchmarks/step.py                     # ten minutes on one core; writes step.csv
     python docs/benchmarks/step.py --plan hippocampus --rounds 7 --no-csv
 
 Needs `nnunetv2` beside this package and no data set: images are noise, labels are boxes. Every candidate trains on the
