@@ -11,7 +11,6 @@ for all ways, which take turns. Appends to `cache.csv`. Needs `nnunetv2` (extra 
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 import tempfile
 import time
@@ -22,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import blosc2
+import measure
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 from scipy import ndimage
@@ -53,13 +53,7 @@ def main() -> None:
     ):
         with tempfile.TemporaryDirectory(dir=HERE) as folder:
             rows += [facts | {"image": name} | row for row in measured(image, patch, Path(folder))]
-    path = HERE / "cache.csv"
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+    measure.append(HERE / "cache.csv", rows)
     for row in rows:
         print("  ".join(str(value) for value in row.values()))
 

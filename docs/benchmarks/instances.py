@@ -15,6 +15,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import measure
 import numpy as np
 import torch
 
@@ -59,13 +60,7 @@ def main() -> None:
         train(zoo.load_recipe("instances_phantom", overrides), data=data, out=run.path, resume=run.exists())
         predict(run, [data / "imagesTs"], folder / "test")
         rows.append(row_of(way, run, evaluate_folders(folder / "test", data / "labelsTs"), args.machine))
-    path = HERE / "instances.csv"
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+    measure.append(HERE / "instances.csv", rows)
     draw(args.out, data)
 
 

@@ -87,3 +87,13 @@ def write(path: Path, rows: Iterable[Row]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def append(path: Path, rows: Iterable[Row]) -> None:
+    """Add rows of the same keys to a CSV, which is begun where it is not there."""
+    rows, is_new = list(rows), not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)

@@ -12,7 +12,6 @@ in turn. Needs `nnunetv2` (extra `nnunet`).
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import platform
 import resource
@@ -25,6 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import measure
 import numpy as np
 import torch
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
@@ -154,13 +154,7 @@ class Nowhere:
 
 def append(name: str, rows: list[dict[str, Any]]) -> None:
     """Add rows to a table beside this file, and show them."""
-    path = HERE / name
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+    measure.append(HERE / name, rows)
     for row in rows:
         print("  ".join(str(value) for value in row.values()))
 

@@ -23,10 +23,10 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -37,6 +37,7 @@ from maskmed_zoo.data.case import Case, load_case, stamps
 from maskmed_zoo.data.case_facts import FactsFolder, facts_of
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.instances import components, instances_file, read_instances, resample_instances
+from maskmed_zoo.data.over_cases import Progress, over_cases
 from maskmed_zoo.data.predicted import refuse_shared_names
 from maskmed_zoo.data.preprocess import Cropped, Preprocessing, crop_and_normalize
 from maskmed_zoo.data.resample import target_shape
@@ -52,7 +53,6 @@ LIMIT, SHARE = 10_000, 0.01
 """Most coordinates per label that are kept of a case, or this share of its voxels where that is more."""
 KEPT = {"image.npy", "labels.npy", "coordinates.npz"}
 """Files of every case."""
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,33 +201,14 @@ class CaseCache:
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from error
         remove_abandoned(self.folder, ".unfinished-*")
-        with ThreadPoolExecutor(max(1, workers)) as pool:  # BLAS, SciPy and zlib work outside the interpreter lock
-            try:
-                for count, _ in enumerate(self._built(cases, kept, pool if workers > 0 else None), 1):
-                    if progress is not None:
-                        progress(count, len(cases))
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        ensure = partial(self._ensure, failures=kept)
+        # Where no size is known yet, the first case is built alone, and the others are judged by it.
+        alone = 0 if any(self.facts.read(case) is not None for case in cases) else 1
+        over_cases(cases[:alone], ensure, workers=0, progress=_counted(progress, 0, len(cases)))
+        self._check_disk(cases)
+        over_cases(cases[alone:], ensure, workers=workers, progress=_counted(progress, alone, len(cases)))
         if failures is None:
             kept.tell(len(cases), f"the others are prepared in {self.folder}", in_one_line=True)
-
-    def _built(self, cases: Sequence[Case], failures: Failures, pool: ThreadPoolExecutor | None) -> Iterator[None]:
-        """Build what is missing; yields once for each case.
-
-        Where no size is known yet, the first case is built alone, and the others are judged by it.
-        """
-        is_known = any(self.facts.read(case) is not None for case in cases)
-        alone = 0 if is_known else 1
-        for case in cases[:alone]:
-            yield self._ensure(case, failures)
-        self._check_disk(cases)
-        if pool is None:
-            for case in cases[alone:]:
-                yield self._ensure(case, failures)
-        else:
-            for task in as_completed([pool.submit(self._ensure, case, failures) for case in cases[alone:]]):
-                yield task.result()
 
     def load(self, case: Case) -> CachedCase:
         """A prepared case; `DataError` if it was not prepared or its record is damaged."""
@@ -387,6 +368,11 @@ def _smallest(name: str, largest: int) -> type[np.integer]:
     if name == "labels":
         return np.int8 if largest <= 127 else np.int16
     return np.uint8 if largest <= 255 else np.int16 if largest < 2**15 else np.int32
+
+
+def _counted(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Progress of some of the cases as that of all of them."""
+    return None if progress is None else lambda done, _: progress(before + done, total)
 
 
 def _draw(generator: np.random.Generator, indices: NDArray[np.intp]) -> NDArray[np.intp]:

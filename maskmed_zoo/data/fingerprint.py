@@ -8,8 +8,7 @@ Source: nnU-Net's `DatasetFingerprintExtractor` (Isensee et al., Nat Methods 18,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.case_facts import CaseFacts, FactsFolder, facts_of
 from maskmed_zoo.data.dataset import RawDataset
+from maskmed_zoo.data.over_cases import Progress, over_cases
 from maskmed_zoo.errors import DataError, Failures
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.settings import Size3, Spacing3
@@ -118,7 +118,7 @@ def fingerprint_dataset(
     *,
     folder: Path | None = None,
     workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     failures: Failures | None = None,
 ) -> DatasetFingerprint:
     """Read those of `cases`, by default all of the data set, of which `folder` does not hold the facts yet.
@@ -130,29 +130,15 @@ def fingerprint_dataset(
     chosen, kept = dataset.cases if cases is None else tuple(cases), Failures() if failures is None else failures
     facts = FactsFolder(folder, dataset)
 
-    def one(index: int) -> tuple[int, CaseFacts | None]:
-        with kept.kept(), within_memory(f"{chosen[index].images[0]}: this case"):
-            return index, _facts_of_case(chosen[index], facts)
-        return index, None
+    def one(case: Case) -> CaseFacts | None:
+        with kept.kept(), within_memory(f"{case.images[0]}: this case"):
+            return _facts_of_case(case, facts)
+        return None
 
-    found: dict[int, CaseFacts | None] = {}
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        if workers > 0:
-            tasks = [pool.submit(one, index) for index in range(len(chosen))]
-            done = (task.result() for task in as_completed(tasks))
-        else:
-            done = map(one, range(len(chosen)))
-        try:
-            for count, (index, value) in enumerate(done, 1):
-                found[index] = value
-                if progress is not None:
-                    progress(count, len(chosen))
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    found = over_cases(chosen, one, workers=workers, progress=progress)
     if failures is None:
         kept.tell(len(chosen), "the others can be used", in_one_line=True)
-    return DatasetFingerprint(tuple(value for _, value in sorted(found.items()) if value is not None))
+    return DatasetFingerprint(tuple(value for value in found if value is not None))
 
 
 def _facts_of_case(case: Case, facts: FactsFolder) -> CaseFacts:

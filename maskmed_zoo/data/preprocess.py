@@ -66,12 +66,13 @@ class Preprocessing:
 class Region:
     """Where what was preprocessed lies in its file: the `box` of `shape` (z, y, x) voxels, `resampled` to so many.
 
-    `thick_back` is the axis that is not interpolated on the way back.
+    `thick` is the axis that is not interpolated on the way there, `thick_back` the one on the way back.
     """
 
     shape: Size3
     box: Box
     resampled: Size3
+    thick: int | None
     thick_back: int | None
 
     @property
@@ -91,12 +92,11 @@ class Cropped:
     channels: tuple[Normalized, ...]
     labels: NDArray[np.int16] | None
     region: Region
-    thick: int | None
 
     def image_into(self, targets: Sequence[Target]) -> None:
         """Write the resampled channels (z y x), float32, a few slices at a time."""
         for channel, target in zip(self.channels, targets, strict=True):
-            resample_image(channel, target, self.region.resampled, self.thick)
+            resample_image(channel, target, self.region.resampled, self.region.thick)
 
     def image(self) -> NDArray[np.float32]:
         """The resampled image (c z y x)."""
@@ -108,7 +108,7 @@ class Cropped:
         """The resampled labels (z y x); `ValueError` without any."""
         if self.labels is None:
             raise ValueError("no labels")
-        return resample_labels(self.labels, self.region.resampled, self.thick)
+        return resample_labels(self.labels, self.region.resampled, self.region.thick)
 
 
 def crop_and_normalize(
@@ -144,6 +144,7 @@ def crop_and_normalize(
         shape=(z, y, x),
         box=box,
         resampled=target_shape(cut.shape[1:], geometry.spacing, how.spacing),
+        thick=thick_axis(geometry.spacing, how.spacing),
         thick_back=thick_axis(how.spacing, geometry.spacing),
     )
-    return Cropped(tuple(channels), marked, region, thick_axis(geometry.spacing, how.spacing))
+    return Cropped(tuple(channels), marked, region)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.dataset import RawDataset
 from maskmed_zoo.data.preprocess import Region
-from maskmed_zoo.data.resample import resample_labels, thick_axis
+from maskmed_zoo.data.resample import resample_labels
 from maskmed_zoo.errors import UserError
 from maskmed_zoo.explain.places import Point, centroid, largest_label, on_other_grid
 from maskmed_zoo.inference.predictor import Predictor
@@ -67,8 +67,7 @@ def read_subject(predictor: Predictor, name: str, case: Case, dataset: RawDatase
         matched = tuple(
             k for k, name in enumerate(names) if name in annotated or (k == 0 and annotated >= {*names[1:]})
         )
-        thick = thick_axis(geometry.spacing, predictor.recipe.data.spacing)
-        reference = resample_labels(dataset.labels.renumbering(merged)[reference[region.box]], shape, thick)
+        reference = resample_labels(dataset.labels.renumbering(merged)[reference[region.box]], shape, region.thick)
         reference = np.where(reference == merged.ignore, -1, reference)
         reference = np.pad(reference, padding, constant_values=-1)
     return Subject(

@@ -25,7 +25,7 @@ from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 from maskmed_zoo.recipe.network import network_difference, network_section
 from maskmed_zoo.runner.manifest_file import read_manifest
-from maskmed_zoo.weights.card import CARD, WEIGHTS, check_exported
+from maskmed_zoo.weights.card import CARD, WEIGHTS, check_exported, read_card
 from maskmed_zoo.weights.files import State, check_tensors, read_safetensors
 
 Which = Literal["best", "last"]
@@ -101,7 +101,7 @@ class RunFolder:
     @property
     def preprocessing(self) -> int:
         """How images were prepared for its training, see `data.preprocess`; from the manifest or the card."""
-        facts = check_exported(self.path) if self.is_exported else self.manifest()
+        facts = read_card(self.path / CARD)[0] if self.is_exported else self.manifest()
         number = facts.get("preprocessing")
         return number if isinstance(number, int) else 1
 

@@ -10,7 +10,6 @@ and label values, and stops at missing files; the rest is added here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from maskmed_zoo.data.check.case import Examined, examine
@@ -19,12 +18,12 @@ from maskmed_zoo.data.check.finding import Finding, finding_of
 from maskmed_zoo.data.check.outliers import outliers
 from maskmed_zoo.data.dataset import SPLITS, RawDataset, open_dataset
 from maskmed_zoo.data.normalize import schemes
+from maskmed_zoo.data.over_cases import Progress, over_cases
 from maskmed_zoo.data.problem import ProblemError, problem_of
 from maskmed_zoo.data.splits import Folds, default_folds, read_folds
 from maskmed_zoo.errors import ArgumentError, DataError
 from maskmed_zoo.files import reading_threads
 
-Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
 
 
@@ -44,7 +43,13 @@ def check_data(
     if say is not None:
         for line in dataset.remarks:
             say(line)
-    cases = _examined(dataset, workers or reading_threads(), progress)
+    by_channel = schemes("auto", dataset.channels)
+    cases = over_cases(
+        dataset.cases,
+        lambda case: examine(case, dataset, by_channel),
+        workers=workers or reading_threads(),
+        progress=progress,
+    )
     problems += [problem for facts in cases for problem in facts.problems]
     problems += [*outliers(cases, dataset), *_absent(cases, dataset)]
     folds = _folds(dataset, problems)
@@ -52,23 +57,6 @@ def check_data(
     for problem, is_divided in duplicates(cases, folds):
         found.append(finding_of(problem, dataset.root, severity="error" if is_divided else "remark"))
     return sorted(found, key=lambda finding: (not finding.case, finding.case))
-
-
-def _examined(dataset: RawDataset, workers: int, progress: Progress | None) -> list[Examined]:
-    """The facts of every case, in their order."""
-    by_channel = schemes("auto", dataset.channels)
-    total = len(dataset.cases)
-    with ThreadPoolExecutor(workers) as pool:  # zlib and NumPy do most of their work outside the interpreter lock
-        tasks = [pool.submit(examine, case, dataset, by_channel) for case in dataset.cases]
-        try:
-            for done, task in enumerate(as_completed(tasks), 1):
-                task.result()
-                if progress is not None:
-                    progress(done, total)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return [task.result() for task in tasks]
 
 
 def _absent(cases: Sequence[Examined], dataset: RawDataset) -> Iterator[ProblemError]:
