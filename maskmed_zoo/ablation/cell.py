@@ -166,7 +166,7 @@ class CellFolder:
             run = RunFolder(file.parent)
             try:
                 manifest = run.manifest()
-                found = manifest["dataset"], manifest["fold"], run.preprocessing
+                found = manifest["dataset"], manifest["fold"], manifest["preprocessing"]
                 if found == (" + ".join(self.names), self.fold, PREPROCESSING):
                     held.append((run, run.recipe().model_dump(mode="json")))
             except UserError:

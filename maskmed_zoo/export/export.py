@@ -54,7 +54,7 @@ def export(
             "class_names": list(model.class_names or ()),
             "data": {name: manifest[name] for name in ("dataset", "fold", "seed")},
             "fingerprint": manifest["fingerprint"],
-            "preprocessing": run.preprocessing,
+            "preprocessing": manifest["preprocessing"],
             "iterations": recipe.train.iterations,
             "weights": which,
             "metrics": _metrics(run, sha256),

@@ -58,7 +58,7 @@ def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: 
         return  # killed before its first epoch
     manifest = run.manifest()
     kept = manifest | {"data": [{k: v for k, v in record.items() if k != "path"} for record in manifest["data"]]}
-    if run.preprocessing != PREPROCESSING:
+    if manifest["preprocessing"] != PREPROCESSING:
         raise CheckpointError(
             f"{run.path}: its images were prepared as by an earlier version, and would be others from here on; "
             f"continue with that version, or use a new folder"

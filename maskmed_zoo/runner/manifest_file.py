@@ -58,5 +58,5 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (UserError, ValueError, OverflowError) as error:
         reason = first_line(error).removeprefix(f"{path}: ")
     else:
-        return {"environment": {}} | content
+        return {"environment": {}, "preprocessing": 1} | content
     raise CheckpointError(f"{path}: cannot be read ({reason}); put it back as it was, or train the run again")
