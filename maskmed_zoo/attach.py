@@ -64,7 +64,7 @@ class AttachedModel(nn.Module):
         return HeadOutput([_at_size(output.stages[0], image.shape[2:]), *output.stages[1:]])
 
     def predict(self, image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Image (b c d h w) to float32 log-probabilities (b k d h w), normalised over k and floored before the log."""
+        """Image (b c d h w) to float32 log-probabilities (b k d h w), normalized over k and floored before the log."""
         return self(image, *args, **kwargs).log_probabilities()
 
     def parameter_groups(self) -> dict[ParameterGroup, list[nn.Parameter]]:

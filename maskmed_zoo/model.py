@@ -71,7 +71,7 @@ class SegmentationModel(nn.Module):
         return self.head(self.decoder(self.neck(self.encoder(image))))
 
     def predict(self, image: Tensor) -> Tensor:
-        """Image (b c d h w) to float32 log-probabilities (b k d h w), normalised over k and floored before the log."""
+        """Image (b c d h w) to float32 log-probabilities (b k d h w), normalized over k and floored before the log."""
         return self(image).log_probabilities()
 
     def parameter_groups(self) -> dict[ParameterGroup, list[nn.Parameter]]:

@@ -44,7 +44,7 @@ def baselines() -> list[str]:
 
 
 def patch(real_data: Path, size: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Around the mandible of a real CT: image (1 1 d h w), normalised, and its five organs (1 d h w)."""
+    """Around the mandible of a real CT: image (1 1 d h w), normalized, and its five organs (1 d h w)."""
     dataset = open_dataset(real_data / "Dataset101_HeadNeckCT")
     image, labels, _ = load_case(dataset.cases[0], dataset)
     assert labels is not None

@@ -1,6 +1,6 @@
 """Ways to keep a normalized image on disk: size, time of a patch, CPU time of writing.
 
-    python docs/benchmarks/cache.py --data DIR/Dataset101_HeadNeckCT --machine "2 CPU cores (AVX2)"
+    python docs/benchmarks/cache.py --data DIR/Dataset101_HeadNeckCT
 
 Of a case of the data set, and of a made-up volume of 300 x 512 x 512 voxels, in whole HU, blurred noise with noise:
 `float32` and `float16` as .npy, `uint16` as the cache has it (`maskmed_zoo.data.storage`), and nnU-Net's way, blosc2
@@ -11,7 +11,6 @@ for all ways, which take turns. Appends to `cache.csv`. Needs `nnunetv2` (extra 
 from __future__ import annotations
 
 import argparse
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,9 +41,8 @@ def main() -> None:
     """Write, read, time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--machine", default=platform.processor() or platform.machine(), metavar="TEXT")
     args = parser.parse_args()
-    facts = {"date": time.strftime("%Y-%m-%d"), "machine": args.machine}
+    facts = {key: value for key, value in measure.machine().items() if key in ("date", "machine")}
     facts |= {name: version(name) for name in ("numpy", "blosc2")}
     rows: list[dict[str, Any]] = []
     for name, image, patch in (

@@ -1,6 +1,6 @@
 """Preprocessed cases beside nnU-Net's own, and what resampling costs.
 
-    python docs/benchmarks/preprocessing.py --data DIR --machine "2 CPU cores (AVX2)"
+    python docs/benchmarks/preprocessing.py --data DIR
 
 `DIR` holds the data sets named in `REAL`; without it the made-up cases alone are compared. Appends to
 `preprocessing.csv`, a row per case: the largest difference of an image in standard deviations of the channel, the share
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -53,14 +52,13 @@ def main() -> None:
     """Compare, time, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="DIR")
-    parser.add_argument("--machine", default=platform.processor() or platform.machine(), metavar="TEXT")
     parser.add_argument("--one", choices=WAYS, help="resample once and print CPU seconds and MiB")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.one:
         print(json.dumps(cost_of(args.one)))
         return
-    facts = {"date": time.strftime("%Y-%m-%d"), "machine": args.machine}
+    facts = {key: value for key, value in measure.machine().items() if key in ("date", "machine")}
     facts |= {name: version(name) for name in ("numpy", "scipy", "nnunetv2")}
     append("preprocessing.csv", [facts | row for row in cases(args.data)])
     append("resampling.csv", [facts | row for row in costs()])

@@ -29,7 +29,7 @@ _STREAMS = {"train": 0, "validation": 1}
 class Patch(TypedDict):
     """A patch, or a batch of them with b in front: what `Trainer.step` takes.
 
-    image (c d h w) float32 normalised, labels (d h w) int64, annotated (k) bool: which labels were annotated,
+    image (c d h w) float32 normalized, labels (d h w) int64, annotated (k) bool: which labels were annotated,
     background always; instances (d h w) int64: the numbers of separated objects of a label, 0 for none.
     """
 

@@ -7,8 +7,9 @@ checks it collects them all.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from maskmed_zoo.errors import DataError, UserError
 
@@ -45,6 +46,10 @@ class ProblemError(DataError):
         super().__init__(f"{path}: {what}; {remedy}")
         self.path, self.what, self.remedy, self.case = path, what, remedy, case
         self.kind: Kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From one process to another."""
+        return partial(ProblemError, kind=self.kind, case=self.case), (self.path, self.what, self.remedy)
 
 
 def problem_of(error: UserError, path: Path, kind: Kind, case: str = "") -> ProblemError:

@@ -1,7 +1,7 @@
 """The encoder of UNETR (Hatamizadeh et al. 2022): a vision transformer on patches of 16 voxels, MONAI's layers.
 
 It gives five levels: a residual block on the image; the tokens after blocks 4, 7 and 10 of 12, brought to 1/2, 1/4 and
-1/8 by transposed convolutions; the normalised last tokens at 1/16. With the decoder `unetr_up` and one 1x1x1
+1/8 by transposed convolutions; the normalized last tokens at 1/16. With the decoder `unetr_up` and one 1x1x1
 convolution this is MONAI's `UNETR`.
 
 Deviations: the position table, learnt for `img_size`, is resized to images of another size; layers that MONAI builds

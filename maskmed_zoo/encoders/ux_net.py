@@ -3,7 +3,7 @@
 A stem convolution 7x7x7 of stride 2 is followed by four stages of blocks, each half as fine and twice as wide. A block
 is depth-wise 7x7x7 → layer norm over channels → depth-wise scaling (every channel by itself to four and back to one,
 GELU between) → a learnt factor per channel that starts at 1e-6 → skip. It gives five levels, by MONAI's residual block
-on the image and on every stage's normalised output, doubling its channels. The paper's network has the decoder
+on the image and on every stage's normalized output, doubling its channels. The paper's network has the decoder
 `unetr_up` with `refine`.
 
 No deviation; the paper's number of parameters is checked in the tests.

@@ -78,7 +78,7 @@ class _Look:
 
 @torch.inference_mode()
 def observe(model: SegmentationModel, window: Tensor) -> Observation:
-    """Run `model` on one window (c d h w), which is normalised and on the model's device."""
+    """Run `model` on one window (c d h w), which is normalized and on the model's device."""
     stages: list[Tensor] = []
     looks: list[_Look] = []
     sampling: list[Sampling] = []

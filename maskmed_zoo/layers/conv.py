@@ -50,7 +50,7 @@ class ConvNormAct(nn.Module):
 
 
 class InstanceNorm(nn.InstanceNorm3d):
-    """Affine instance norm (eps 1e-5) that also takes maps of a single voxel, whose normalised value is 0.
+    """Affine instance norm (eps 1e-5) that also takes maps of a single voxel, whose normalized value is 0.
 
     On the CPU it is computed as a group norm of one channel per group, the same numbers in a third of the time.
     """

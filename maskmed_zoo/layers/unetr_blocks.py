@@ -31,4 +31,4 @@ def up_block(in_channels: int, out_channels: int, stride: Size3) -> nn.Module:
 def check_voxels(coarsest: Sequence[int], part: str) -> None:
     """Raise `JointError` if the coarsest map (d h w) is a single voxel, which a norm over voxels would make zero."""
     if prod(coarsest) <= 1:
-        raise JointError(f"{part} normalises over voxels and has one left at its coarsest level; use a larger patch")
+        raise JointError(f"{part} normalizes over voxels and has one left at its coarsest level; use a larger patch")

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 
 def halving_weights(stages: int, *, skip_lowest: bool = False) -> list[float]:
-    """1, 1/2, 1/4, … normalised to sum 1: 16/31 … 1/31 for five stages (MaskMed §3.5).
+    """1, 1/2, 1/4, … normalized to sum 1: 16/31 … 1/31 for five stages (MaskMed §3.5).
 
-    With `skip_lowest` the last one is 0 before normalising, as in nnU-Net (unless there is only one stage).
+    With `skip_lowest` the last one is 0 before normalizing, as in nnU-Net (unless there is only one stage).
     """
     weights = [0.5**i for i in range(stages)]
     if skip_lowest and stages > 1:

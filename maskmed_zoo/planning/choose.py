@@ -78,8 +78,8 @@ def _own(recipe: Recipe, tried: Sequence[PlannedLevels], grid: Grid, budget: Bud
     batch, why = _batch(fits, grid, levels, reference.share)
     planned = _fitted(recipe, levels, batch)
     limits = (
-        f"its feature maps have {need / 1e6:.0f} million voxels of the {allowed / 1e6:.0f} that {reference.name} "
-        f"allows for {shown(budget.bytes)}"
+        f"two patches have {need / 1e6:.0f} million voxels of feature maps, of the {allowed / 1e6:.0f} that "
+        f"{reference.name} allows for {shown(budget.bytes)}"
     )
     memory = _step(planned, budget).bytes(levels.patch, batch)
     return Choice(planned, levels, _limits(tried, levels, limits), why, memory, reference)

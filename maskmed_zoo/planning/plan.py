@@ -67,7 +67,7 @@ def plan(
     if found.bytes > budget.bytes:
         display.say(
             f"nnU-Net's measure, which decides for its own networks, counts on 16-bit activations: here a step will "
-            f"need about {shown(found.bytes)}"
+            f"need about {shown(found.bytes)}; give a smaller --memory where that is too much"
         )
     command = f"{shlex.quote(file)} --data {shlex.quote(str(data))} --out runs/{found.recipe.name}"
     header = _header(command, origin, budget, len(fingerprint.cases))
@@ -79,7 +79,7 @@ def plan_of(fingerprint: DatasetFingerprint, base: Recipe, budget: Budget) -> Pl
     grid = grid_of(fingerprint.spacings, fingerprint.shapes_after_crop)
     chosen = schemes("auto", base.channels)
     settings = {
-        "data.spacing": list(grid.spacing),
+        "data.spacing": [float(f"{mm:.7g}") for mm in grid.spacing],  # the digits that a 32-bit header holds
         "data.normalization": list(chosen),
         "data.use_mask_for_norm": "zscore" in chosen and fingerprint.median_relative_size < SMALL,
         "data.mirror_axes": [axis for axis in AXES if axis != "x" or not base.labels.pairs],
@@ -97,6 +97,6 @@ def _header(command: str, base: Recipe, budget: Budget, cases: int) -> str:
             "",
             f"  maskmed-zoo train {command}",
             "",
-            f"Neck, head, loss and schedule are those of {base.name}; what has a comment follows from the data set.",
+            f"Neck, head, loss and schedule are those of {base.name}; a comment says why a number is what it is.",
         )
     )

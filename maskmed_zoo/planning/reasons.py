@@ -78,7 +78,7 @@ def _spacing(grid: Grid, fingerprint: DatasetFingerprint) -> str:
     )
     text = f"mm, z y x: the median of {grid.cases} cases ({spread})"
     if grid.thick is None:
-        return f"{text}; no axis is thick."
+        return f"{text}; no axis is {THICK} times as coarse as each other one."
     middle = float(np.median(every[:, grid.thick]))
     return (
         f"{text}, but along {AXES[grid.thick]}: that axis is thick, {middle:g} mm in the median, over {THICK} times "

@@ -103,6 +103,17 @@ class DataRecipe(Settings):
         return labels
 
     @model_validator(mode="after")
+    def _channels_have_schemes(self) -> DataRecipe:
+        if not isinstance(self.normalization, str):
+            given, channels = len(self.normalization), len(self.channels or self.normalization)
+            if given != channels or not given:
+                raise ValueError(
+                    f"normalization lists {given} schemes for {channels or 'all'} channels; give one for each, or one "
+                    f"for all of them, as in normalization: zscore"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _pairs_are_not_mirrored(self) -> DataRecipe:
         problem = None if self.labels is None else self.mirrored_pair(self.labels)
         if problem:

@@ -1,4 +1,4 @@
-"""Normalisation against nnU-Net's schemes, and written out."""
+"""Normalization against nnU-Net's schemes, and written out."""
 
 from __future__ import annotations
 

@@ -42,5 +42,5 @@ def test_lower_levels_repeat_the_last_of_the_four_sizes():
 
 def test_a_single_voxel_is_refused():
     spec = FeatureSpec((2, 2), ((1, 1, 1), (2, 2, 2)))
-    with pytest.raises(JointError, match="decoder 'mednext_up' normalises over voxels and has one left"):
+    with pytest.raises(JointError, match="decoder 'mednext_up' normalizes over voxels and has one left"):
         MedNeXtUpDecoder(in_spec=spec)([torch.zeros(1, 2, 2, 2, 2), torch.zeros(1, 2, 1, 1, 1)])

@@ -187,7 +187,7 @@ def test_sizes_of_mednext(variant, kernel):
     ids=["swin_unetr", "mednext"],
 )
 def test_a_single_voxel_left_is_refused_in_words(encoder, patch):
-    with pytest.raises(JointError, match=r"encoder '\w+' normalises over voxels and has one left") as caught:
+    with pytest.raises(JointError, match=r"encoder '\w+' normalizes over voxels and has one left") as caught:
         encoder(torch.zeros(1, 1, patch, patch, patch))
     assert "\n" not in str(caught.value)
     assert len(encoder(torch.zeros(1, 1, patch, patch, 2 * patch))) == len(encoder.out_spec)

@@ -71,5 +71,5 @@ def test_levels():
     encoder = UXNetEncoder(config=UXNetConfig(feature_size=2, depths=(1, 1, 1, 1)), in_channels=1)
     strides = tuple((2**e,) * 3 for e in range(5))
     assert encoder.out_spec == FeatureSpec((2, 4, 8, 16, 32), strides)
-    with pytest.raises(JointError, match="encoder 'ux_net' normalises over voxels and has one left"):
+    with pytest.raises(JointError, match="encoder 'ux_net' normalizes over voxels and has one left"):
         encoder(torch.zeros(1, 1, 16, 16, 16))

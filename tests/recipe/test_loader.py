@@ -156,6 +156,9 @@ def test_duplicate_keys_are_errors(tmp_path: Path) -> None:
             ("  patch_size: [8, 8, 8]", "  patch_size: [8, 8, 8]\n  augmentation: {kind: light, scale: [1.4, 0.7]}"),
             "comes first",
         ),
+        (("  channels: [CT]", "  channels: [CT]\n  normalization: []"), "lists 0 schemes for 1 channels; give one for"),
+        (("  channels: [CT]", "  normalization: []"), "lists 0 schemes for all channels"),
+        (("  channels: [CT]", "  channels: [CT]\n  normalization: [ct, zscore]"), "lists 2 schemes for 1 channels"),
         (("schema_version: 1", "schema_version: 2"), "'2' is not one of 1"),
     ],
 )

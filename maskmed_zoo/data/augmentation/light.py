@@ -78,7 +78,7 @@ def apply_matrix(array: Tensor, matrix: np.ndarray, size: Size3, *, nearest: boo
 
 
 def random_intensity(image: Tensor, config: LightAugmentation, rng: np.random.Generator) -> Tensor:
-    """Noise, blur, brightness, contrast, low resolution and gamma on a normalised image (c d h w)."""
+    """Noise, blur, brightness, contrast, low resolution and gamma on a normalized image (c d h w)."""
     for transform in _intensity_transforms(config.intensity_probability):
         transform.set_random_state(seed=int(rng.integers(2**31)))
         image = transform(image)

@@ -40,7 +40,7 @@ class Examined:
     """What is known of a case when its arrays are gone.
 
     `intensities`: by channel and label name, in units that all cases share: those of the image, or, for channels that
-    are normalised case by case, standard deviations from the image's mean. `contents`: for each image file the hash of
+    are normalized case by case, standard deviations from the image's mean. `contents`: for each image file the hash of
     its voxels, constant images left out.
     """
 

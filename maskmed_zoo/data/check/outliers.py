@@ -2,7 +2,7 @@
 
 Idea: what is usual is the median over the cases, and how far cases usually are from it the median absolute deviation,
 so that a few bad cases do not make themselves usual. Intensities are compared label by label: the foreground as a whole
-differs with which labels a case has. Channels that are normalised case by case are compared as the network sees them,
+differs with which labels a case has. Channels that are normalized case by case are compared as the network sees them,
 so that scanners with other scales are no outliers.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from maskmed_zoo.data.check.finding import Finding
 from maskmed_zoo.data.check.table import finding_table, summary
 from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.data.formats import read_labels
+from maskmed_zoo.data.problem import ProblemError
 from maskmed_zoo.errors import ArgumentError, DataError
 from tests.conftest import make_dataset, write_nifti
 
@@ -126,6 +128,46 @@ def test_planted_faults_are_found_and_nothing_else(root: Path, workers: int) -> 
     assert [finding.case for finding in found] == sorted(finding.case for finding in found)
 
 
+def test_a_problem_can_leave_its_process() -> None:
+    problem = ProblemError(Path("a.nii.gz"), "is empty", "copy it again", kind="unreadable file", case="a")
+    again = pickle.loads(pickle.dumps(problem))
+    assert (str(again), again.kind, again.case) == ("a.nii.gz: is empty; copy it again", "unreadable file", "a")
+
+
+def test_ten_faults_in_a_real_data_set(real_data: Path, tmp_path: Path) -> None:
+    """Planted into a copy of 200 cases; the clean one has none."""
+    source = real_data / "Dataset004_Hippocampus"
+    assert zoo.check_data(source) == []
+    root = shutil.copytree(source, tmp_path / source.name)
+    cases = [case.identifier for case in open_dataset(root).cases[10:120:10]]
+    images = [root / "imagesTr" / f"{case}_0000.nii.gz" for case in cases]
+    labels = [root / "labelsTr" / f"{case}.nii.gz" for case in cases]
+    labels[0].unlink()
+    change(images[1], affine=lambda a: a + np.outer([1, 0, 0, 0], [0, 0, 0, 5]))
+    change(labels[2], one(7))
+    change(images[3], one(np.nan))
+    change(labels[4], np.zeros_like)
+    cut(images[5])
+    for file, other in ((images[6], images[7]), (labels[6], labels[7])):
+        shutil.copy(file, other)
+    write_nifti(root / "imagesTr" / f"{cases[8]}_0001.nii.gz", np.zeros((4, 4, 4)), np.eye(4))
+    for path in (images[9], labels[9]):
+        change(path, affine=lambda a: a @ np.diag([4, 1, 1, 1.0]))
+    change(images[10], lambda a: -a)
+    assert found(root) == {
+        (cases[0], "missing label", "error"),
+        (cases[1], "geometry", "error"),
+        (cases[2], "label values", "error"),
+        (cases[3], "not finite", "error"),
+        (cases[4], "no foreground", "remark"),
+        (cases[5], "unreadable file", "error"),
+        (cases[7], "duplicate image", "error"),  # on both sides of a fold
+        (cases[8], "surplus channel", "error"),
+        (cases[9], "spacing", "remark"),
+        (cases[10], "intensity", "remark"),
+    }
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], tuple[str, str, str], str]] = {
     "cut label map": (lambda r: cut(label(r, 2)), ("case_02", "unreadable file", "error"), "copy"),
     "no image file": (lambda r: image(r, 2).write_bytes(b"<html>"), ("case_02", "unreadable file", "error"), "copy"),
@@ -214,7 +256,7 @@ def test_channels_of_a_case(root: Path) -> None:
 
 
 def test_scanners_of_other_scales_are_no_outliers_but_other_tissue_is(root: Path) -> None:
-    """Of a channel that is normalised case by case."""
+    """Of a channel that is normalized case by case."""
     describe(root, channel_names={"0": "MRI"})
     for case in range(CASES):
         change(image(root, case), lambda a, case=case: (a + 300) * 10.0 ** (case % 5))
