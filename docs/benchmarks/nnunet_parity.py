@@ -5,7 +5,8 @@ network with its defaults (see `nnunet_peer.py`). Ours is the point-wise twin of
 (SGD 1e-2, momentum .99, Nesterov, weight decay 3e-5), loss, policy of augmentation, foreground sampling and mirror
 axes. Both validate the fold's cases with the final weights, windows overlapping by half, and no mirroring, and both are
 scored by `maskmed-zoo evaluate`. One thread each; one row a run is appended; finished runs are not repeated, and
-interrupted ones continued.
+interrupted ones continued. The tool `ported` trains nothing: it predicts with nnU-Net's final weights in our twin, so
+that what prediction makes of a difference is known apart from training.
 
 What stays different: nnU-Net lowers its rate once an epoch, ours every step; it averages logits of windows, ours
 probabilities; random numbers.
@@ -26,6 +27,7 @@ import csv
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -50,7 +52,11 @@ from nnunet_peer import (
 from scipy import stats
 
 import maskmed_zoo as zoo
+from maskmed_zoo.data.bind import bind
+from maskmed_zoo.data.dataset import open_dataset
+from maskmed_zoo.data.fingerprint import fingerprint_dataset
 from maskmed_zoo.evaluation.folders import evaluate_folders
+from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.interop.nnunet_plan import recipe_of_plan
 from maskmed_zoo.recipe import Recipe
 
@@ -107,13 +113,39 @@ def run_theirs(peer: Peer, number: int, source: Path) -> tuple[dict[str, Any], f
     write_trainer(peer)
     if not (peer.results / "validation" / "summary.json").exists():
         train(peer, number)
-    cpu = json.loads((peer.results / "train_usage.json").read_text())["cpu_seconds"]
+    return evaluate_folders(peer.results / "validation", references_of(peer, source)), cpu_of(peer)
+
+
+def run_ported(peer: Peer, source: Path, configuration: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    """nnU-Net's network in our predictor; it cost what nnU-Net's training did."""
+    plans = json.loads((peer.preprocessed / f"{PLANNED}.json").read_text())
+    dataset = open_dataset(source)
+    first = dataset.cases[0].images[0]
+    recipe = bind(our_recipe(peer, turned(configuration, axes_of(plans, first))), dataset)
+    model = zoo.create(recipe, pretrained=peer.results / "checkpoint_final.pth").eval()
+    statistics = fingerprint_dataset(dataset).intensities
+    references = references_of(peer, source)
+    validated = {path.name.removesuffix(".nii.gz") for path in references.glob("*.nii.gz")}
+    images = [image for case in dataset.cases if case.identifier in validated for image in case.images]
+    with tempfile.TemporaryDirectory() as folder:
+        Predictor(recipe, model, statistics, device="cpu").files(images, folder)
+        scores = evaluate_folders(folder, references)
+    return scores, cpu_of(peer)
+
+
+def references_of(peer: Peer, source: Path) -> Path:
+    """A folder with the reference label maps of the cases that nnU-Net validated."""
     references = peer.work / "references" / f"{peer.dataset}_{peer.fold}"
     references.mkdir(parents=True, exist_ok=True)
     shutil.copy(source / "dataset.json", references)
     for path in (peer.results / "validation").glob("*.nii.gz"):
         shutil.copyfile(source / "labelsTr" / path.name, references / path.name)
-    return evaluate_folders(peer.results / "validation", references), cpu
+    return references
+
+
+def cpu_of(peer: Peer) -> float:
+    """Of nnU-Net's training loop, seconds."""
+    return json.loads((peer.results / "train_usage.json").read_text())["cpu_seconds"]
 
 
 def row_of(peer: Peer, tool: str, configuration: dict[str, Any], scores: dict[str, Any], cpu: float) -> dict[str, Any]:
@@ -183,7 +215,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of DatasetXXX_* folders, raw layout")
     parser.add_argument("--dataset", type=int)
     parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument("--tools", nargs="+", choices=("nnunet", "ours"), default=["nnunet", "ours"])
+    parser.add_argument("--tools", nargs="+", choices=("nnunet", "ours", "ported"), default=["nnunet", "ours"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--iterations", type=int, default=20)
@@ -220,7 +252,10 @@ def main() -> None:
             make_folders(peer, source)
             preprocess(peer, args.dataset, source)
             configuration = write_plans(peer)
-            found = run_ours(peer, source, configuration) if tool == "ours" else run_theirs(peer, args.dataset, source)
+            if tool == "nnunet":
+                found = run_theirs(peer, args.dataset, source)
+            else:
+                found = (run_ours if tool == "ours" else run_ported)(peer, source, configuration)
             append_row(args.csv, row_of(peer, tool, configuration, *found))
 
 
