@@ -1,0 +1,50 @@
+"""Scores of several runs on the same cases as one table, and what belongs to one patient.
+
+Cases of one patient are no independent observations, so patients are what is resampled and counted. Where nothing says
+which cases belong together, every case is a patient of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = Mapping[str, float | None]
+"""Case to score, None where it has none."""
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """`table` of scores (runs, cases), and the index of each case's patient (cases)."""
+
+    table: Vector
+    patient_of: NDArray[np.int64]
+
+    @property
+    def over_runs(self) -> Vector:
+        """The mean over runs of each case (cases)."""
+        return self.table.mean(0)
+
+    def by_patient(self, values: Vector) -> Vector:
+        """Sums over the cases of each patient, of values (…, cases)."""
+        sums = np.zeros((*values.shape[:-1], int(self.patient_of.max()) + 1))
+        np.add.at(sums, (..., self.patient_of), values)
+        return sums
+
+
+def common_cases(runs: Sequence[Scores]) -> list[str]:
+    """Cases that have a score in every run, in the order of the first."""
+    return [case for case in runs[0] if all(run.get(case) is not None for run in runs)] if runs else []
+
+
+def sample(runs: Sequence[Scores], cases: Sequence[str], patients: Mapping[str, str] | None = None) -> Sample:
+    """The scores of these cases, which every run has; `patients` maps cases to patients."""
+    numbers: dict[str, int] = {}
+    for case in cases:
+        numbers.setdefault((patients or {}).get(case, case), len(numbers))
+    index = [numbers[(patients or {}).get(case, case)] for case in cases]
+    return Sample(np.array([[run[case] for case in cases] for run in runs], np.float64), np.array(index, np.int64))
