@@ -280,6 +280,7 @@ def evaluate(
     labels: Mapping[str, int] | None = None,
     metrics: Sequence[str] = (),
     metric_settings: str | Path | Mapping[str, Any] | MetricSettings | None = None,
+    missing_as_missed: bool = False,
     data: str | Path | Sequence[str | Path] | None = None,
     weights: Literal["last", "best"] | None = None,
     device: str | None = None,
@@ -287,13 +288,14 @@ def evaluate(
     """Scores of a run on its validation cases, or of a folder of label maps against references, as a JSON-able summary.
 
     Args:
-        run: folder of a run; its predictions and its evaluation.json are written there.
+        run: folder of a run; its predictions, its evaluation.json and its evaluation.csv are written there.
         pred: folder of label maps, with `ref`.
         ref: folder of reference label maps of the same names.
         labels: label names and values of `pred` and `ref`; default: those of the dataset.json in `ref` or beside it.
         metrics: further ones than Dice, by name.
         metric_settings: what they depend on, such as the tolerance of `nsd`: a YAML file or its content; default: a
             run's recipe under `evaluation`, else the defaults there.
+        missing_as_missed: score a reference without a prediction as if that were empty, instead of refusing it.
         data: where the run's data sets are now, if they have moved.
         weights: which checkpoint of a run; default: the last.
         device: for a run, as in `train`.
@@ -317,6 +319,7 @@ def evaluate(
         expect_folders(data)
     if not isinstance(metrics, str):
         expect_several("metrics", metrics, (str,), "names of metrics")
+    expect("missing_as_missed", missing_as_missed, (bool,), "True or False")
     expect("metric_settings", metric_settings, (*PATH, Mapping, MetricSettings, *NONE), "a YAML file, or its content")
     if (run is None) == (pred is None) or (pred is None) != (ref is None):
         raise ArgumentError("evaluate: give either a run, or pred and ref")
@@ -328,9 +331,11 @@ def evaluate(
             raise ArgumentError("evaluate: data, weights and device belong to a run, not to pred and ref")
         from maskmed_zoo.evaluation.folders import evaluate_folders
 
-        return evaluate_folders(pred, ref, labels, metrics=metrics, settings=settings)
-    if labels is not None:
-        raise ArgumentError("evaluate: labels belong to pred and ref; a run has its own")
+        return evaluate_folders(
+            pred, ref, labels, metrics=metrics, settings=settings, missing_as_missed=missing_as_missed
+        )
+    if labels is not None or missing_as_missed:
+        raise ArgumentError("evaluate: labels and missing_as_missed belong to pred and ref; a run predicts every case")
     from maskmed_zoo.runner.evaluate import evaluate as evaluate_run
     from maskmed_zoo.runner.run_folder import RunFolder
 

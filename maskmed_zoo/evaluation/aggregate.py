@@ -13,6 +13,7 @@ from typing import Any
 
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.case import CaseScores, ScoredCase
+from maskmed_zoo.evaluation.distribution import DEFINITION, distribution, interval_warning
 from maskmed_zoo.evaluation.mean import mean
 from maskmed_zoo.evaluation.metrics import DEFAULT, Metric, metrics
 from maskmed_zoo.evaluation.metrics.objects import summarize_objects
@@ -29,12 +30,18 @@ def summarize_cases(
     wanted: Sequence[Metric],
     settings: MetricSettings | None = None,
 ) -> dict[str, Any]:
-    """The summary of the default metric; the others are under `metrics`, instances under `instances`."""
+    """The summary of the default metric, whose `cases` tell patient and checksum of the reference too.
+
+    The other metrics are under `metrics`, instances under `instances`.
+    """
+    patients = {case.identifier: case.patient for case in cases if case.patient is not None}
     tables = {
-        metric.name: summarize([case.scores[metric.name] for case in cases], label_names, metric, settings)
+        metric.name: summarize([case.scores[metric.name] for case in cases], label_names, metric, settings, patients)
         for metric in wanted
     }
     summary = tables.pop(DEFAULT)
+    for row, case in zip(summary["cases"], cases, strict=True):
+        row |= {"patient": case.patient, "reference": case.reference}
     if tables:
         summary["metrics"] = tables
     matches = {case.identifier: case.instances for case in cases if case.instances is not None}
@@ -48,13 +55,16 @@ def summarize(
     label_names: Sequence[str],
     metric: Metric | None = None,
     settings: MetricSettings | None = None,
+    patients: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """A JSON-able summary of one metric (Dice by default), here called M, over the foreground labels `label_names`.
 
-    Keys: `cases` (case, M, mean, unannotated), `labels` (name to mean, std, n and the counts), `mean_M`,
-    `mean_M_over_labels`, the counts `absent`, `missed`, `false` and `unannotated`, `rules`, which say what a value is,
-    `definition`, which adds how they are averaged, `unit` and `higher_is_better`. 'background' and 'ignore' are not
-    scored. Raises `DataError` if a case lacks a label's score altogether or two cases have one name.
+    Keys: `cases` (case, M, mean, and the labels unannotated, missed and false), `labels` (name to mean, std, n, the
+    counts and the `distribution`), `mean_M`, `mean_M_over_labels`, `over_cases`, the distribution behind mean_M,
+    `interval_warning`, the counts `absent`, `missed`, `false` and `unannotated`, `rules`, which say what a value is,
+    `definition`, which adds how they are averaged, `unit` and `higher_is_better`. `patients` maps cases to patients,
+    for the intervals. 'background' and 'ignore' are not scored. Raises `DataError` if a case lacks a label's score
+    altogether or two cases have one name.
     """
     metric = metric or metrics()[DEFAULT]
     names = [name for name in label_names if name not in (BACKGROUND, IGNORE)]
@@ -74,10 +84,17 @@ def summarize(
         )
         for case in cases
     ]
-    labels = {name: _statistics(name, scored) for name in names}
+    facts: dict[str, Any] = {"higher_is_better": metric.higher_is_better, "patients": patients}
+    labels = {
+        name: _statistics(name, scored) | distribution({c.identifier: c.values[name] for c in scored}, **facts)
+        for name in names
+    }
+    over_cases = distribution({c.identifier: c.mean for c in scored}, **facts)
     return {
         f"mean_{metric.name}": mean(case.mean for case in scored),
         f"mean_{metric.name}_over_labels": mean(label["mean"] for label in labels.values()),
+        "over_cases": over_cases,
+        "interval_warning": interval_warning([over_cases, *labels.values()]),
         **{count: sum(label[count] for label in labels.values()) for count in COUNTS},
         "unit": metric.unit,
         "higher_is_better": metric.higher_is_better,
@@ -85,7 +102,8 @@ def summarize(
         "definition": definition(metric, settings),
         "labels": labels,
         "cases": [
-            {"case": c.identifier, metric.name: c.values, "mean": c.mean, "unannotated": sorted(c.unannotated)}
+            {"case": c.identifier, metric.name: c.values, "mean": c.mean}
+            | {"unannotated": sorted(c.unannotated), "missed": sorted(c.missed), "false": sorted(c.false)}
             for c in scored
         ],
     }
@@ -96,9 +114,9 @@ def definition(metric: Metric, settings: MetricSettings | None = None) -> str:
     name, title = metric.name, metric.title
     return (
         f"{metric.rules(settings)} mean_{name} is the mean over cases of each case's mean {title} over its scored "
-        f"foreground labels; mean_{name}_over_labels is the mean over labels of each label's mean over those cases; a label that "
-        f"was not annotated in a case is left out and counted in unannotated; std is the sample standard deviation "
-        f"over cases."
+        f"foreground labels; mean_{name}_over_labels is the mean over labels of each label's mean over those cases; a "
+        f"label that was not annotated in a case is left out and counted in unannotated; std is the sample standard "
+        f"deviation over cases; over_cases is about the cases' means; {DEFINITION}"
     )
 
 

@@ -15,6 +15,7 @@ from maskmed_zoo.evaluation.joint import joint_histogram
 from maskmed_zoo.evaluation.mean import mean
 from maskmed_zoo.evaluation.metrics import Metric
 from maskmed_zoo.evaluation.metrics.objects import Matches, Separated, match_objects
+from maskmed_zoo.evaluation.reference import checksum_of
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.metric_settings import MetricSettings
 from maskmed_zoo.settings import Spacing3
@@ -26,7 +27,7 @@ class LabelMapPair:
 
     `annotated` names the labels that were annotated in the reference; the others have no score, whatever was predicted.
     `spacing` (z, y, x) in mm. `instances` are the separated instances of both, where they are scored too. `settings`
-    are what metrics depend on besides.
+    are what metrics depend on besides. `patient` is whose case it is, where that is known.
     """
 
     identifier: str
@@ -37,6 +38,7 @@ class LabelMapPair:
     spacing: Spacing3
     instances: Separated | None = None
     settings: MetricSettings = field(default_factory=MetricSettings)
+    patient: str | None = None
 
     @property
     def diagonal(self) -> float:
@@ -88,11 +90,16 @@ class CaseScores:
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """What `score_case` gives: scores by metric, and matches of the instances by label where those are scored."""
+    """What `score_case` gives: scores by metric, and matches of the instances by label where those are scored.
+
+    `patient` as in the pair; `reference` is a checksum of the reference's labels.
+    """
 
     identifier: str
     scores: dict[str, CaseScores] = field(default_factory=dict[str, CaseScores])
     instances: dict[str, Matches] | None = None
+    patient: str | None = None
+    reference: str = ""
 
 
 def score_case(pair: LabelMapPair, metrics: Sequence[Metric]) -> ScoredCase:
@@ -120,7 +127,8 @@ def score_case(pair: LabelMapPair, metrics: Sequence[Metric]) -> ScoredCase:
         ours, theirs = pair.instances.prediction, pair.instances.reference
         sides = (pair.prediction, ours), (pair.reference, theirs)
         instances = match_objects(*sides, pair.scored, pair.labels.ignore)
-    return ScoredCase(pair.identifier, scores, instances)
+    checksum = checksum_of(pair.reference, pair.labels)
+    return ScoredCase(pair.identifier, scores, instances, pair.patient, checksum)
 
 
 def _values(pair: LabelMapPair, metric: Metric) -> dict[str, float | None]:

@@ -14,6 +14,7 @@ from maskmed_zoo.data.annotated import ANNOTATED, annotated_labels, check_annota
 from maskmed_zoo.data.case import image_files
 from maskmed_zoo.data.dataset import declared_labels
 from maskmed_zoo.data.formats import read_labels, stem_of, written_endings
+from maskmed_zoo.data.groups import GROUPS, read_groups
 from maskmed_zoo.data.image import Volume, check_same_geometry
 from maskmed_zoo.data.instances import components
 from maskmed_zoo.data.predicted import PredictedFolder, is_objects_file, objects_beside, renumbered
@@ -40,34 +41,40 @@ def evaluate_folders(
     *,
     metrics: Sequence[str] = (),
     settings: MetricSettings | None = None,
+    missing_as_missed: bool = False,
 ) -> dict[str, Any]:
     """The summary of every label map in `ref` and the file of the same name in `pred`.
 
     `labels` maps names to values, with 'background' 0 and perhaps 'ignore'. Without it they come from `dataset.json` in
     `ref` or beside it, else from the values found, named `label_1`, …. Label maps of `predict` are compared by the
     names of their labels, whatever the values: see `data.predicted`. An `annotated.json` in `ref` or beside it says
-    which labels were annotated in each case; it has to list every reference. Predictions without a reference are left
-    out and listed under `unreferenced`. Where predictions have instance maps beside them, these are scored too, under
-    `instances`; `metrics` names those to compute besides Dice, under `metrics`, with `settings`. Raises `DataError` for
-    no cases, a missing prediction, settings that name a label there is not, and, one line for each case, maps that do
-    not lie on one another, values that are no label, and an annotated.json that the references contradict.
+    which labels were annotated in each case, a `groups.json` which cases are of one patient; each has to list every
+    reference. Predictions without a reference are left out and listed under `unreferenced`. A reference without a
+    prediction is refused or, with `missing_as_missed`, scored as if the prediction were empty, and listed under
+    `unpredicted`. Where predictions have instance maps beside them, these are scored too, under `instances`; `metrics`
+    names those to compute besides Dice, under `metrics`, with `settings`. Raises `DataError` for no cases or no
+    predictions, settings that name a label there is not, and, one line for each case, maps that do not lie on one
+    another, values that are no label, and an annotated.json that the references contradict.
     """
     pred, ref, wanted = usable(Path(pred), DataError), usable(Path(ref), DataError), chosen(metrics)
     settings = settings or MetricSettings()
-    names = _names(pred, ref)
+    names, missing = _names(pred, ref, missing_as_missed=missing_as_missed)
     known = _labels(ref, labels)
-    used = known or _found([folder / name for folder in (pred, ref) for name in names])
+    used = known or _found([*(pred / name for name in names if name not in missing), *(ref / name for name in names)])
     check_names(settings, used)
     source = _beside(ref, ANNOTATED)
     identifiers = [stem_of(Path(name)) for name in names]
     annotated = annotated_labels(source, used, identifiers, others=True) if source else {}
+    groups = _beside(ref, GROUPS)
+    patients = read_groups(groups, identifiers) if groups else {}
     record = PredictedFolder(pred)
     has_instances = any(is_objects_file(objects_beside(pred / name), record) for name in names)
     cases: list[ScoredCase] = []
     failures = Failures()
     for name, identifier in zip(names, identifiers, strict=True):
         with failures.kept():
-            reference, prediction = read_labels(ref / name), read_labels(pred / name)
+            reference = read_labels(ref / name)
+            prediction = _empty(reference, pred / name) if name in missing else read_labels(pred / name)
             check_same_geometry(reference, prediction)
             own = record.labels_of(name) if known else None
             prediction = replace(prediction, array=renumbered(prediction.array, own, used))
@@ -75,18 +82,22 @@ def evaluate_folders(
             _check_values(prediction, used)
             check_annotated(_check_values(reference, used), reference.path, used, there)
             separated = _separated(prediction, reference, used, names) if has_instances else None
-            arrays = prediction.array, reference.array
-            pair = LabelMapPair(identifier, *arrays, used, there, reference.spacing, separated, settings)
+            arrays, patient = (prediction.array, reference.array), patients.get(identifier)
+            pair = LabelMapPair(identifier, *arrays, used, there, reference.spacing, separated, settings, patient)
             cases.append(score_case(pair, wanted))
     failures.tell(len(names), NOTHING)
     summary = summarize_cases(cases, list(used.foreground), wanted, settings)
     predicted = {path.name for path in image_files(pred) if not is_objects_file(path, record)}
+    summary["unpredicted"] = [stem_of(Path(name)) for name in missing]
     summary["unreferenced"] = sorted(stem_of(Path(name)) for name in predicted - set(names))
     return summary
 
 
-def _names(pred: Path, ref: Path) -> list[str]:
-    """File names of the references; raises `DataError` unless there is a prediction for each."""
+def _names(pred: Path, ref: Path, *, missing_as_missed: bool) -> tuple[list[str], list[str]]:
+    """File names of the references, and of those without a prediction.
+
+    Raises `DataError` for the latter unless they are `missing_as_missed`, and where there is no prediction at all.
+    """
     for folder in (pred, ref):
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder")
@@ -95,13 +106,18 @@ def _names(pred: Path, ref: Path) -> list[str]:
     if not names:
         raise DataError(f"{ref}: no label maps (*{', *'.join(written_endings())})")
     missing = [name for name in names if not (pred / name).is_file()]
-    if missing:
+    if missing and (not missing_as_missed or len(missing) == len(names)):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(
             f"{pred}: no prediction for {', '.join(missing[:3])}{more} of the {len(names)} cases in {ref}; predict "
-            f"them, or give a folder that holds the references of the others alone"
+            f"them, count them as missed (--missing-as-missed), or give the references of the others alone"
         )
-    return names
+    return names, missing
+
+
+def _empty(reference: Volume, path: Path) -> Volume:
+    """A prediction without any label, in place of one that is not there."""
+    return replace(reference, path=path, array=np.zeros_like(reference.array))
 
 
 def _labels(ref: Path, labels: Mapping[str, int] | None) -> Labels | None:
@@ -166,6 +182,8 @@ def _separated(pred: Volume, ref: Volume, labels: Labels, names: Sequence[str]) 
         candidates.append(folder.with_name(folder.name.replace("labels", "instances", 1)) / ref.path.name)
     theirs = next((path for path in candidates if path.is_file()), None)
     parts = components(ref.array, list(labels.foreground.values())) if theirs is None else _numbers(theirs, ref)
+    if not pred.path.exists():
+        return Separated(np.zeros_like(parts), parts)
     ours = objects_beside(pred.path)
     if not is_objects_file(ours):
         raise DataError(f"{ours}: no such file with objects, though other predictions have theirs; predict it again")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
 from maskmed_zoo.data.formats import DEFAULT
+from maskmed_zoo.data.groups import GROUPS, read_groups
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.instances import components, read_instances
 from maskmed_zoo.data.predicted import PredictedFolder
@@ -23,10 +24,11 @@ from maskmed_zoo.data.sources import Data, open_sources
 from maskmed_zoo.errors import DataError, Failures
 from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
+from maskmed_zoo.evaluation.case_table import CASES, write_cases
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
 from maskmed_zoo.evaluation.settings import check_names
-from maskmed_zoo.files import is_folder, write_json
+from maskmed_zoo.files import is_file, is_folder, write_json
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.inference.write import check_targets, clear_abandoned, is_finished, read_prediction, write_prediction
 from maskmed_zoo.memory import within_memory
@@ -67,12 +69,13 @@ def evaluate(
     check_targets([*targets.values()], weights, with_instances=has_instances, overwrite=True, remedy=remedy)
     for folder in (run.path, run.predictions):
         clear_abandoned(folder)
-    scored: list[ScoredCase] = []
+    patients, scored = _patients(cases), list[ScoredCase]()
     failures = Failures()
     with display.task("evaluating") as progress:
         for done, (name, (case, dataset)) in enumerate(cases.items(), start=1):
             with failures.kept(), within_memory(f"case '{name}'"):
-                pair = replace(_pair(predictor, name, case, dataset, targets[name]), settings=settings)
+                pair = _pair(predictor, name, case, dataset, targets[name])
+                pair = replace(pair, settings=settings, patient=patients.get(name))
                 scored.append(score_case(pair, wanted))
             progress(done, len(cases))
     failures.tell(len(cases), f"the others are predicted, in {run.predictions}, and nothing is scored")
@@ -89,8 +92,22 @@ def evaluate(
         "date": now(),
     }
     result = facts | summarize_cases(scored, predictor.labels.names, wanted, settings)
+    write_cases(result, run.path / CASES)
     write_json(run.evaluation_file, result)
     return result
+
+
+def _patients(cases: dict[str, tuple[Case, RawDataset]]) -> dict[str, str]:
+    """Patients by case, where the data sets tell of them; those of different data sets are different people."""
+    patients: dict[str, str] = {}
+    datasets = list({id(dataset): dataset for _, dataset in cases.values()}.values())
+    for dataset in datasets:
+        if is_file(dataset.root / GROUPS):
+            own = {name: case.identifier for name, (case, there) in cases.items() if there is dataset}
+            known = read_groups(dataset.root / GROUPS, list(own.values()))
+            prefix = f"{dataset.root.name}/" if len(datasets) > 1 else ""
+            patients |= {name: f"{prefix}{known[case]}" for name, case in own.items()}
+    return patients
 
 
 def _pair(predictor: Predictor, name: str, case: Case, dataset: RawDataset, target: Path) -> LabelMapPair:

@@ -1,0 +1,39 @@
+"""How often a 95 % interval holds what it speaks of, as simulated; and the words where that is too seldom.
+
+Source: `docs/benchmarks/coverage.csv`, the lowest share over its scenes. A test holds this table to that file.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kind = Literal["mean", "difference"]
+ENOUGH = 0.93
+"""Share from which nothing is said."""
+MEASURED: dict[Kind, dict[int, dict[int, float]]] = {
+    "mean": {5: {1: 0.84}, 10: {1: 0.9}, 25: {1: 0.93}, 100: {1: 0.94}},
+    "difference": {5: {1: 0.94}, 10: {1: 0.94}, 25: {1: 0.94}, 100: {1: 0.94}},
+}
+"""Kind to cases to runs to the share that held the truth: of these networks for one run, else of methods."""
+ONE_RUN = {10: 0.2, 25: 0.3, 100: 0.5}
+"""Cases to the largest share of simulations in which one run each of equal methods was told apart at a level of 5 %."""
+
+
+def shortfall(kind: Kind, patients: int, runs: int = 1) -> str | None:
+    """A sentence where intervals over so many patients and runs hold the truth in less than 93 %; else None."""
+    known = MEASURED[kind]
+    cases = max((n for n in known if n <= patients), default=None)
+    if cases is None:
+        return f"With {patients} patients a 95 % interval holds less than it says; how much less was not simulated."
+    row = known[cases]
+    share = row[max((n for n in row if n <= runs), default=min(row))]
+    if share >= ENOUGH:
+        return None
+    return (
+        f"With {_count(patients, 'case')}{f' and {runs} runs' if runs > 1 else ''} these 95 % intervals held the "
+        f"truth in {100 * share:.0f} % of simulations: read them as wider."
+    )
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
