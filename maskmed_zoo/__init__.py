@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from maskmed_zoo.comparison.function import compare
 from maskmed_zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "attach_head",
     "check_data",
+    "compare",
     "create",
     "describe",
     "evaluate",

@@ -76,15 +76,16 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"data", "recipe"},
     "report": {"contracts"},
     "runner": RUN,
-    "ablation": RUN | {"runner"},
+    "comparison": RUN | {"runner"},
+    "ablation": RUN | {"runner", "comparison"},
     "explain": RUN | {"layers", "runner"},
     "export": RUN | {"runner"},
     "planning": RUN | {"encoders", "necks", "decoders", "heads", "layers", "runner"},
     "interop": {"contracts", "registry", "recipe", "model", "build", "runner", "weights"},
     "demo": RUN | {"runner"},
-    "root": RUN | {"attach", "planning", "runner"},
+    "root": RUN | {"attach", "planning", "runner", "comparison"},
     "cli": {"root", "registry", "recipe", "build", "weights", "data", "evaluation"}
-    | {"runner", "ablation", "explain", "export", "interop", "planning", "demo"},
+    | {"runner", "comparison", "ablation", "explain", "export", "interop", "planning", "demo"},
     "__main__": {"cli"},
 }
 HEAVY = {"torch", "numpy", "scipy", "monai", "timm", "nibabel", "pydantic", "matplotlib"}

@@ -130,6 +130,11 @@ def headline_by_case(summary: Mapping[str, Any]) -> dict[str, float | None]:
     return {case["case"]: case["mean"] for case in summary["cases"]}
 
 
+def patients_of(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Patient by case, of the cases of which that is known."""
+    return {case["case"]: case["patient"] for case in summary["cases"] if case.get("patient") is not None}
+
+
 def _statistics(name: str, cases: Sequence[CaseScores]) -> dict[str, Any]:
     values = [case.values[name] for case in cases if name not in case.unannotated]
     present = [value for value in values if value is not None]

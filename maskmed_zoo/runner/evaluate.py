@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from maskmed_zoo.evaluation.case_table import CASES, write_cases
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
 from maskmed_zoo.evaluation.settings import check_names
+from maskmed_zoo.evaluation.written import read_summary
 from maskmed_zoo.files import is_file, is_folder, write_json
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.inference.write import check_targets, clear_abandoned, is_finished, read_prediction, write_prediction
@@ -69,12 +72,15 @@ def evaluate(
     check_targets([*targets.values()], weights, with_instances=has_instances, overwrite=True, remedy=remedy)
     for folder in (run.path, run.predictions):
         clear_abandoned(folder)
-    patients, scored = _patients(cases), list[ScoredCase]()
+    patients, scored, seconds = _patients(cases), list[ScoredCase](), list[float]()
     failures = Failures()
     with display.task("evaluating") as progress:
         for done, (name, (case, dataset)) in enumerate(cases.items(), start=1):
             with failures.kept(), within_memory(f"case '{name}'"):
+                before, start = _changed(targets[name]), time.perf_counter()
                 pair = _pair(predictor, name, case, dataset, targets[name])
+                if _changed(targets[name]) != before:
+                    seconds.append(time.perf_counter() - start)
                 pair = replace(pair, settings=settings, patient=patients.get(name))
                 scored.append(score_case(pair, wanted))
             progress(done, len(cases))
@@ -89,12 +95,24 @@ def evaluate(
         "epochs": run.epochs_behind(which, weights),
         "test_time_augmentation": False,
         "overlap": predictor.recipe.inference.overlap,
+        "seconds_per_case": median(seconds) if seconds else _known_seconds(run, weights),
         "date": now(),
     }
     result = facts | summarize_cases(scored, predictor.labels.names, wanted, settings)
     write_cases(result, run.path / CASES)
     write_json(run.evaluation_file, result)
     return result
+
+
+def _changed(path: Path) -> int | None:
+    """When a file was last written, ns; None where there is none."""
+    return path.stat().st_mtime_ns if is_file(path) else None
+
+
+def _known_seconds(run: RunFolder, weights: str) -> float | None:
+    """Seconds per case of an earlier evaluation of these weights, which predicted what is read again now."""
+    scores = read_summary(run.evaluation_file) or {}
+    return scores.get("seconds_per_case") if scores.get("weights_sha256") == weights else None
 
 
 def _patients(cases: dict[str, tuple[Case, RawDataset]]) -> dict[str, str]:

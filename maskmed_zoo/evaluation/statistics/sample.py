@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,3 +49,9 @@ def sample(runs: Sequence[Scores], cases: Sequence[str], patients: Mapping[str, 
         numbers.setdefault((patients or {}).get(case, case), len(numbers))
     index = [numbers[(patients or {}).get(case, case)] for case in cases]
     return Sample(np.array([[run[case] for case in cases] for run in runs], np.float64), np.array(index, np.int64))
+
+
+def spread(values: Sequence[float | None]) -> float | None:
+    """Sample standard deviation of the values there are; None for fewer than two."""
+    present = [value for value in values if value is not None]
+    return stdev(present) if len(present) > 1 else None
