@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,7 +92,7 @@ def _by_name(methods: object) -> dict[str, list[Path]]:
             given[name] = [Path(path) for path in several]
         return given
     expect_several("methods", methods, PATH, "names and paths, or two paths or more")
-    for path in map(Path, methods):
+    for path in map(Path, cast(Sequence[str], methods)):
         name = path.resolve().name.removesuffix(".json")
         if name in given:
             raise ArgumentError(f"methods: two are called '{name}'; give a mapping of names to paths")

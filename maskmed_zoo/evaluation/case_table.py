@@ -48,7 +48,7 @@ def is_case_table(path: Path) -> bool:
 
 def _write(summary: Mapping[str, Any], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
         for row in rows(summary):
-            writer.writerow({key: escaped(value) if isinstance(value, str) else value for key, value in row.items()})
+            writer.writerow(escaped(cell) if isinstance(cell, str) else cell for cell in row.values())

@@ -31,7 +31,7 @@ def score_table(summary: Mapping[str, Any], metric: Metric | None = None) -> Tab
         table.add_column(heading, justify="right")
 
     def mean(value: float | None, found: Mapping[str, Any] | None) -> list[str]:
-        return [_number(value), *([_interval(found and found["interval"])] if has_intervals else [])]
+        return [_number(value), *([_interval(found["interval"] if found else None)] if has_intervals else [])]
 
     for name, row in labels.items():
         numbers = [*mean(row["mean"], row), _number(row["std"])]

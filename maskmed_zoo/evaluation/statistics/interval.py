@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from maskmed_zoo.evaluation.statistics.sample import Sample, Scores, Vector, common_cases, sample
 
@@ -45,7 +45,7 @@ def interval_of(found: Sample) -> tuple[float, float] | None:
     seeds = 0.0
     if len(found.table) > 1:
         runs, error = run_variance(found)
-        quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(found.table) - 1))
+        quantile = student(len(found.table) - 1)
         seeds = quantile**2 * max(0.0, runs - error)
     return mean - float(np.hypot(below, seeds**0.5)), mean + float(np.hypot(above, seeds**0.5))
 
@@ -78,10 +78,15 @@ def _distances(sums: Vector, counts: Vector) -> tuple[float, float]:
     infinite = np.where(np.abs(shift) > tiny, np.copysign(np.inf, shift), 0.0)
     ends = np.sort(np.divide(shift, errors, out=infinite, where=errors > tiny))
     tail = round((1 - CONFIDENCE) / 2 * RESAMPLES)
-    plain = float(student.ppf((1 + CONFIDENCE) / 2, len(sums) - 1))
+    plain = student(len(sums) - 1)
     high, low = float(ends[-tail - 1]), float(ends[tail])
     # Where so many resamples hold one value alone that an end is infinite, that end is Student's.
     return error * (high if np.isfinite(high) else plain), error * (-low if np.isfinite(low) else plain)
+
+
+def student(freedom: float) -> float:
+    """Half the width of an interval in standard errors, by Student's t with these degrees of freedom."""
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 def standard_error(sums: Vector, counts: Vector) -> float:

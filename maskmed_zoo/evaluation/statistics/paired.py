@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import hypot
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtr
 from scipy.stats import wilcoxon
 
-from maskmed_zoo.evaluation.statistics.interval import CONFIDENCE, run_variance, standard_error
+from maskmed_zoo.evaluation.statistics.interval import run_variance, standard_error, student
 from maskmed_zoo.evaluation.statistics.sample import Sample, Scores, Vector, common_cases, sample
 
 EQUAL = 1e-12
@@ -80,7 +81,7 @@ def paired_difference(
         interval=interval,
         p=_signed_rank(sums / counts),
         p_methods=p_methods,
-        std=float(np.hypot(*map(stdev, means))) if min(map(len, means)) > 1 else None,
+        std=hypot(*map(stdev, means)) if min(map(len, means)) > 1 else None,
         higher=int((differences > 0).sum()),
         equal=int((differences == 0).sum()),
         lower=int((differences < 0).sum()),
@@ -109,10 +110,10 @@ def _interval(one: Sample, other: Sample, differences: Vector) -> tuple[tuple[fl
             parts += between**2 / left + within**2 / (left * (len(sums) - 1))
         freedom = max(1.0, variance**2 / parts) if parts else freedom
     error = variance**0.5
-    width = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    width = student(freedom) * error
     p = None
     if over_seeds:
-        p = float(2 * student.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
+        p = float(2 * stdtr(freedom, -abs(mean) / error)) if error else float(mean == 0)
     return (mean - width, mean + width), p
 
 

@@ -32,14 +32,14 @@ class Sample:
 
     def by_patient(self, values: Vector) -> Vector:
         """Sums over the cases of each patient, of values (…, cases)."""
-        sums = np.zeros((*values.shape[:-1], int(self.patient_of.max()) + 1))
-        np.add.at(sums, (..., self.patient_of), values)
-        return sums
+        rows = [np.bincount(self.patient_of, row) for row in np.atleast_2d(values)]
+        return np.reshape(rows, (*values.shape[:-1], -1))
 
 
 def common_cases(runs: Sequence[Scores]) -> list[str]:
     """Cases that have a score in every run, in the order of the first."""
-    return [case for case in runs[0] if all(run.get(case) is not None for run in runs)] if runs else []
+    there = [{case for case, score in run.items() if score is not None} for run in runs]
+    return [case for case in runs[0] if all(case in cases for cases in there)] if runs else []
 
 
 def sample(runs: Sequence[Scores], cases: Sequence[str], patients: Mapping[str, str] | None = None) -> Sample:
