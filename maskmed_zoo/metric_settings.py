@@ -23,6 +23,8 @@ class MetricSettings(Settings):
         description=f"nsd: distance within which surfaces agree, mm; or label name to mm, {TOLERANCE} for the others",
     )
 
+    boundary_width: Millimetres = Field(default=2.0, description="boundary_iou: width of the bands compared, mm")
+
     def tolerance_of(self, label: str) -> float:
         """mm of a label."""
         return self.tolerance.get(label, TOLERANCE) if isinstance(self.tolerance, dict) else self.tolerance

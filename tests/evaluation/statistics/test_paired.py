@@ -89,9 +89,9 @@ def test_runs_are_a_level_of_their_own() -> None:
     for side in sides:
         rows, columns, all_of_it = side.mean(1), side.mean(0), side.mean()
         of_runs = cases * sum((row - all_of_it) ** 2 for row in rows) / (runs - 1)
-        error = sum(
-            (side[i, j] - rows[i] - columns[j] + all_of_it) ** 2 for i in range(runs) for j in range(cases)
-        ) / ((runs - 1) * (cases - 1))
+        error = sum((side[i, j] - rows[i] - columns[j] + all_of_it) ** 2 for i in range(runs) for j in range(cases)) / (
+            (runs - 1) * (cases - 1)
+        )
         variance += (of_runs - error) / (runs * cases)
         parts += [(of_runs / (runs * cases), runs - 1), (error / (runs * cases), (runs - 1) * (cases - 1))]
     freedom = variance**2 / sum(part**2 / left for part, left in parts)
