@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import maskmed_zoo as zoo
 from maskmed_zoo.cli.output import render
 from maskmed_zoo.errors import ArgumentError
+from maskmed_zoo.files import is_there
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -82,11 +83,10 @@ def _methods(texts: list[str]) -> dict[str, list[str]]:
     """`[NAME=]PATH[,PATH…]` by name; what exists as it stands is one path, whatever its name holds."""
     methods: dict[str, list[str]] = {}
     for text in texts:
-        name, sign, rest = text.partition("=")
-        if not sign or Path(text).exists():
-            name, rest = "", text
-        paths = [rest] if Path(rest).exists() else [path for path in rest.split(",") if path]
-        if not paths or (sign and not name and rest != text):
+        is_named = "=" in text and not is_there(Path(text))
+        name, _, rest = text.partition("=") if is_named else ("", "", text)
+        paths = [rest] if is_there(Path(rest)) and rest else [path for path in rest.split(",") if path]
+        if not paths or (is_named and not name):
             raise ArgumentError(f"'{text}': expected [NAME=]PATH[,PATH…]")
         name = name or Path(paths[0]).resolve().name.removesuffix(".json")
         if name in methods:

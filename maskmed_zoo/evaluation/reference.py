@@ -12,12 +12,11 @@ from maskmed_zoo.labels import Labels
 
 
 def checksum_of(reference: NDArray[Any], labels: Labels) -> str:
-    """Of a label map (z y x) by the names of its foreground labels, whatever their values and the type of the array."""
-    values = labels.foreground
-    names = sorted(values)
-    table = np.zeros(max(values.values()) + 1, np.uint16)
-    for number, name in enumerate(names, start=1):
-        table[values[name]] = number
+    """Of a label map (z y x) by the names of its labels, 'ignore' too, whatever their values and the array's type."""
+    names = sorted(labels.foreground)
+    values = [labels.foreground[name] for name in names] + ([] if labels.ignore is None else [labels.ignore])
+    table = np.zeros(max(values) + 1, np.uint16)
+    table[values] = range(1, len(values) + 1)
     digest = hashlib.sha256(repr((names, reference.shape)).encode())
     for part in reference:
         inside = np.where((part >= 0) & (part < len(table)), part, 0)

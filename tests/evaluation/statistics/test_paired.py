@@ -65,6 +65,17 @@ def test_no_difference_is_no_evidence() -> None:
     assert (found.mean, found.p, found.p_methods, found.equal) == (0, 1, 1, 2)
 
 
+@pytest.mark.parametrize("cases", [1, 2, 5, 8, 30, 50, 90])
+def test_p_with_and_without_ties_and_zeros_is_scipys(cases: int) -> None:
+    rng = np.random.default_rng(cases)
+    for ties in (False, True) if cases in (1, 2, 5, 8, 90) else (False,):  # else SciPy's is no exact one
+        pairs = rng.integers(0, 4, (2, cases)) / 4 if ties else rng.random((2, cases))
+        found = paired_difference(as_scores(pairs[:1]), as_scores(pairs[1:]))
+        assert found is not None
+        difference = pairs[0] - pairs[1]
+        assert found.p == pytest.approx(wilcoxon(difference).pvalue if difference.any() else 1)
+
+
 def as_scores(table: np.ndarray) -> list[dict[str, float]]:
     return [{f"case{i}": float(v) for i, v in enumerate(run)} for run in table]
 
