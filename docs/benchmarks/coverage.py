@@ -23,13 +23,16 @@ and .03. The columns:
 * `methods`: the same of the test over cases and runs; none for one run.
 
     python docs/benchmarks/coverage.py --simulations 4000 --csv docs/benchmarks/coverage.csv
+    python docs/benchmarks/coverage.py --lowest docs/benchmarks/coverage.csv
 
-One core takes some minutes for a thousand simulations. Random numbers are the same in every call.
+One core takes ten minutes for a thousand simulations. Random numbers are the same in every call. The second line prints
+what `maskmed_zoo/evaluation/statistics/coverage.py` tells users: the lowest shares over all scenes.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -135,14 +138,40 @@ def row_of(world: World, cases: int, seeds: int, simulations: int) -> Row:
     return shares if seeds > 1 else shares | {"methods": ""}
 
 
+def lowest(rows: list[Row]) -> tuple[dict[str, dict[int, dict[int, float]]], dict[int, float]]:
+    """Lowest coverage by kind, cases and seeds, and by cases how often single runs of equal methods are told apart.
+
+    Of one run the truth is that of the networks, of several that of the methods.
+    """
+    measured: dict[str, dict[int, dict[int, float]]] = {"mean": {}, "difference": {}}
+    one_run: dict[int, float] = {}
+    for row in rows:
+        cases, seeds, of = int(row["cases"]), int(row["seeds"]), "networks" if row["seeds"] == "1" else "methods"
+        shares = {"mean": [row[f"mean_{of}"]], "difference": [row[f"difference_{of}"]]}
+        if of == "methods" or float(row["run_sd"]) == 0:  # else the shift of methods is none of networks
+            shares["difference"].append(row["shifted_methods"])
+        for kind, found in shares.items():
+            by_seeds = measured[kind].setdefault(cases, {})
+            by_seeds[seeds] = min(by_seeds.get(seeds, 1.0), *map(float, found))
+        if seeds == 1:
+            one_run[cases] = max(one_run.get(cases, 0.0), float(row["signed_rank"]))
+    return measured, one_run
+
+
 def main() -> None:
     """Every cell in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=1000, metavar="N", help="per row (default: %(default)s)")
     parser.add_argument("--cases", type=int, nargs="+", default=CASES, metavar="N")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="N")
-    parser.add_argument("--csv", type=Path, required=True, metavar="FILE")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--csv", type=Path, metavar="FILE", help="simulate, and write this file")
+    what.add_argument("--lowest", type=Path, metavar="FILE", help="print the lowest shares in this file")
     args = parser.parse_args()
+    if args.lowest:
+        with args.lowest.open(newline="", encoding="utf-8") as file:
+            print(*lowest(list(csv.DictReader(file))), sep="\n")
+        return
     rows: list[Row] = []
     for (name, scene), varies in product(SCENES.items(), (False, True)):
         world = World.of(scene, scene.run if varies else 0.0)

@@ -128,7 +128,8 @@ def _remarks(differences: Iterable[dict[str, Any]]) -> list[str]:
         if row["interval_warning"]:
             found[row["interval_warning"]] = None
         if min(row["seeds"]) == 1:
-            found[f"p speaks about other cases alone where a side has one seed. {told_apart(row['patients'])}"] = None
+            single = f"p speaks about other cases alone where a side has one seed. {told_apart(row['patients'])}"
+            found[single.rstrip()] = None
     return [*found]
 
 

@@ -60,7 +60,7 @@ def _limits(row: Mapping[str, Any], metric: Metric, better: str) -> list[str]:
     singles = [name for name, seeds in zip((row["first"], row["second"]), row["seeds"], strict=True) if seeds == 1]
     if singles:
         have = f"{' and '.join(singles)} {'has' if len(singles) == 1 else 'have'} one run"
-        found.append(f"That other training runs would show the same: {have}. {told_apart(row['patients'])}")
+        found.append(f"That other training runs would show the same: {have}. {told_apart(row['patients'])}".rstrip())
     elif row["sd_over_seeds"] is not None and abs(row["mean"]) < row["sd_over_seeds"]:
         found.append(
             f"That one run of each would show it: the difference is smaller than the spread over seeds (standard "
