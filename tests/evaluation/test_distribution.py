@@ -64,8 +64,8 @@ def test_a_summary_says_how_sure_it_is(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def scored(identifier: str, prediction: list[int], reference: list[int], annotated: set[str]) -> ScoredCase:
-    maps = (np.array(values)[None, None] for values in (prediction, reference))
-    pair = LabelMapPair(identifier, *maps, LABELS, frozenset(annotated), (1, 1, 1), patient="p\n1")
+    maps = [np.array(values)[None, None] for values in (prediction, reference)]
+    pair = LabelMapPair(identifier, maps[0], maps[1], LABELS, frozenset(annotated), (1, 1, 1), patient="p\n1")
     return score_case(pair, chosen("volume_difference"))
 
 

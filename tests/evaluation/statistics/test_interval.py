@@ -42,7 +42,7 @@ def test_skewed_scores_have_skewed_intervals() -> None:
     """As SciPy's BCa has them, which is wider on the same side."""
     values = skewed(200)
     low, high = mean_interval([as_scores(values)]) or (0, 0)
-    theirs = bootstrap((values,), np.mean, random_state=np.random.default_rng(0), n_resamples=4000).confidence_interval
+    theirs = bootstrap((values,), np.mean, rng=np.random.default_rng(0), n_resamples=4000).confidence_interval
     width = theirs.high - theirs.low
     assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.08 * width)
     assert values.mean() - low > high - values.mean()

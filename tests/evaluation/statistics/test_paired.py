@@ -131,10 +131,10 @@ def test_first_and_second_change_places() -> None:
 def test_cases_of_a_patient_count_once() -> None:
     """Patients with two equal cases say as much as patients with one."""
     pairs = np.random.default_rng(4).random((2, 2, 7))
-    once = paired_difference(*(as_scores(side) for side in pairs))
-    twice = paired_difference(
-        *(as_scores(np.repeat(side, 2, axis=1)) for side in pairs), {f"case{i}": f"p{i // 2}" for i in range(14)}
-    )
+    once = paired_difference(as_scores(pairs[0]), as_scores(pairs[1]))
+    both = np.repeat(pairs, 2, axis=2)
+    patients = {f"case{i}": f"p{i // 2}" for i in range(14)}
+    twice = paired_difference(as_scores(both[0]), as_scores(both[1]), patients)
     assert once is not None
     assert twice is not None
     assert (twice.cases, twice.patients, once.patients) == (14, 7, 7)
