@@ -84,7 +84,7 @@ def test_hausdorff_distance_of_scipy_between_boundary_voxels() -> None:
     spacing = (2.0, 1.0, 0.7)
     reference = ball((30, 50, 70), 15, spacing)
     prediction = np.roll(ball((30, 50, 70), 12, spacing), 9, 2)
-    edges = [mask & ~binary_erosion(mask) for mask in (prediction, reference)]
+    edges = [mask & np.logical_not(binary_erosion(mask)) for mask in (prediction, reference)]
     away = [np.asarray(distance_transform_edt(np.logical_not(edge), sampling=spacing)) for edge in edges]
     expected = max(away[1 - side][edges[side]].max() for side in (0, 1))
     found = scores(pair_of(prediction, reference, spacing), "hd", "hd95")
@@ -228,7 +228,9 @@ def test_tolerance_by_label() -> None:
     values = []
     for tolerance in (0.5, 1.0, {"vein": 0.5}, {"vein": 0.5, "liver": 0.5}):
         settings = MetricSettings(tolerance=tolerance)
-        pair = replace(pair_of(*arrays), labels=labels, annotated=frozenset(labels.foreground), settings=settings)
+        pair = replace(
+            pair_of(arrays[0], arrays[1]), labels=labels, annotated=frozenset(labels.foreground), settings=settings
+        )
         values.append(score_case(pair, chosen(["nsd"])).scores["nsd"].values)
     strict, loose, some, both = values
     assert loose == {"liver": 1, "vein": 1}
