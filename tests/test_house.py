@@ -83,7 +83,8 @@ ALLOWED: dict[str, set[str]] = {
     "planning": RUN | {"encoders", "necks", "decoders", "heads", "layers", "runner"},
     "interop": {"contracts", "registry", "recipe", "model", "build", "runner", "weights"},
     "demo": RUN | {"runner"},
-    "root": RUN | {"attach", "planning", "runner", "comparison"},
+    "scoring": RUN | {"runner", "comparison"},
+    "root": RUN | {"attach", "planning", "runner", "scoring"},
     "cli": {"root", "registry", "recipe", "build", "weights", "data", "evaluation"}
     | {"runner", "comparison", "ablation", "explain", "export", "interop", "planning", "demo"},
     "__main__": {"cli"},

@@ -81,6 +81,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _methods(texts: list[str]) -> dict[str, list[str]]:
     """`[NAME=]PATH[,PATH…]` by name; what exists as it stands is one path, whatever its name holds."""
+    from maskmed_zoo.comparison.methods import name_of
+
     methods: dict[str, list[str]] = {}
     for text in texts:
         is_named = "=" in text and not is_there(Path(text))
@@ -88,7 +90,7 @@ def _methods(texts: list[str]) -> dict[str, list[str]]:
         paths = [rest] if is_there(Path(rest)) and rest else [path for path in rest.split(",") if path]
         if not paths or (is_named and not name):
             raise ArgumentError(f"'{text}': expected [NAME=]PATH[,PATH…]")
-        name = name or Path(paths[0]).resolve().name.removesuffix(".json")
+        name = name or name_of(Path(paths[0]))
         if name in methods:
             raise ArgumentError(f"two methods are called '{name}'; give them names of their own, as in a={paths[0]}")
         methods[name] = paths

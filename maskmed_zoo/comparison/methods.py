@@ -12,8 +12,8 @@ from maskmed_zoo.data.case import image_files
 from maskmed_zoo.errors import ArgumentError, DataError
 from maskmed_zoo.evaluation.folders import evaluate_folders
 from maskmed_zoo.evaluation.metrics import Metric
+from maskmed_zoo.evaluation.settings import SettingsSource
 from maskmed_zoo.files import is_file, is_folder, usable
-from maskmed_zoo.metric_settings import MetricSettings
 
 SCORES, RECIPE, PREDICTIONS = "evaluation.json", "recipe.yaml", "predictions"
 """In the folder of a run."""
@@ -25,7 +25,7 @@ class References:
 
     ref: Path | None = None
     labels: Mapping[str, int] | None = None
-    settings: MetricSettings | None = None
+    settings: SettingsSource | None = None
     missing_as_missed: bool = False
 
 
@@ -44,6 +44,11 @@ class Method:
 
     name: str
     runs: tuple[Run, ...]
+
+
+def name_of(path: Path) -> str:
+    """What a method is called that has no name: as its folder or file; raises `DataError` for no usable path."""
+    return usable(path, DataError).resolve().name.removesuffix(".json")
 
 
 def read_methods(given: Mapping[str, Sequence[Path]], wanted: Sequence[Metric], references: References) -> list[Method]:

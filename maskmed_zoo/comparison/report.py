@@ -22,8 +22,7 @@ LATEX = {
 
 
 def check_folder(out: Path, further: str) -> None:
-    """Make a folder for a comparison; raises `OutputError` where files that are of none would be replaced."""
-    make_folder(out)
+    """Raise `OutputError` where a comparison in this folder would replace files that are of none."""
     there = [name for name in (*FILES, further) if is_there(out / name)]
     if there and not _is_comparison(out / FILES[-1]):
         raise OutputError(f"{out / there[0]}: exists and is of no comparison, so it stays; give another folder")
@@ -31,6 +30,7 @@ def check_folder(out: Path, further: str) -> None:
 
 def write(comparison: Mapping[str, Any], out: Path) -> list[Path]:
     """Write `compare.md`, `compare.tex` and `compare.json`."""
+    make_folder(out)
     text = json.dumps(comparison, indent=1, allow_nan=False) + "\n"
     contents = ("\n".join(markdown(comparison)) + "\n", "\n".join(latex(comparison)) + "\n", text)
     for name, content in reversed([*zip(FILES, contents, strict=True)]):

@@ -23,7 +23,7 @@ from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
-from maskmed_zoo.evaluation.settings import check_names
+from maskmed_zoo.evaluation.settings import SettingsSource, check_names, metric_settings
 from maskmed_zoo.files import usable
 from maskmed_zoo.labels import Labels, LabelsError
 from maskmed_zoo.metric_settings import MetricSettings
@@ -40,7 +40,7 @@ def evaluate_folders(
     labels: Mapping[str, int] | None = None,
     *,
     metrics: Sequence[str] = (),
-    settings: MetricSettings | None = None,
+    settings: SettingsSource | None = None,
     missing_as_missed: bool = False,
 ) -> dict[str, Any]:
     """The summary of every label map in `ref` and the file of the same name in `pred`.
@@ -56,12 +56,12 @@ def evaluate_folders(
     predictions, settings that name a label there is not, and, one line for each case, maps that do not lie on one
     another, values that are no label, and an annotated.json that the references contradict.
     """
+    used_settings = MetricSettings() if settings is None else metric_settings(settings)
     pred, ref, wanted = usable(Path(pred), DataError), usable(Path(ref), DataError), chosen(metrics)
-    settings = settings or MetricSettings()
     names, missing = _names(pred, ref, missing_as_missed=missing_as_missed)
     known = _labels(ref, labels)
     used = known or _found([*(pred / name for name in names if name not in missing), *(ref / name for name in names)])
-    check_names(settings, used)
+    check_names(used_settings, used)
     source = _beside(ref, ANNOTATED)
     identifiers = [stem_of(Path(name)) for name in names]
     annotated = annotated_labels(source, used, identifiers, others=True) if source else {}
@@ -82,11 +82,11 @@ def evaluate_folders(
             _check_values(prediction, used)
             check_annotated(_check_values(reference, used), reference.path, used, there)
             separated = _separated(prediction, reference, used, names) if has_instances else None
-            arrays, patient = (prediction.array, reference.array), patients.get(identifier)
-            pair = LabelMapPair(identifier, *arrays, used, there, reference.spacing, separated, settings, patient)
+            arrays, further = (prediction.array, reference.array), (separated, used_settings, patients.get(identifier))
+            pair = LabelMapPair(identifier, *arrays, used, there, reference.spacing, *further)
             cases.append(score_case(pair, wanted))
     failures.tell(len(names), NOTHING)
-    summary = summarize_cases(cases, list(used.foreground), wanted, settings)
+    summary = summarize_cases(cases, list(used.foreground), wanted, used_settings)
     predicted = {path.name for path in image_files(pred) if not is_objects_file(path, record)}
     summary["unpredicted"] = [stem_of(Path(name)) for name in missing]
     summary["unreferenced"] = sorted(stem_of(Path(name)) for name in predicted - set(names))

@@ -29,13 +29,12 @@ from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.case_table import CASES, write_cases
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
-from maskmed_zoo.evaluation.settings import check_names
+from maskmed_zoo.evaluation.settings import SettingsSource, check_names, metric_settings
 from maskmed_zoo.evaluation.written import read_summary
 from maskmed_zoo.files import is_file, is_folder, write_json
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.inference.write import check_targets, clear_abandoned, is_finished, read_prediction, write_prediction
 from maskmed_zoo.memory import within_memory
-from maskmed_zoo.metric_settings import MetricSettings
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.load import load
 from maskmed_zoo.runner.manifest import now
@@ -49,7 +48,7 @@ def evaluate(
     device: str | None = None,
     which: Which = "last",
     metrics: Sequence[str] = (),
-    settings: MetricSettings | None = None,
+    settings: SettingsSource | None = None,
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Predict and score the run's validation cases; writes `predictions/` and `evaluation.json`, returns the latter.
@@ -62,8 +61,8 @@ def evaluate(
     """
     display, wanted = display or Display(), chosen(metrics)
     predictor, manifest = load(run, which=which, device=device), run.manifest()
-    settings = settings or predictor.recipe.evaluation
-    check_names(settings, predictor.labels)
+    used_settings = predictor.recipe.evaluation if settings is None else metric_settings(settings)
+    check_names(used_settings, predictor.labels)
     cases = validation_cases(manifest, data, predictor.channels)
     targets = {name: run.predictions / f"{name}{DEFAULT}" for name in cases}
     has_instances, weights = predictor.recipe.data.instances is not None, predictor.weights_sha256
@@ -81,7 +80,7 @@ def evaluate(
                 pair = _pair(predictor, name, case, dataset, targets[name])
                 if _changed(targets[name]) != before:
                     seconds.append(time.perf_counter() - start)
-                pair = replace(pair, settings=settings, patient=patients.get(name))
+                pair = replace(pair, settings=used_settings, patient=patients.get(name))
                 scored.append(score_case(pair, wanted))
             progress(done, len(cases))
     failures.tell(len(cases), f"the others are predicted, in {run.predictions}, and nothing is scored")
@@ -98,7 +97,7 @@ def evaluate(
         "seconds_per_case": median(seconds) if seconds else _known_seconds(run, weights),
         "date": now(),
     }
-    result = facts | summarize_cases(scored, predictor.labels.names, wanted, settings)
+    result = facts | summarize_cases(scored, predictor.labels.names, wanted, used_settings)
     write_cases(result, run.path / CASES)
     write_json(run.evaluation_file, result)
     return result

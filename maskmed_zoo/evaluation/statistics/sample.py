@@ -32,8 +32,8 @@ class Sample:
 
     def by_patient(self, values: Vector) -> Vector:
         """Sums over the cases of each patient, of values (…, cases)."""
-        rows = [np.bincount(self.patient_of, row) for row in np.atleast_2d(values)]
-        return np.reshape(rows, (*values.shape[:-1], -1))
+        rows = np.array([np.bincount(self.patient_of, row) for row in np.atleast_2d(values)], np.float64)
+        return rows.reshape(*values.shape[:-1], -1)
 
 
 def common_cases(runs: Sequence[Scores]) -> list[str]:
