@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print tables and words, and write the files."""
     from maskmed_zoo.comparison.report import data_line
-    from maskmed_zoo.comparison.tables import cost_table, tables_of
+    from maskmed_zoo.comparison.tables import cost_table, remarks, tables_of
 
     comparison = zoo.compare(
         _methods(args.methods),
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     for name, tables in tables_of(comparison, labels=args.labels).items():
         metric = comparison["metrics"][name]
         shown += [_table(table) for table in tables]
-        shown += [f"{metric['rules']}\n", *_words(metric["words"])]
+        shown += [*remarks(metric), f"{metric['rules']}\n", *_words(metric["words"])]
     costs = cost_table(comparison)
     render(*shown, *([] if costs is None else [_table(costs)]))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maskmed_zoo.comparison.compare import FORMAT
-from maskmed_zoo.comparison.tables import TextTable, cost_table, heading, tables_of
+from maskmed_zoo.comparison.tables import TextTable, cost_table, heading, remarks, tables_of
 from maskmed_zoo.errors import DataError, OutputError, escaped
 from maskmed_zoo.files import is_there, make_folder, read_json, write_text
 
@@ -54,7 +54,7 @@ def markdown(comparison: Mapping[str, Any]) -> Iterator[str]:
             yield ""
         for table in tables:
             yield from _markdown_table(table)
-        yield from (_markdown(metric["rules"]), "")
+        yield from (_markdown(" ".join([*remarks(metric), metric["rules"]])), "")
     if cost is not None:
         yield from _markdown_table(cost)
     yield from ("## What the numbers are", "")

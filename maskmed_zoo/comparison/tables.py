@@ -47,6 +47,13 @@ def _cost(value: float | None, show: Any) -> str:
     return "–" if value is None else show(value)
 
 
+def remarks(table: Mapping[str, Any]) -> list[str]:
+    """What is to be said of a metric's intervals that hold less than they say, each once."""
+    means = [found for method in table["methods"].values() for found in (method["all"], *method["labels"].values())]
+    rows = [*means, *table["differences"], *table["label_differences"]]
+    return [*dict.fromkeys(row["interval_warning"] for row in rows if row["interval_warning"])]
+
+
 def heading(table: Mapping[str, Any]) -> str:
     """A metric's title with its unit and direction."""
     unit = f", {table['unit']}" if table["unit"] else ""

@@ -21,8 +21,9 @@ def sentences(row: Mapping[str, Any], metric: Metric) -> dict[str, list[str]]:
         better, worse = worse, better
     by = f"by {size(row['mean'], metric.unit)} ({_interval(row, metric, row['mean'])})"
     tested = row["p_methods_holm"] is not None
-    networks = row["p_holm"] < LEVEL and row["mean"] != 0
-    methods = tested and row["p_methods_holm"] < LEVEL
+    differ, methods = row["p_holm"] < LEVEL, tested and row["p_methods_holm"] < LEVEL
+    networks = differ and row["interval"] is not None and row["interval"][0] * row["interval"][1] > 0
+    seen = f"{first} minus {second} is {signed(row['mean'], metric.unit)} ({_interval(row, metric, 1)})"
     p, p_methods = p_value(row["p_holm"], "p"), p_value(row["p_methods_holm"], "p")
     limits: list[str] = []
     if methods:
@@ -31,13 +32,12 @@ def sentences(row: Mapping[str, Any], metric: Metric) -> dict[str, list[str]]:
             f"runs."
         )
         limits.append("That it holds for cases of another kind, or for every label: see the rows by label.")
-    elif networks and tested:
+    elif differ and tested:
         follows = (
-            f"The trained networks of {better} are better than those of {worse} in {metric.title}, {by}; {p} over "
-            f"other cases."
+            f"The trained networks of {first} and {second} differ in {metric.title} over other cases ({p}); {seen}."
         )
         limits.append(
-            f"That {better} is the better method: runs of one method differ so much that their choice may explain it "
+            f"That one is the better method: runs of one method differ so much that their choice may explain it "
             f"({p_methods} over cases and runs)."
         )
     elif networks:
@@ -45,17 +45,25 @@ def sentences(row: Mapping[str, Any], metric: Metric) -> dict[str, list[str]]:
             f"The trained network of {better} is better than that of {worse} in {metric.title}, {by}; {p} over other "
             f"cases."
         )
+    elif differ:
+        follows = (
+            f"The trained networks of {first} and {second} differ in {metric.title} over other cases ({p}), but not "
+            f"surely in the mean: {seen}. {first} is better in {row['better']} cases and worse in {row['worse']}."
+        )
     else:
         follows = (
             f"No difference between {first} and {second} in {metric.title} is shown ({p_methods if tested else p}); "
-            f"{first} minus {second} is {signed(row['mean'], metric.unit)} ({_interval(row, metric, 1)})."
+            f"{seen}."
         )
         limits.append("That they are equal: every difference in the interval goes with these scores.")
-    return {"follows": [follows], "does_not_follow": [*limits, *_limits(row, metric, better)]}
+    return {
+        "follows": [follows],
+        "does_not_follow": [*limits, *_limits(row, metric, better if methods or (networks and not tested) else None)],
+    }
 
 
-def _limits(row: Mapping[str, Any], metric: Metric, better: str) -> list[str]:
-    """What holds against every reading of the row."""
+def _limits(row: Mapping[str, Any], metric: Metric, better: str | None) -> list[str]:
+    """What holds against every reading of the row; `better` is what it says is better, if it says so."""
     found: list[str] = []
     singles = [name for name, seeds in zip((row["first"], row["second"]), row["seeds"], strict=True) if seeds == 1]
     if singles:
@@ -66,9 +74,8 @@ def _limits(row: Mapping[str, Any], metric: Metric, better: str) -> list[str]:
             f"That one run of each would show it: the difference is smaller than the spread over seeds (standard "
             f"deviation {size(row['sd_over_seeds'], metric.unit)})."
         )
-    first_is_better = better == row["first"]
-    more, fewer = (row["better"], row["worse"]) if first_is_better else (row["worse"], row["better"])
-    if row["mean"] and more < fewer:
+    more, fewer = (row["better"], row["worse"]) if better == row["first"] else (row["worse"], row["better"])
+    if better and more < fewer:
         found.append(f"That {better} is better in most cases: it is in {more}, and worse in {fewer}.")
     if row["unpaired"]:
         found.append(f"Anything about {row['unpaired']} cases that only one of the two has a score of.")

@@ -90,9 +90,9 @@ def test_several_seeds_are_a_group(tmp_path: Path) -> None:
     unsure = zoo.compare({"one": runs("one", 0, 0.08), "three": runs("three", 0.03, 0.08)})["metrics"]["dice"]
     (row,) = unsure["differences"]
     assert row["p_holm"] < 0.05 < row["p_methods_holm"]
-    assert unsure["words"][0]["follows"][0].startswith("The trained networks of three are better")
+    assert unsure["words"][0]["follows"][0].startswith("The trained networks of one and three differ in Dice over")
     limits = " ".join(unsure["words"][0]["does_not_follow"])
-    assert "That three is the better method: runs of one method differ so much" in limits
+    assert "That one is the better method: runs of one method differ so much" in limits
     assert "smaller than the spread over seeds" in limits
 
 
@@ -138,7 +138,10 @@ def test_mean_and_most_cases_may_disagree(tmp_path: Path) -> None:
     other[0] = 0.0
     paths = [write(tmp_path / f"{name}.json", document(table)) for name, table in (("steady", BASE), ("wild", other))]
     (words,) = zoo.compare(paths)["metrics"]["dice"]["words"]
-    assert "That steady is better in most cases: it is in 1, and worse in 11." in words["does_not_follow"]
+    (line,) = words["follows"]
+    assert line.startswith("The trained networks of steady and wild differ in Dice over other cases (p = 0.03")
+    assert "but not surely in the mean: steady minus wild is +0.0" in line
+    assert line.endswith("steady is better in 1 cases and worse in 11.")
 
 
 def test_a_label_that_one_side_alone_has_a_score_of_is_counted(tmp_path: Path) -> None:

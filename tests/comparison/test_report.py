@@ -66,6 +66,7 @@ def test_numbers_of_the_page_are_those_of_the_document(files: list[Path], tmp_pa
         assert f"- {definition}: " in page
     warning = found["metrics"]["dice"]["methods"]["a"]["all"]["interval_warning"]
     assert warning, "of eight cases"
+    assert warning in page.replace("\\", "")
 
 
 def test_the_picture_has_a_row_for_all(files: list[Path], tmp_path: Path) -> None:
@@ -97,6 +98,7 @@ def test_on_the_terminal(files: list[Path], capsys: pytest.CaptureFixture[str]) 
     ):
         assert words in text
     assert "Does not follow: " in text
+    assert "With 8 cases these 95 % intervals held the truth" in " ".join(text.split())
     assert text.count("By label") == 2
     assert main(["compare", *map(str, files)]) == 0
     assert "By label" not in capsys.readouterr().out

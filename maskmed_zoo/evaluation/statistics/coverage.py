@@ -1,6 +1,6 @@
 """How often a 95 % interval holds what it speaks of, as simulated; and the words where that is too seldom.
 
-Source: `docs/benchmarks/coverage.csv`, the lowest share over its scenes. A test holds this table to that file.
+Source: `docs/benchmarks/intervals.csv`, the lowest share over its scenes. A test holds this table to that file.
 """
 
 from __future__ import annotations

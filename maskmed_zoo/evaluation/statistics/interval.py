@@ -3,7 +3,7 @@
 Source: the studentized bootstrap over patients (Efron and Tibshirani 1993, ch. 12.5; patients of several cases by the
 linearized ratio of sums). Several runs are a level of their own: what another training run would change is added by
 the rule for the sum of two independent parts (Zou and Donner 2008). Chosen by simulation among t, percentile, BCa and
-this one: scores are skewed, and the others miss more often on the side of the failures. `docs/benchmarks/coverage.py`
+this one: scores are skewed, and the others miss more often on the side of the failures. `docs/benchmarks/intervals.py`
 is the simulation.
 """
 

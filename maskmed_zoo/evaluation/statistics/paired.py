@@ -3,7 +3,7 @@
 Sources: Wilcoxon 1945, the signed-rank test, compared with SciPy's (two-sided); cases and
 training runs as two crossed levels with Satterthwaite's degrees of freedom, as readers and cases are in studies of
 several readers (Dorfman, Berbaum and Metz 1992; Hillis 2007). Differences are nearly symmetric, and there Student's t
-holds its 95 % better than any bootstrap (`docs/benchmarks/coverage.py`).
+holds its 95 % better than any bootstrap (`docs/benchmarks/intervals.py`).
 
 The signed-rank test speaks about other patients and these trained networks. About the methods, which another training
 run would change too, speaks the interval, and `p_methods`, where each side has several runs.

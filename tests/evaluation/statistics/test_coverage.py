@@ -18,9 +18,9 @@ BENCHMARKS = Path(__file__).resolve().parents[3] / "docs" / "benchmarks"
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """`docs/benchmarks/coverage.py`, which is no package."""
+    """`docs/benchmarks/intervals.py`, which is no package."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    spec = importlib.util.spec_from_file_location("simulated_coverage", BENCHMARKS / "coverage.py")
+    spec = importlib.util.spec_from_file_location("simulated_coverage", BENCHMARKS / "intervals.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -30,7 +30,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_table_is_that_of_the_benchmark(script: ModuleType) -> None:
-    with (BENCHMARKS / "coverage.csv").open(newline="", encoding="utf-8") as file:
+    with (BENCHMARKS / "intervals.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 3 * 4 * 4
     measured, one_run = script.lowest(rows)
@@ -40,7 +40,7 @@ def test_the_table_is_that_of_the_benchmark(script: ModuleType) -> None:
 
 def test_the_test_over_runs_holds_its_level() -> None:
     """And the signed-rank test does where networks are equal, but not where runs differ, which is why there are two."""
-    with (BENCHMARKS / "coverage.csv").open(newline="", encoding="utf-8") as file:
+    with (BENCHMARKS / "intervals.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     chance = 3 * (0.05 * 0.95 / int(rows[0]["simulations"])) ** 0.5
     methods = [float(row["methods"]) for row in rows if row["methods"]]

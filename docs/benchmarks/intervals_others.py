@@ -1,4 +1,4 @@
-"""Why these intervals: the ones that `evaluate` and `compare` use beside others, on the scenes of `coverage.py`.
+"""Why these intervals: the ones that `evaluate` and `compare` use beside others, on the scenes of `intervals.py`.
 
 Of a mean and of a difference with one run each, the truth being the networks': Student's t, the percentile bootstrap,
 BCa (Efron 1987) and the studentized bootstrap. Of a difference with three runs each that differ as the scene says, the
@@ -6,7 +6,7 @@ truth being the methods': Student's t over the cases' means over runs, a bootstr
 squares of both levels with Satterthwaite's degrees of freedom. All are written out here for many samples at once, but
 for the last, which is the package's. A row is the share of 95 % intervals that hold the truth.
 
-    python docs/benchmarks/coverage_rivals.py --simulations 2000 --csv docs/benchmarks/coverage_rivals.csv
+    python docs/benchmarks/intervals_others.py --simulations 2000 --csv docs/benchmarks/intervals_others.csv
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from coverage import SCENES, World
+from intervals import SCENES, World
 from measure import Row, write
 from scipy.special import ndtr, ndtri, stdtrit
 
@@ -78,8 +78,8 @@ def several(first: np.ndarray, second: np.ndarray, random: np.random.Generator) 
 
 def paired(first: np.ndarray, second: np.ndarray) -> PairedDifference | None:
     """The package's, of (runs, cases)."""
-    sides = [[{str(case): float(dice) for case, dice in enumerate(run)} for run in side] for side in (first, second)]
-    return paired_difference(*sides)
+    ours, theirs = ([{str(case): float(dice) for case, dice in enumerate(run)} for run in x] for x in (first, second))
+    return paired_difference(ours, theirs)
 
 
 def rows_of(name: str, cases: int, simulations: int) -> list[Row]:

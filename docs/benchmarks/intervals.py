@@ -22,8 +22,8 @@ and .03. The columns:
   equal methods apart; where `run_sd` is 0 the networks are equal too, and it should be 5 % or less;
 * `methods`: the same of the test over cases and runs; none for one run.
 
-    python docs/benchmarks/coverage.py --simulations 4000 --csv docs/benchmarks/coverage.csv
-    python docs/benchmarks/coverage.py --lowest docs/benchmarks/coverage.csv
+    python docs/benchmarks/intervals.py --simulations 4000 --csv docs/benchmarks/intervals.csv
+    python docs/benchmarks/intervals.py --lowest docs/benchmarks/intervals.csv
 
 One core takes ten minutes for a thousand simulations. Random numbers are the same in every call. The second line prints
 what `maskmed_zoo/evaluation/statistics/coverage.py` tells users: the lowest shares over all scenes.
