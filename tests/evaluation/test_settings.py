@@ -94,9 +94,10 @@ def test_missed_labels_are_counted_and_have_the_worst_value(folders) -> None:
     pred, ref = folders
     summary = zoo.evaluate(pred=pred, ref=ref, metrics=["hd95"])
     diagonal = float(np.linalg.norm([12, 12, 8]))
-    assert summary["labels"]["right"] == {
+    right = {
         "mean": 0.5, "std": pytest.approx(0.5**0.5), "n": 2, "absent": 0, "missed": 1, "false": 0, "unannotated": 0
     }  # fmt: skip
+    assert summary["labels"]["right"].items() >= right.items()
     found = summary["metrics"]["hd95"]
     assert found["cases"][0]["hd95"] == {"left": 3, "right": pytest.approx(diagonal)}
     assert found["mean_hd95"] == pytest.approx((3 + diagonal) / 4)

@@ -47,6 +47,7 @@ def test_a_run_holds_what_it_promises(tiny_recipe: Path, dataset: Path, tmp_path
         "weights_best.safetensors",
         "weights_last.safetensors",
         "state_last.pt",
+        "evaluation.csv",
         "evaluation.json",
         "predictions",
     }
