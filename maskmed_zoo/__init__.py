@@ -292,13 +292,13 @@ def evaluate(
         ref: folder of reference label maps of the same names.
         labels: label names and values of `pred` and `ref`; default: those of the dataset.json in `ref` or beside it.
         metrics: further ones than Dice, by name.
-        metric_settings: what they depend on, as the tolerance of `nsd`: a YAML file, or its content; default: a recipe's.
+        metric_settings: what they depend on, as the tolerance of nsd: a YAML file or its content; default: a recipe's.
         data: where the run's data sets are now, if they have moved.
         weights: which checkpoint of a run; default: the last.
         device: for a run, as in `train`.
 
-    Raises `ArgumentError` unless either `run`, or `pred` and `ref` are given with what belongs to them, and for a metric
-    that there is none of; `RecipeError` for wrong settings; `DataError` and `CheckpointError` for unusable folders.
+    Raises `ArgumentError` unless either `run`, or `pred` and `ref` are given with what belongs to them, and for unknown
+    metrics; `RecipeError` for wrong settings; `DataError` and `CheckpointError` for folders that cannot be used.
     """
     from collections.abc import Mapping
     from pathlib import Path
