@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import hypot
+from threading import Lock
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
@@ -42,6 +42,8 @@ class LabelMapPair:
     instances: Separated | None = None
     settings: MetricSettings = field(default_factory=MetricSettings)
     patient: str | None = None
+    _surfaces: dict[str, SurfacePair] = field(default_factory=dict[str, SurfacePair], init=False, repr=False)
+    _one_by_one: Lock = field(default_factory=Lock, init=False, repr=False)
 
     @property
     def diagonal(self) -> float:
@@ -63,7 +65,8 @@ class LabelMapPair:
 
     def masks(self, name: str) -> tuple[Mask, Mask]:
         """Where prediction and reference have a label, in the box (z y x) that holds both; without 'ignore'."""
-        box, value = self._boxes[name], self.labels[name]
+        with self._one_by_one:  # labels are scored side by side
+            box, value = self._boxes[name], self.labels[name]
         ours, theirs = self.prediction[box] == value, self.reference[box] == value
         if self.labels.ignore is not None:
             ours &= self.reference[box] != self.labels.ignore
@@ -76,17 +79,10 @@ class LabelMapPair:
         return self._surfaces[name]
 
     @cached_property
-    def _surfaces(self) -> dict[str, SurfacePair]:
-        return {}
-
-    @cached_property
     def _boxes(self) -> dict[str, tuple[slice, ...]]:
         """Of each foreground label that there is, around both sides."""
         highest = max(self.labels.foreground.values())
-        sides = [
-            find_objects(side.view(np.uint8) if side.dtype == bool else side, highest)
-            for side in (self.prediction, self.reference)
-        ]
+        sides = [find_objects(side, highest) for side in (self.prediction, self.reference)]
         boxes: dict[str, tuple[slice, ...]] = {}
         for name, value in self.labels.foreground.items():
             there = [box for box in (side[value - 1] for side in sides) if box]

@@ -60,8 +60,9 @@ def evaluate(
     others are predicted; `evaluation.json` is then left as it was.
     """
     display, wanted = display or Display(), chosen(metrics)
+    given = None if settings is None else metric_settings(settings)
     predictor, manifest = load(run, which=which, device=device), run.manifest()
-    used_settings = predictor.recipe.evaluation if settings is None else metric_settings(settings)
+    used_settings = given or predictor.recipe.evaluation
     check_names(used_settings, predictor.labels)
     cases = validation_cases(manifest, data, predictor.channels)
     targets = {name: run.predictions / f"{name}{DEFAULT}" for name in cases}
