@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from maskmed_zoo.attach import AttachedModel
     from maskmed_zoo.data.check.finding import Finding
     from maskmed_zoo.inference.predictor import Predictor
+    from maskmed_zoo.metric_settings import MetricSettings
     from maskmed_zoo.model import SegmentationModel
     from maskmed_zoo.planning.plan import Plan
     from maskmed_zoo.recipe import Recipe
@@ -278,6 +279,7 @@ def evaluate(
     ref: str | Path | None = None,
     labels: Mapping[str, int] | None = None,
     metrics: Sequence[str] = (),
+    metric_settings: str | Path | Mapping[str, Any] | MetricSettings | None = None,
     data: str | Path | Sequence[str | Path] | None = None,
     weights: Literal["last", "best"] | None = None,
     device: str | None = None,
@@ -290,19 +292,22 @@ def evaluate(
         ref: folder of reference label maps of the same names.
         labels: label names and values of `pred` and `ref`; default: those of the dataset.json in `ref` or beside it.
         metrics: further ones than Dice, by name.
+        metric_settings: what they depend on, such as the tolerance of `nsd`: a YAML file or its content; default: a
+            run's recipe under `evaluation`, else the defaults there.
         data: where the run's data sets are now, if they have moved.
         weights: which checkpoint of a run; default: the last.
         device: for a run, as in `train`.
 
     Raises `ArgumentError` unless either `run`, or `pred` and `ref` are given with what belongs to them, and for a
-    metric that there is none of;
+    metric that there is none of; `RecipeError` for settings with a wrong key or value;
     `DataError` and `CheckpointError` for folders that cannot be used.
     """
     from collections.abc import Mapping
     from pathlib import Path
 
-    from maskmed_zoo.arguments import NONE, expect, expect_folders, expect_path, expect_several
+    from maskmed_zoo.arguments import NONE, PATH, expect, expect_folders, expect_path, expect_several
     from maskmed_zoo.errors import ArgumentError
+    from maskmed_zoo.metric_settings import MetricSettings
 
     for name, folder in (("run", run), ("pred", pred), ("ref", ref)):
         expect_path(name, folder, "a folder", optional=True)
@@ -312,20 +317,25 @@ def evaluate(
         expect_folders(data)
     if not isinstance(metrics, str):
         expect_several("metrics", metrics, (str,), "names of metrics")
+    expect("metric_settings", metric_settings, (*PATH, Mapping, MetricSettings, *NONE), "a YAML file, or its content")
     if (run is None) == (pred is None) or (pred is None) != (ref is None):
         raise ArgumentError("evaluate: give either a run, or pred and ref")
+    from maskmed_zoo.evaluation.settings import metric_settings as read
+
+    settings = None if metric_settings is None else read(metric_settings)
     if pred is not None and ref is not None:
         if (data, weights, device) != (None, None, None):
             raise ArgumentError("evaluate: data, weights and device belong to a run, not to pred and ref")
         from maskmed_zoo.evaluation.folders import evaluate_folders
 
-        return evaluate_folders(pred, ref, labels, metrics=metrics)
+        return evaluate_folders(pred, ref, labels, metrics=metrics, settings=settings)
     if labels is not None:
         raise ArgumentError("evaluate: labels belong to pred and ref; a run has its own")
     from maskmed_zoo.runner.evaluate import evaluate as evaluate_run
     from maskmed_zoo.runner.run_folder import RunFolder
 
-    return evaluate_run(RunFolder(Path(str(run))), data=data, device=device, which=weights or "last", metrics=metrics)
+    folder, which = RunFolder(Path(str(run))), weights or "last"
+    return evaluate_run(folder, data=data, device=device, which=which, metrics=metrics, settings=settings)
 
 
 def check_data(data: str | Path, *, workers: int | None = None) -> Sequence[Finding]:

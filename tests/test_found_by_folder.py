@@ -69,7 +69,7 @@ def test_metrics_give_numbers_for_the_labels_they_are_asked_for() -> None:
         assert list(values) == list(LABELS.foreground)
         assert all(value is not None and np.isfinite(value) for value in list(values.values())[:3]), name
         assert values["aorta"] == metric.both_absent
-        assert metric.definition in metric.rules
+        assert metric.definition in metric.rules()
         assert not metric.definition.endswith(".")
     voxels = int((reference == 1).sum() - (prediction == 1).sum())
     assert scored.scores["volume_difference"].values["liver"] == pytest.approx(voxels / 1000)

@@ -23,6 +23,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="NAMES", help="further metrics than Dice, by name and separated by commas: a,b"
     )
+    parser.add_argument(
+        "--metric-settings",
+        type=Path,
+        metavar="FILE",
+        help="YAML of what metrics depend on, such as 'tolerance: 2.0' (default: that of the run's recipe)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to FILE, as JSON")
     add_weights(parser)
     add_device(parser)
@@ -45,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
         pred=args.pred,
         ref=args.ref,
         metrics=args.metrics.split(",") if args.metrics else (),
+        metric_settings=args.metric_settings,
         data=args.data,
         weights=None if folders else args.weights,
         device=None if folders else args.device,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import hypot
 from typing import Any
 
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from maskmed_zoo.evaluation.mean import mean
 from maskmed_zoo.evaluation.metrics import Metric
 from maskmed_zoo.evaluation.metrics.objects import Matches, Separated, match_objects
 from maskmed_zoo.labels import Labels
+from maskmed_zoo.metric_settings import MetricSettings
 from maskmed_zoo.settings import Spacing3
 
 
@@ -23,7 +25,8 @@ class LabelMapPair:
     """A predicted and a reference label map (z y x) with the values of `labels`, and what belongs to their case.
 
     `annotated` names the labels that were annotated in the reference; the others have no score, whatever was predicted.
-    `spacing` (z, y, x) in mm. `instances` are the separated instances of both, where they are scored too.
+    `spacing` (z, y, x) in mm. `instances` are the separated instances of both, where they are scored too. `settings`
+    are what metrics depend on besides.
     """
 
     identifier: str
@@ -33,6 +36,12 @@ class LabelMapPair:
     annotated: frozenset[str]
     spacing: Spacing3
     instances: Separated | None = None
+    settings: MetricSettings = field(default_factory=MetricSettings)
+
+    @property
+    def diagonal(self) -> float:
+        """Of the image, mm: from one outer corner to the other, the largest distance there can be."""
+        return hypot(*(voxels * mm for voxels, mm in zip(self.reference.shape, self.spacing, strict=True)))
 
     @property
     def scored(self) -> dict[str, int]:
@@ -61,12 +70,15 @@ class Voxels:
 class CaseScores:
     """One metric's values of one case by label name, `None` where a label has none.
 
-    `unannotated` names the labels that were not annotated in the case; scores they may have do not count.
+    `unannotated` names the labels that were not annotated in the case; scores they may have do not count. `missed` and
+    `false` name those that only the reference and only the prediction has.
     """
 
     identifier: str
     values: Mapping[str, float | None]
     unannotated: frozenset[str] = frozenset()
+    missed: frozenset[str] = frozenset()
+    false: frozenset[str] = frozenset()
 
     @property
     def mean(self) -> float | None:
@@ -96,7 +108,13 @@ def score_case(pair: LabelMapPair, metrics: Sequence[Metric]) -> ScoredCase:
                 f"case '{pair.identifier}': the {side} holds {array.dtype} values, a label map holds integers"
             )
     unannotated = frozenset(pair.labels.foreground) - pair.annotated
-    scores = {metric.name: CaseScores(pair.identifier, _values(pair, metric), unannotated) for metric in metrics}
+    there = {name: pair.voxels[name] for name in pair.scored}
+    missed = frozenset(name for name, n in there.items() if n.reference and not n.prediction)
+    false = frozenset(name for name, n in there.items() if n.prediction and not n.reference)
+    scores = {
+        metric.name: CaseScores(pair.identifier, _values(pair, metric), unannotated, missed, false)
+        for metric in metrics
+    }
     instances = None
     if pair.instances is not None:
         ours, theirs = pair.instances.prediction, pair.instances.reference
@@ -113,7 +131,7 @@ def _values(pair: LabelMapPair, metric: Metric) -> dict[str, float | None]:
         if not there.prediction and not there.reference:
             values[name] = metric.both_absent
         elif metric.one_absent is not None and not (there.prediction and there.reference):
-            values[name] = metric.one_absent
+            values[name] = pair.diagonal if metric.one_absent == "diagonal" else metric.one_absent
         else:
             wanted.append(name)
     found = metric.compute(pair, wanted) if wanted else {}

@@ -22,8 +22,10 @@ from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
+from maskmed_zoo.evaluation.settings import check_names
 from maskmed_zoo.files import usable
 from maskmed_zoo.labels import Labels, LabelsError
+from maskmed_zoo.metric_settings import MetricSettings
 
 MOST_FOUND = 1000
 """Values in label maps that nothing describes; an image has more."""
@@ -32,7 +34,12 @@ NOTHING = "nothing is scored before these are mended or taken out"
 
 
 def evaluate_folders(
-    pred: str | Path, ref: str | Path, labels: Mapping[str, int] | None = None, *, metrics: Sequence[str] = ()
+    pred: str | Path,
+    ref: str | Path,
+    labels: Mapping[str, int] | None = None,
+    *,
+    metrics: Sequence[str] = (),
+    settings: MetricSettings | None = None,
 ) -> dict[str, Any]:
     """The summary of every label map in `ref` and the file of the same name in `pred`.
 
@@ -41,14 +48,16 @@ def evaluate_folders(
     names of their labels, whatever the values: see `data.predicted`. An `annotated.json` in `ref` or beside it says
     which labels were annotated in each case; it has to list every reference. Predictions without a reference are left
     out and listed under `unreferenced`. Where predictions have instance maps beside them, these are scored too, under
-    `instances`; `metrics` names those to compute besides Dice, under `metrics`. Raises `DataError` for no cases, a
-    missing prediction, and, one line for each case, maps that do not lie on one another, values that are no label, and
-    an annotated.json that the references contradict.
+    `instances`; `metrics` names those to compute besides Dice, under `metrics`, with `settings`. Raises `DataError` for
+    no cases, a missing prediction, settings that name a label there is not, and, one line for each case, maps that do
+    not lie on one another, values that are no label, and an annotated.json that the references contradict.
     """
     pred, ref, wanted = usable(Path(pred), DataError), usable(Path(ref), DataError), chosen(metrics)
+    settings = settings or MetricSettings()
     names = _names(pred, ref)
     known = _labels(ref, labels)
     used = known or _found([folder / name for folder in (pred, ref) for name in names])
+    check_names(settings, used)
     source = _beside(ref, ANNOTATED)
     identifiers = [stem_of(Path(name)) for name in names]
     annotated = annotated_labels(source, used, identifiers, others=True) if source else {}
@@ -66,12 +75,11 @@ def evaluate_folders(
             _check_values(prediction, used)
             check_annotated(_check_values(reference, used), reference.path, used, there)
             separated = _separated(prediction, reference, used, names) if has_instances else None
-            pair = LabelMapPair(
-                identifier, prediction.array, reference.array, used, there, reference.spacing, separated
-            )
+            arrays = prediction.array, reference.array
+            pair = LabelMapPair(identifier, *arrays, used, there, reference.spacing, separated, settings)
             cases.append(score_case(pair, wanted))
     failures.tell(len(names), NOTHING)
-    summary = summarize_cases(cases, list(used.foreground), wanted)
+    summary = summarize_cases(cases, list(used.foreground), wanted, settings)
     predicted = {path.name for path in image_files(pred) if not is_objects_file(path, record)}
     summary["unreferenced"] = sorted(stem_of(Path(name)) for name in predicted - set(names))
     return summary

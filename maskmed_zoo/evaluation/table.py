@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
 
+from maskmed_zoo.evaluation import aggregate
 from maskmed_zoo.evaluation.metrics import DEFAULT, Metric, metrics
-from maskmed_zoo.evaluation.metrics.objects import COUNTS, MEANS
+from maskmed_zoo.evaluation.metrics.objects import COUNTS, DEFINITION, MEANS
 
 
 def score_table(summary: Mapping[str, Any], metric: Metric | None = None) -> Table:
     """One row per label of a `summarize` result (of Dice by default): mean, sample SD, cases scored and cases absent.
 
-    Cases in which the label was not annotated follow where there are any. The last two rows are the mean over labels
-    and the mean over cases; a value that does not exist is shown as –.
+    Cases in which the label was missed, was false or was not annotated follow where there are any. The last two rows
+    are the mean over labels and the mean over cases; a value that does not exist is shown as –.
     """
     metric = metric or metrics()[DEFAULT]
     labels = summary["labels"]
-    counts = ("n", "absent", *(["unannotated"] if summary["unannotated"] else []))
+    counts = ("n", *(count for count in aggregate.COUNTS if summary[count] or count == "absent"))
     table = Table(title=f"{metric.title}, {metric.unit}" if metric.unit else metric.title)
     table.add_column("label")
     for heading in ("mean", "sd", *counts):
@@ -48,10 +50,15 @@ def object_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def tables(summary: Mapping[str, Any]) -> list[Table]:
-    """A `score_table` for each metric and, where instances were scored, the `object_table`."""
-    others = [score_table(table, metrics()[name]) for name, table in summary.get("metrics", {}).items()]
-    return [score_table(summary), *others, *([object_table(summary["instances"])] if "instances" in summary else [])]
+def tables(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """A `score_table` for each metric and, where instances were scored, the `object_table`, its rules under each."""
+    scores = {DEFAULT: summary, **summary.get("metrics", {})}
+    shown: list[RenderableType] = []
+    for name, table in scores.items():
+        shown += [score_table(table, metrics()[name]), f"{table['rules']}\n"]
+    if "instances" in summary:
+        shown += [object_table(summary["instances"]), f"Objects: {DEFINITION}\n"]
+    return shown
 
 
 def _number(value: float | None) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
+from maskmed_zoo.evaluation.settings import check_names
 from maskmed_zoo.files import is_folder, write_json
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.inference.write import check_targets, clear_abandoned, is_finished, read_prediction, write_prediction
 from maskmed_zoo.memory import within_memory
+from maskmed_zoo.metric_settings import MetricSettings
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.load import load
 from maskmed_zoo.runner.manifest import now
@@ -41,17 +44,21 @@ def evaluate(
     device: str | None = None,
     which: Which = "last",
     metrics: Sequence[str] = (),
+    settings: MetricSettings | None = None,
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Predict and score the run's validation cases; writes `predictions/` and `evaluation.json`, returns the latter.
 
     `data` is where the data sets lie now, in their order, if they have moved since training. Of each case the labels
-    are scored that were annotated in it. `metrics` names those to compute besides Dice. A label map that the same
-    weights made of the same image with the same settings is not predicted again. Raises one `DataError` for all cases
-    that cannot be used, after the others are predicted; `evaluation.json` is then left as it was.
+    are scored that were annotated in it. `metrics` names those to compute besides Dice, with `settings` in place of the
+    recipe's. A label map that the same weights made of the same image with the same settings is not predicted again.
+    Raises `DataError` for settings that name a label there is not, and one for all cases that cannot be used, after the
+    others are predicted; `evaluation.json` is then left as it was.
     """
     display, wanted = display or Display(), chosen(metrics)
     predictor, manifest = load(run, which=which, device=device), run.manifest()
+    settings = settings or predictor.recipe.evaluation
+    check_names(settings, predictor.labels)
     cases = validation_cases(manifest, data, predictor.channels)
     targets = {name: run.predictions / f"{name}{DEFAULT}" for name in cases}
     has_instances, weights = predictor.recipe.data.instances is not None, predictor.weights_sha256
@@ -65,7 +72,7 @@ def evaluate(
     with display.task("evaluating") as progress:
         for done, (name, (case, dataset)) in enumerate(cases.items(), start=1):
             with failures.kept(), within_memory(f"case '{name}'"):
-                pair = _pair(predictor, name, case, dataset, targets[name])
+                pair = replace(_pair(predictor, name, case, dataset, targets[name]), settings=settings)
                 scored.append(score_case(pair, wanted))
             progress(done, len(cases))
     failures.tell(len(cases), f"the others are predicted, in {run.predictions}, and nothing is scored")
@@ -81,7 +88,7 @@ def evaluate(
         "overlap": predictor.recipe.inference.overlap,
         "date": now(),
     }
-    result = facts | summarize_cases(scored, predictor.labels.names, wanted)
+    result = facts | summarize_cases(scored, predictor.labels.names, wanted, settings)
     write_json(run.evaluation_file, result)
     return result
 

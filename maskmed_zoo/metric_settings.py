@@ -1,0 +1,37 @@
+"""What scores depend on besides the label maps: a recipe's section `evaluation`, or a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated
+
+from pydantic import Field
+
+from maskmed_zoo.errors import nearest
+from maskmed_zoo.settings import LARGEST, Settings
+
+TOLERANCE = 2.0
+"""mm, of labels that no setting names."""
+Millimetres = Annotated[float, Field(ge=0, le=LARGEST, strict=True)]
+
+
+class MetricSettings(Settings):
+    """What scores depend on besides the label maps."""
+
+    tolerance: Millimetres | dict[str, Millimetres] = Field(
+        default=TOLERANCE,
+        description=f"nsd: distance within which surfaces agree, mm; or label name to mm, {TOLERANCE} for the others",
+    )
+
+    def tolerance_of(self, label: str) -> float:
+        """mm of a label."""
+        return self.tolerance.get(label, TOLERANCE) if isinstance(self.tolerance, dict) else self.tolerance
+
+    def unknown_label(self, labels: Collection[str]) -> str | None:
+        """What is wrong where a label is named that is none of the foreground `labels`."""
+        named = self.tolerance if isinstance(self.tolerance, dict) else {}
+        for name in named:
+            if name not in labels:
+                hint = nearest(name, labels) or f" (labels: {', '.join(labels)})"
+                return f"'tolerance' names '{name}', which is no label to score{hint}"
+        return None
