@@ -12,6 +12,8 @@ from maskmed_zoo.settings import LARGEST, Settings
 
 TOLERANCE = 2.0
 """mm, of labels that no setting names."""
+MOST_STEPS = 100
+"""Of a dilation: more voxels than lie between two lesions."""
 Millimetres = Annotated[float, Field(ge=0, le=LARGEST, strict=True)]
 
 
@@ -21,6 +23,19 @@ class MetricSettings(Settings):
     tolerance: Millimetres | dict[str, Millimetres] = Field(
         default=TOLERANCE,
         description=f"nsd: distance within which surfaces agree, mm; or label name to mm, {TOLERANCE} for the others",
+    )
+
+    lesion_overlap: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
+        default=0.1, description="lesion_f1: IoU above which two lesions can be a pair"
+    )
+    brats_dilation: Annotated[int, Field(ge=0, le=MOST_STEPS)] = Field(
+        default=3, description="brats_*: voxels by which the reference is dilated; in BraTS 3, for MEN and MET 1"
+    )
+    brats_smallest: Millimetres = Field(
+        default=50.0, description="brats_*: mm³ up to which a lesion does not count; in BraTS 50, for MET 2"
+    )
+    brats_penalty: Millimetres = Field(
+        default=374.0, description="brats_hd95: mm for a lesion that is missed or false; in BraTS 374"
     )
 
     def tolerance_of(self, label: str) -> float:

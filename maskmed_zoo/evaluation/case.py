@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.joint import joint_histogram
+from maskmed_zoo.evaluation.lesions import Lesions
 from maskmed_zoo.evaluation.mean import mean
 from maskmed_zoo.evaluation.metrics import Metric
 from maskmed_zoo.evaluation.metrics.objects import Matches, Separated, match_objects
@@ -55,6 +56,11 @@ class LabelMapPair:
         joint = joint_histogram(self.prediction, self.reference, values, self.labels.ignore)
         counts = zip(joint.sum(0).tolist(), joint.sum(1).tolist(), joint.diagonal().tolist(), strict=True)
         return {name: Voxels(*found) for name, found in zip(self.labels.foreground, list(counts)[1:], strict=True)}
+
+    @cached_property
+    def lesions(self) -> Lesions:
+        """The lesions of each label."""
+        return Lesions(self)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,33 @@
+"""Dice lesion by lesion, so that a small one counts as much as a large one.
+
+As lesion-wise Dice of BraTS 2023 (`brats_dice`), without dilation and without a smallest volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from maskmed_zoo.evaluation.lesions import LESION
+from maskmed_zoo.evaluation.metrics import Metric
+
+if TYPE_CHECKING:
+    from maskmed_zoo.evaluation.case import LabelMapPair
+
+
+def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
+    met = {name: pair.lesions.meetings(name) for name in names}
+    return {name: float(m.dice.sum()) / (len(m.reference) + m.false) for name, m in met.items()}
+
+
+METRIC = Metric(
+    name="lesion_dice",
+    title="lesion Dice",
+    unit="",
+    higher_is_better=True,
+    definition=f"the mean over reference lesions of the Dice of each with all predicted lesions that overlap it, 0 if "
+    f"none does, and over predicted lesions that overlap none, 0 each. {LESION}",
+    both_absent=None,
+    one_absent=0.0,
+    compute=_of_pair,
+)
