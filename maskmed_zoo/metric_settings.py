@@ -24,7 +24,7 @@ class MetricSettings(Settings):
         default=TOLERANCE,
         description=f"nsd: distance within which surfaces agree, mm; or label name to mm, {TOLERANCE} for the others",
     )
-
+    boundary_width: Millimetres = Field(default=2.0, description="boundary_iou: width of the bands compared, mm")
     lesion_overlap: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
         default=0.1, description="lesion_f1: IoU above which two lesions can be a pair"
     )

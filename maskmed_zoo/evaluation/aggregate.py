@@ -96,9 +96,9 @@ def definition(metric: Metric, settings: MetricSettings | None = None) -> str:
     name, title = metric.name, metric.title
     return (
         f"{metric.rules(settings)} mean_{name} is the mean over cases of each case's mean {title} over its scored "
-        f"foreground labels; mean_{name}_over_labels is the mean over labels of each label's mean over those cases; a label that "
-        f"was not annotated in a case is left out and counted in unannotated; std is the sample standard deviation "
-        f"over cases."
+        f"foreground labels; mean_{name}_over_labels is the mean over labels of each label's mean over those cases; a "
+        f"label that was not annotated in a case is left out and counted in unannotated; std is the sample standard "
+        f"deviation over cases."
     )
 
 

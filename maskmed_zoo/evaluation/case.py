@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import hypot
+from math import hypot, prod
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.joint import joint_histogram
-from maskmed_zoo.evaluation.lesions import Lesions
+from maskmed_zoo.evaluation.lesions import BratsLesions, brats_lesions, lesions
+from maskmed_zoo.evaluation.matching import Overlaps
 from maskmed_zoo.evaluation.mean import mean
 from maskmed_zoo.evaluation.metrics import Metric
 from maskmed_zoo.evaluation.metrics.objects import Matches, Separated, match_objects
+from maskmed_zoo.evaluation.surfaces import Mask, SurfacePair, surface_pair
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.metric_settings import MetricSettings
 from maskmed_zoo.settings import Spacing3
@@ -57,10 +61,61 @@ class LabelMapPair:
         counts = zip(joint.sum(0).tolist(), joint.sum(1).tolist(), joint.diagonal().tolist(), strict=True)
         return {name: Voxels(*found) for name, found in zip(self.labels.foreground, list(counts)[1:], strict=True)}
 
+    def masks(self, name: str) -> tuple[Mask, Mask]:
+        """Where prediction and reference have a label, in the box (z y x) that holds both; without 'ignore'."""
+        box, value = self._boxes[name], self.labels[name]
+        ours, theirs = self.prediction[box] == value, self.reference[box] == value
+        if self.labels.ignore is not None:
+            ours &= self.reference[box] != self.labels.ignore
+        return ours, theirs
+
+    def surfaces(self, name: str) -> SurfacePair:
+        """The surfaces of a label that both sides have; computed once."""
+        if name not in self._surfaces:
+            self._surfaces[name] = surface_pair(*self.masks(name), self.spacing)
+        return self._surfaces[name]
+
+    def lesions(self, name: str) -> Overlaps:
+        """How the lesions of a label meet; found once."""
+        if name not in self._lesions:
+            self._lesions[name] = lesions(*self.masks(name))
+        return self._lesions[name]
+
+    def brats_lesions(self, name: str) -> BratsLesions:
+        """The lesions of a label as BraTS counts them; found once."""
+        if name not in self._brats_lesions:
+            how = self.settings
+            smallest = how.brats_smallest / prod(self.spacing)
+            self._brats_lesions[name] = brats_lesions(*self.masks(name), how.brats_dilation, smallest)
+        return self._brats_lesions[name]
+
     @cached_property
-    def lesions(self) -> Lesions:
-        """The lesions of each label."""
-        return Lesions(self)
+    def _lesions(self) -> dict[str, Overlaps]:
+        return {}
+
+    @cached_property
+    def _brats_lesions(self) -> dict[str, BratsLesions]:
+        return {}
+
+    @cached_property
+    def _surfaces(self) -> dict[str, SurfacePair]:
+        return {}
+
+    @cached_property
+    def _boxes(self) -> dict[str, tuple[slice, ...]]:
+        """Of each foreground label that there is, around both sides."""
+        highest = max(self.labels.foreground.values())
+        sides = [
+            find_objects(side.view(np.uint8) if side.dtype == bool else side, highest)
+            for side in (self.prediction, self.reference)
+        ]
+        boxes: dict[str, tuple[slice, ...]] = {}
+        for name, value in self.labels.foreground.items():
+            there = [box for box in (side[value - 1] for side in sides) if box]
+            if there:
+                ends = zip(*there, strict=True)
+                boxes[name] = tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in ends)
+        return boxes
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,18 @@ BraTS counts lesions otherwise: see `brats_lesions`. Source: the rule that its o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from maskmed_zoo.evaluation.matching import Counts, Overlaps, overlaps
+from maskmed_zoo.evaluation.surfaces import Mask
 from maskmed_zoo.metric_settings import MetricSettings
 
-if TYPE_CHECKING:
-    from maskmed_zoo.evaluation.case import LabelMapPair
-
-Mask = NDArray[np.bool_]
 TOUCHING = np.ones((3, 3, 3), np.bool_)
 """A voxel and its 26 neighbours."""
 DILATION = ndimage.generate_binary_structure(3, 2)
@@ -30,40 +27,9 @@ PAIRS = f"{LESION}; a predicted and a reference lesion are a pair if their IoU i
 """In the words of definitions."""
 
 
-class Lesions:
-    """The lesions of each label of a pair, found when they are first asked for."""
-
-    def __init__(self, pair: LabelMapPair) -> None:
-        self.prediction, self.reference = pair.prediction, pair.reference
-        self.labels, self.ignore, self.settings = pair.labels, pair.labels.ignore, pair.settings
-        self.voxel = float(np.prod(pair.spacing))
-        self._meetings, self._brats = dict[str, Overlaps](), dict[str, BratsLesions]()
-
-    def meetings(self, name: str) -> Overlaps:
-        """Of the predicted with the reference lesions of a label."""
-        if name not in self._meetings:
-            self._meetings[name] = overlaps(*(connected(mask) for mask in self.masks(name)))
-        return self._meetings[name]
-
-    def brats(self, name: str) -> BratsLesions:
-        """The lesions of a label as BraTS counts them."""
-        if name not in self._brats:
-            how = self.settings
-            masks = self.masks(name, how.brats_dilation)
-            self._brats[name] = brats_lesions(*masks, how.brats_dilation, how.brats_smallest / self.voxel)
-        return self._brats[name]
-
-    def masks(self, name: str, margin: int = 0) -> tuple[Mask, Mask]:
-        """Where prediction and reference have a label, 'ignore' left out: (z y x) of the box around both.
-
-        The box is `margin` voxels wider on all sides, where the volume is.
-        """
-        value = self.labels[name]
-        pred, ref = self.prediction == value, self.reference == value
-        if self.ignore is not None:
-            pred &= self.reference != self.ignore
-        box = _box(pred | ref, margin)
-        return pred[box].copy(), ref[box].copy()  # copies: not the whole volume is held
+def lesions(pred: Mask, ref: Mask) -> Overlaps:
+    """How the lesions of two masks (z y x) meet."""
+    return overlaps(connected(pred), connected(ref))
 
 
 def connected(mask: Mask) -> NDArray[np.int32]:
@@ -86,10 +52,10 @@ class BratsLesions:
     dice: NDArray[np.float64]
     false: int
 
-    def mean(self, values: float, penalty: float, nothing: float) -> float:
-        """Of the sum of the lesions' `values` and a `penalty` for every false part; `nothing` without any of both."""
-        count = len(self.numbers) + self.false
-        return (values + self.false * penalty) / count if count else nothing
+    def mean(self, values: Sequence[float], *, false: float, nothing: float) -> float:
+        """Of the lesions' `values` and, for every false part, of `false`; `nothing` without any of both."""
+        count = len(values) + self.false
+        return (sum(values) + self.false * false) / count if count else nothing
 
     def masks(self) -> Iterator[tuple[Mask, Mask]]:
         """Of each lesion, the predicted parts that belong to it and itself: (z y x) of the box around both."""
@@ -106,8 +72,9 @@ def brats_lesions(pred: Mask, ref: Mask, dilation: int, smallest: float) -> Brat
     The reference is dilated by `dilation` voxels (18 neighbours); what of it is connected then is one lesion, of the
     voxels that it had before. All predicted parts (26 neighbours) that touch a dilated lesion belong to it, and one may
     belong to several. Lesions of at most `smallest` voxels are left out of the scores, but what belongs to them is not
-    false. The masks reach `dilation` voxels further than anything in them, or to the border of the volume.
+    false. What a lesion is dilated by beyond the border of the volume connects none that are not connected within it.
     """
+    pred, ref = (np.pad(mask, dilation) for mask in (pred, ref))
     grown = ndimage.binary_dilation(ref, DILATION, dilation) if dilation else ref
     regions, parts = connected(np.asarray(grown, np.bool_)), connected(pred)
     lesions = np.where(ref, regions, 0).astype(np.int32)
@@ -129,15 +96,6 @@ def brats_words(settings: MetricSettings) -> str:
         f"prediction that touch a dilated lesion belong to it; lesions of {settings.brats_smallest:g} mm³ or less "
         f"(brats_smallest) do not count, nor does what belongs to them alone"
     )
-
-
-def _box(mask: Mask, margin: int) -> tuple[slice, ...]:
-    box = list[slice]()
-    for axis, size in enumerate(mask.shape):
-        found = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        first, last = (int(found[0]), int(found[-1])) if found.size else (0, 0)
-        box.append(slice(max(0, first - margin), min(size, last + 1 + margin)))
-    return tuple(box)
 
 
 def _union(boxes: list[Any]) -> tuple[slice, ...]:

@@ -6,6 +6,7 @@ parts of a label. Pairs of objects that do not meet cost nothing, however many o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -95,7 +96,12 @@ class Quality(NamedTuple):
     rq: float | None
 
     @classmethod
-    def of(cls, ious: list[float], predicted: int, reference: int) -> Quality:
+    def of(cls, met: Overlaps) -> Quality:
+        """Of the objects of one label in one case."""
+        return cls.of_pairs(met.pairs(), len(met.prediction), len(met.reference))
+
+    @classmethod
+    def of_pairs(cls, ious: Sequence[float], predicted: int, reference: int) -> Quality:
         """From the IoU of the pairs, and how many objects there are on each side."""
         if not predicted + reference:
             return cls(None, None, None)

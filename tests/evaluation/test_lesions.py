@@ -16,11 +16,15 @@ from maskmed_zoo.evaluation.case import LabelMapPair, score_case
 from maskmed_zoo.evaluation.lesions import BratsLesions, brats_lesions
 from maskmed_zoo.evaluation.matching import Quality, overlaps
 from maskmed_zoo.evaluation.metrics import chosen
+from maskmed_zoo.evaluation.metrics.hd95 import hd95
+from maskmed_zoo.evaluation.surfaces import surface_pair
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.metric_settings import MetricSettings
 
 LABELS = Labels({"background": 0, "lesion": 1, "cyst": 2, "ignore": 3})
-NAMES = ("lesion_pq", "lesion_sq", "lesion_rq", "lesion_f1", "lesion_dice", "brats_dice")
+SHARES = ("lesion_pq", "lesion_sq", "lesion_rq", "lesion_f1", "lesion_dice", "brats_dice")
+SPACING = (2.0, 1.0, 0.5)
+NAMES = (*SHARES, "brats_hd95")
 
 
 def blobs(seed: int, shape: tuple[int, int, int] = (14, 20, 20)) -> tuple[np.ndarray, np.ndarray]:
@@ -94,19 +98,20 @@ def grown(mask: np.ndarray, steps: int) -> np.ndarray:
     return mask
 
 
-def published(pred: np.ndarray, ref: np.ndarray, dilation: int, smallest: float) -> list[float]:
-    """The Dice that BraTS 2023 averages, in the steps in which its rule is written, lesion by lesion."""
+def published(pred: np.ndarray, ref: np.ndarray, dilation: int, smallest: float) -> list[tuple[float, float]]:
+    """Dice and HD95 that BraTS 2023 averages, in the steps in which its rule is written, lesion by lesion."""
     parts = cc3d.connected_components(pred.astype(np.uint8), connectivity=26)
     regions = cc3d.connected_components(grown(ref, dilation).astype(np.uint8), connectivity=26)
-    values, matched = list[float](), set[int]()
+    values, matched = list[tuple[float, float]](), set[int]()
     for number in range(1, regions.max() + 1):
         lesion = ref & (regions == number)
         touched = set(np.unique(parts[grown(lesion, dilation)])) - {0}
         matched |= touched
         union = np.isin(parts, list(touched))
         if lesion.sum() > smallest:
-            values.append(2 * (union & lesion).sum() / (union.sum() + lesion.sum()))
-    return values + [0.0] * len(set(range(1, parts.max() + 1)) - matched)
+            dice = 2 * (union & lesion).sum() / (union.sum() + lesion.sum())
+            values.append((dice, hd95(surface_pair(union, lesion, SPACING)) if touched else 374.0))
+    return values + [(0.0, 374.0)] * len(set(range(1, parts.max() + 1)) - matched)
 
 
 @pytest.mark.parametrize(("dilation", "smallest"), [(0, 0), (1, 2), (2, 0), (3, 50), (3, 8)])
@@ -116,8 +121,10 @@ def test_brats_by_its_steps(dilation: int, smallest: float) -> None:
         pred, ref = blobs(200 + seed, (16, 26, 26))
         expected = published(pred, ref, dilation, smallest)
         lengths.add(len(expected))
-        got = scores(pred, ref, brats_dilation=dilation, brats_smallest=smallest)
-        assert got["brats_dice"] == pytest.approx(np.mean(expected) if expected else 1.0)
+        got = scores(pred, ref, SPACING, brats_dilation=dilation, brats_smallest=smallest)
+        dice, distance = np.mean(expected, axis=0) if expected else (1.0, 0.0)
+        assert got["brats_dice"] == pytest.approx(dice)
+        assert got["brats_hd95"] == pytest.approx(distance)
     assert len(lengths) > 2, "cases with one number of lesions would prove little"
 
 
@@ -143,10 +150,10 @@ def test_small_lesions_do_not_count_and_what_belongs_to_them_is_not_false() -> N
     assert brats("##......###.", "##......###.", 0, 2).dice == pytest.approx([1.0])
     found = brats(".#.........", "#......####", 1, 1)
     assert (found.dice.tolist(), found.false) == ([0.0], 0)
-    assert found.mean(0.0, 374.0, 0.0) == 0.0
+    assert found.mean(found.dice.tolist(), false=374.0, nothing=0.25) == 0.0
     nothing = brats(".#.........", "#..........", 1, 1)
-    assert nothing.mean(0.0, 374.0, 0.25) == 0.25
-    assert brats("...........", "...........", 1, 1).mean(0.0, 0.0, 1.0) == 1.0
+    assert nothing.mean([], false=374.0, nothing=0.25) == 0.25
+    assert brats("...........", "...........", 1, 1).mean([], false=0.0, nothing=1.0) == 1.0
 
 
 def test_the_smallest_volume_is_in_cubic_millimetres() -> None:
@@ -166,14 +173,15 @@ def test_scores_do_not_depend_on_the_axes(seed: int) -> None:
     there_and_back = scores(ref, pred)
     for name in ("lesion_pq", "lesion_sq", "lesion_rq", "lesion_f1"):
         assert there_and_back[name] == pytest.approx(expected[name])
-    assert scores(ref, ref, brats_smallest=0) == dict.fromkeys(NAMES, 1.0)
+    assert scores(ref, ref, brats_smallest=0) == dict.fromkeys(SHARES, 1.0) | {"brats_hd95": 0.0}
 
 
 def test_absent_missed_and_false_labels() -> None:
     mask, nothing = line("####...."), line("........")
-    rules = {"brats_smallest": 0.0}
-    assert scores(nothing, nothing, **rules) == dict.fromkeys(NAMES, None) | {"brats_dice": 1.0}
-    assert scores(nothing, mask, **rules) == scores(mask, nothing, **rules) == dict.fromkeys(NAMES, 0.0)
+    rules = {"brats_smallest": 0.0, "brats_penalty": 99.0}
+    assert scores(nothing, nothing, **rules) == dict.fromkeys(SHARES, None) | {"brats_dice": 1.0, "brats_hd95": 0.0}
+    worst = dict.fromkeys(SHARES, 0.0) | {"brats_hd95": 99.0}
+    assert scores(nothing, mask, **rules) == scores(mask, nothing, **rules) == worst
     assert scores(nothing, mask, brats_smallest=4)["brats_dice"] == 1.0
     assert scores(mask, nothing, brats_smallest=4)["brats_dice"] == 0.0  # no part is too small to be false
 
@@ -192,6 +200,7 @@ def test_settings_are_told() -> None:
     words = known["brats_dice"].rules(how)
     assert "dilated by 1 voxels (brats_dilation" in words
     assert "of 2 mm³ or less (brats_smallest)" in words
+    assert "374 mm (brats_penalty)" in known["brats_hd95"].rules(how)
 
 
 def test_thousands_of_objects_need_no_table_of_their_pairs() -> None:
@@ -205,4 +214,4 @@ def test_thousands_of_objects_need_no_table_of_their_pairs() -> None:
     assert len(met.reference) == 8000
     assert len(met.pairs()) == 8000
     assert peak < 30e6  # 8000 x 8000 numbers would be 500e6
-    assert Quality.of(met.pairs(), 8000, 8000) == (1.0, 1.0, 1.0)
+    assert Quality.of(met) == (1.0, 1.0, 1.0)

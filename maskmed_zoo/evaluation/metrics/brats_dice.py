@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 
 from maskmed_zoo.evaluation.lesions import brats_words
 from maskmed_zoo.evaluation.metrics import Metric
+from maskmed_zoo.evaluation.parallel import over_labels
 
 if TYPE_CHECKING:
     from maskmed_zoo.evaluation.case import LabelMapPair
 
 
 def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
-    found = {name: pair.lesions.brats(name) for name in names}
-    return {name: lesions.mean(float(lesions.dice.sum()), 0.0, 1.0) for name, lesions in found.items()}
+    def score(name: str) -> float:
+        found = pair.brats_lesions(name)
+        return found.mean(found.dice.tolist(), false=0.0, nothing=1.0)
+
+    return over_labels(names, score)
 
 
 METRIC = Metric(

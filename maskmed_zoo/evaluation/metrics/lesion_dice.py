@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING
 
 from maskmed_zoo.evaluation.lesions import LESION
 from maskmed_zoo.evaluation.metrics import Metric
+from maskmed_zoo.evaluation.parallel import over_labels
 
 if TYPE_CHECKING:
     from maskmed_zoo.evaluation.case import LabelMapPair
 
 
 def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
-    met = {name: pair.lesions.meetings(name) for name in names}
-    return {name: float(m.dice.sum()) / (len(m.reference) + m.false) for name, m in met.items()}
+    def score(name: str) -> float:
+        met = pair.lesions(name)
+        return float(met.dice.sum()) / (len(met.reference) + met.false)
+
+    return over_labels(names, score)
 
 
 METRIC = Metric(

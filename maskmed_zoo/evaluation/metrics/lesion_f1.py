@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from maskmed_zoo.evaluation.lesions import LESION
 from maskmed_zoo.evaluation.metrics import Metric
+from maskmed_zoo.evaluation.parallel import over_labels
 from maskmed_zoo.metric_settings import MetricSettings
 
 if TYPE_CHECKING:
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 
 
 def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
-    met = {name: pair.lesions.meetings(name) for name in names}
-    over = pair.settings.lesion_overlap
-    return {name: 2 * len(m.pairs(over)) / (len(m.prediction) + len(m.reference)) for name, m in met.items()}
+    def score(name: str) -> float:
+        met = pair.lesions(name)
+        return 2 * len(met.pairs(pair.settings.lesion_overlap)) / (len(met.prediction) + len(met.reference))
+
+    return over_labels(names, score)
 
 
 def _details(settings: MetricSettings) -> str:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from maskmed_zoo.evaluation.lesions import PAIRS
 from maskmed_zoo.evaluation.matching import Quality
 from maskmed_zoo.evaluation.metrics import Metric
+from maskmed_zoo.evaluation.parallel import over_labels
 
 if TYPE_CHECKING:
     from maskmed_zoo.evaluation.case import LabelMapPair
 
 
 def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
-    met = {name: pair.lesions.meetings(name) for name in names}
-    return {name: Quality.of(m.pairs(), len(m.prediction), len(m.reference)).sq or 0.0 for name, m in met.items()}
+    return over_labels(names, lambda name: Quality.of(pair.lesions(name)).sq or 0.0)
 
 
 METRIC = Metric(

@@ -104,7 +104,7 @@ def _row(matches: Sequence[Matches]) -> dict[str, Any]:
     found, false = sum(d > 0 for m in there for d in m.dice), sum(m.false for m in there)
     missed = reference - found
     return {
-        **Quality.of(ious, predicted, reference)._asdict(),
+        **Quality.of_pairs(ious, predicted, reference)._asdict(),
         "lesion_dice": mean(m.lesion_dice for m in there),
         "f1": 2 * found / (2 * found + missed + false) if there else None,
         **{"tp": tp, "fp": fp, "fn": fn, "found": found, "missed": missed, "false": false},
