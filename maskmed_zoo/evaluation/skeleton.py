@@ -1,9 +1,9 @@
 """The centreline of a mask: thinned to lines of one voxel, without a part, a loop or a cavity more or less.
 
 Source: Lee, Kashyap and Chu 1994, border voxels taken off in turn from six sides, none that ends a line. A voxel may go
-if it is simple (Bertrand and Malandain 1994): the mask's voxels around it hang together through their 26 neighbours, and
-the background's that share a face with it do so through their faces.
-Deviation: voxels are looked at again, before they go, in eight sets of which no two are neighbours, so that a set goes
+if it is simple (Bertrand and Malandain 1994): the mask's voxels around it hang together through their 26 neighbours,
+and the background's that share a face with it do so through their faces.
+Deviation: voxels are looked at again, before they go, in eight sets in which no two are neighbours, so that a set goes
 at once, where Lee et al. go one by one; lines may lie a voxel beside those of scikit-image.
 """
 
@@ -20,6 +20,8 @@ from maskmed_zoo.evaluation.surfaces import Mask
 
 AROUND = np.array([step for step in product((-1, 0, 1), repeat=3) if any(step)])
 """(26 3): the neighbours of a voxel, in the order of the bits of a neighbourhood."""
+SIDES = np.array([(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1)])
+"""The sides from which voxels are taken off, in turn; opposite ones one after the other keep lines in the middle."""
 Bits = NDArray[np.uint32]
 Places = NDArray[np.int64]
 
@@ -37,16 +39,18 @@ def skeleton(mask: Mask) -> Mask:
     """The centreline of a mask (z y x)."""
     padded = np.pad(mask, 1)
     voxels, sets = padded.ravel(), _sets(padded.shape)
-    steps = AROUND @ np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
-    left, before = np.flatnonzero(voxels), -1
+    strides = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
+    steps, left, before = AROUND @ strides, np.flatnonzero(voxels), -1
     while len(left) != before:
         before = len(left)
-        for side in steps[np.abs(AROUND).sum(1) == 1]:
+        for side in (SIDES @ strides).tolist():
             border = left[~voxels[left + side]]
-            border = border[_may_go(_neighbourhood(voxels, border, steps))]
+            around = _neighbourhood(voxels, border, steps)
+            ends_a_line = around & around - np.uint32(1) == 0  # one neighbour or none
+            border = border[_is_simple(around) & ~ends_a_line]
             for number in range(8):
                 some = border[sets[border] == number]
-                voxels[some[_may_go(_neighbourhood(voxels, some, steps))]] = False
+                voxels[some[_is_simple(_neighbourhood(voxels, some, steps))]] = False
             left = left[voxels[left]]
     return padded[1:-1, 1:-1, 1:-1]
 
@@ -65,18 +69,14 @@ def _neighbourhood(voxels: Mask, places: Places, steps: Places) -> Bits:
     return found
 
 
-def _may_go(around: Bits) -> Mask:
-    """Whether the voxels in these neighbourhoods (n) are simple and end no line, which those with one neighbour do."""
-    several, which = np.unique(around, return_inverse=True)
-    return (_is_simple(several) & (several & several - np.uint32(1) > 0))[which]
-
-
 def _is_simple(around: Bits) -> Mask:
     """Whether voxels in these neighbourhoods (n) can go and leave parts, loops and cavities as they are."""
+    around, which = np.unique(around, return_inverse=True)
     empty = ~around & np.uint32(EDGES)
     faces = empty & np.uint32(FACES)
-    one_part = _reached(_lowest(around), around, _touching(3)) == around
-    return one_part & (faces > 0) & (_reached(_lowest(faces), empty, _touching(1)) & faces == faces)
+    is_one = (around > 0) & (_reached(_lowest(around), around, _touching(3)) == around)
+    are_one = (faces > 0) & (_reached(_lowest(faces), empty, _touching(1)) & faces == faces)
+    return (is_one & are_one)[which]
 
 
 def _lowest(bits: Bits) -> Bits:

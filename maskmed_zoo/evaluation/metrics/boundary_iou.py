@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def band(mask: Mask, spacing: Spacing3, width: float) -> Mask:
-    """Of a mask (z y x) the voxels within `width` mm of one outside, centre to centre, or that share a face with one."""
+    """The voxels of a mask (z y x) within `width` mm of one outside, centre to centre, or sharing a face with one."""
     padded = np.pad(mask, 1)
     found = padded ^ binary_erosion(padded)
     margin, step = ceil(width / spacing[0]), max(1, CHUNK_VOXELS // prod(padded.shape[1:]))
@@ -49,7 +49,7 @@ METRIC = Metric(
     title="Boundary IoU",
     unit="",
     higher_is_better=True,
-    definition="|A and B| / |A or B| of the bands of a label in prediction and reference, which are its voxels near one "
+    definition="|A and B| / |A or B| of the bands of a label in prediction and reference, its voxels that are near one "
     "without it",
     both_absent=None,
     one_absent=0.0,

@@ -32,9 +32,9 @@ METRIC = Metric(
     title="clDice",
     unit="",
     higher_is_better=True,
-    definition="centreline Dice, the harmonic mean of two: the share of the prediction's centreline inside the reference "
-    "of a label, and the share of the reference's inside the prediction; a centreline is the mask thinned to lines of "
-    "one voxel",
+    definition="centreline Dice, the harmonic mean of two: the share of the prediction's centreline of a label inside "
+    "the reference, and the share of the reference's inside the prediction; a centreline is the mask thinned to lines "
+    "of one voxel",
     both_absent=None,
     one_absent=0.0,
     compute=_of_pair,
