@@ -14,6 +14,8 @@ TOLERANCE = 2.0
 """mm, of labels that no setting names."""
 MOST_STEPS = 100
 """Of a dilation: more voxels than lie between two lesions."""
+MOST_BINS = 1000
+"""Of a reliability curve: more than a picture shows."""
 Millimetres = Annotated[float, Field(ge=0, le=LARGEST, strict=True)]
 
 
@@ -36,6 +38,9 @@ class MetricSettings(Settings):
     )
     brats_penalty: Millimetres = Field(
         default=374.0, description="brats_hd95: mm for a lesion that is missed or false; in BraTS 374"
+    )
+    calibration_bins: Annotated[int, Field(ge=1, le=MOST_BINS)] = Field(
+        default=15, description="ece: bins of equal width in which voxels are counted by their probability"
     )
 
     def tolerance_of(self, label: str) -> float:

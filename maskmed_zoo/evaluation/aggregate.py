@@ -12,6 +12,7 @@ from statistics import stdev
 from typing import Any
 
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.evaluation.calibration import summarize_calibration
 from maskmed_zoo.evaluation.case import CaseScores, ScoredCase
 from maskmed_zoo.evaluation.mean import mean
 from maskmed_zoo.evaluation.metrics import DEFAULT, Metric, metrics
@@ -29,7 +30,7 @@ def summarize_cases(
     wanted: Sequence[Metric],
     settings: MetricSettings | None = None,
 ) -> dict[str, Any]:
-    """The summary of the default metric; the others are under `metrics`, instances under `instances`."""
+    """The summary of the default metric; others are under `metrics`, `instances` and `calibration` beside them."""
     tables = {
         metric.name: summarize([case.scores[metric.name] for case in cases], label_names, metric, settings)
         for metric in wanted
@@ -40,6 +41,9 @@ def summarize_cases(
     matches = {case.identifier: case.instances for case in cases if case.instances is not None}
     if matches:
         summary["instances"] = summarize_objects(matches, [name for name in label_names if name != BACKGROUND])
+    calibrations = [case.calibration for case in cases if case.calibration is not None]
+    if calibrations:
+        summary["calibration"] = summarize_calibration(calibrations, label_names)
     return summary
 
 

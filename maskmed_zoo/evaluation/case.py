@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.evaluation.calibration import Calibration, Probabilities, calibration
 from maskmed_zoo.evaluation.joint import joint_histogram
 from maskmed_zoo.evaluation.lesions import BratsLesions, brats_lesions, lesions
 from maskmed_zoo.evaluation.matching import Overlaps
@@ -31,7 +32,8 @@ class LabelMapPair:
 
     `annotated` names the labels that were annotated in the reference; the others have no score, whatever was predicted.
     `spacing` (z, y, x) in mm. `instances` are the separated instances of both, where they are scored too. `settings`
-    are what metrics depend on besides.
+    are what metrics depend on besides. `probabilities` are those that the prediction is made of, on its voxels, where
+    metrics take them.
     """
 
     identifier: str
@@ -42,6 +44,7 @@ class LabelMapPair:
     spacing: Spacing3
     instances: Separated | None = None
     settings: MetricSettings = field(default_factory=MetricSettings)
+    probabilities: Probabilities | None = None
 
     @property
     def diagonal(self) -> float:
@@ -74,6 +77,13 @@ class LabelMapPair:
         if name not in self._surfaces:
             self._surfaces[name] = surface_pair(*self.masks(name), self.spacing)
         return self._surfaces[name]
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The calibration of the probabilities; raises `DataError` without any."""
+        if self.probabilities is None:
+            raise DataError(f"case '{self.identifier}': metrics of probabilities are asked for, and there are none")
+        return calibration(self, self.probabilities)
 
     def lesions(self, name: str) -> Overlaps:
         """How the lesions of a label meet; found once."""
@@ -149,11 +159,12 @@ class CaseScores:
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """What `score_case` gives: scores by metric, and matches of the instances by label where those are scored."""
+    """What `score_case` gives: scores by metric and, where asked for, matches of instances by label and calibration."""
 
     identifier: str
     scores: dict[str, CaseScores] = field(default_factory=dict[str, CaseScores])
     instances: dict[str, Matches] | None = None
+    calibration: Calibration | None = None
 
 
 def score_case(pair: LabelMapPair, metrics: Sequence[Metric]) -> ScoredCase:
@@ -181,7 +192,8 @@ def score_case(pair: LabelMapPair, metrics: Sequence[Metric]) -> ScoredCase:
         ours, theirs = pair.instances.prediction, pair.instances.reference
         sides = (pair.prediction, ours), (pair.reference, theirs)
         instances = match_objects(*sides, pair.scored, pair.labels.ignore)
-    return ScoredCase(pair.identifier, scores, instances)
+    has_probabilities = any(metric.from_probabilities for metric in metrics)
+    return ScoredCase(pair.identifier, scores, instances, pair.calibration if has_probabilities else None)
 
 
 def _values(pair: LabelMapPair, metric: Metric) -> dict[str, float | None]:

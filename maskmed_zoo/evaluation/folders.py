@@ -22,6 +22,7 @@ from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
+from maskmed_zoo.evaluation.probability_files import ProbabilityFile, probabilities_beside
 from maskmed_zoo.evaluation.settings import check_names
 from maskmed_zoo.files import usable
 from maskmed_zoo.labels import Labels, LabelsError
@@ -48,9 +49,10 @@ def evaluate_folders(
     names of their labels, whatever the values: see `data.predicted`. An `annotated.json` in `ref` or beside it says
     which labels were annotated in each case; it has to list every reference. Predictions without a reference are left
     out and listed under `unreferenced`. Where predictions have instance maps beside them, these are scored too, under
-    `instances`; `metrics` names those to compute besides Dice, under `metrics`, with `settings`. Raises `DataError` for
-    no cases, a missing prediction, settings that name a label there is not, and, one line for each case, maps that do
-    not lie on one another, values that are no label, and an annotated.json that the references contradict.
+    `instances`; `metrics` names those to compute besides Dice, under `metrics`, with `settings`; those of probabilities
+    read them beside the predictions: see `probability_files`. Raises `DataError` for no cases, a missing prediction,
+    settings that name a label there is not, and, one line for each case, maps that do not lie on one another, values
+    that are no label, probabilities that are not the label map's, and an annotated.json that the references contradict.
     """
     pred, ref, wanted = usable(Path(pred), DataError), usable(Path(ref), DataError), chosen(metrics)
     settings = settings or MetricSettings()
@@ -63,6 +65,7 @@ def evaluate_folders(
     annotated = annotated_labels(source, used, identifiers, others=True) if source else {}
     record = PredictedFolder(pred)
     has_instances = any(is_objects_file(objects_beside(pred / name), record) for name in names)
+    has_probabilities = any(metric.from_probabilities for metric in wanted)
     cases: list[ScoredCase] = []
     failures = Failures()
     for name, identifier in zip(names, identifiers, strict=True):
@@ -75,8 +78,9 @@ def evaluate_folders(
             _check_values(prediction, used)
             check_annotated(_check_values(reference, used), reference.path, used, there)
             separated = _separated(prediction, reference, used, names) if has_instances else None
+            given = _probabilities(prediction, own or used, used) if has_probabilities else None
             arrays = prediction.array, reference.array
-            pair = LabelMapPair(identifier, *arrays, used, there, reference.spacing, separated, settings)
+            pair = LabelMapPair(identifier, *arrays, used, there, reference.spacing, separated, settings, given)
             cases.append(score_case(pair, wanted))
     failures.tell(len(names), NOTHING)
     summary = summarize_cases(cases, list(used.foreground), wanted, settings)
@@ -170,6 +174,17 @@ def _separated(pred: Volume, ref: Volume, labels: Labels, names: Sequence[str]) 
     if not is_objects_file(ours):
         raise DataError(f"{ours}: no such file with objects, though other predictions have theirs; predict it again")
     return Separated(_numbers(ours, pred), parts)
+
+
+def _probabilities(prediction: Volume, own: Labels, labels: Labels) -> ProbabilityFile:
+    """The file beside a predicted map with the labels `own`, which must be those to score."""
+    path = probabilities_beside(prediction.path)
+    if set(own.names) != set(labels.names):
+        raise DataError(
+            f"{path}: probabilities of {', '.join(own.names)}, but {', '.join(labels.names)} are scored; give "
+            f"references with the labels of the predictions"
+        )
+    return ProbabilityFile(path, prediction, own.names)
 
 
 def _numbers(path: Path, label_map: Volume) -> NDArray[np.int16]:

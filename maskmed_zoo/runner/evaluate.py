@@ -22,6 +22,7 @@ from maskmed_zoo.data.predicted import PredictedFolder
 from maskmed_zoo.data.sources import Data, open_sources
 from maskmed_zoo.errors import DataError, Failures
 from maskmed_zoo.evaluation.aggregate import summarize_cases
+from maskmed_zoo.evaluation.calibration import Probabilities
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
@@ -51,7 +52,8 @@ def evaluate(
 
     `data` is where the data sets lie now, in their order, if they have moved since training. Of each case the labels
     are scored that were annotated in it. `metrics` names those to compute besides Dice, with `settings` in place of the
-    recipe's. A label map that the same weights made of the same image with the same settings is not predicted again.
+    recipe's. A label map that the same weights made of the same image with the same settings is not predicted again,
+    unless metrics take its probabilities.
     Raises `DataError` for settings that name a label there is not, and one for all cases that cannot be used, after the
     others are predicted; `evaluation.json` is then left as it was.
     """
@@ -67,12 +69,14 @@ def evaluate(
     check_targets([*targets.values()], weights, with_instances=has_instances, overwrite=True, remedy=remedy)
     for folder in (run.path, run.predictions):
         clear_abandoned(folder)
+    has_probabilities = any(metric.from_probabilities for metric in wanted)
     scored: list[ScoredCase] = []
     failures = Failures()
     with display.task("evaluating") as progress:
         for done, (name, (case, dataset)) in enumerate(cases.items(), start=1):
             with failures.kept(), within_memory(f"case '{name}'"):
-                pair = replace(_pair(predictor, name, case, dataset, targets[name]), settings=settings)
+                pair = _pair(predictor, name, case, dataset, targets[name], has_probabilities=has_probabilities)
+                pair = replace(pair, settings=settings)
                 scored.append(score_case(pair, wanted))
             progress(done, len(cases))
     failures.tell(len(cases), f"the others are predicted, in {run.predictions}, and nothing is scored")
@@ -93,12 +97,17 @@ def evaluate(
     return result
 
 
-def _pair(predictor: Predictor, name: str, case: Case, dataset: RawDataset, target: Path) -> LabelMapPair:
+def _pair(
+    predictor: Predictor, name: str, case: Case, dataset: RawDataset, target: Path, *, has_probabilities: bool
+) -> LabelMapPair:
     """What there is to score of a case, whose prediction is written to `target` unless it is there already."""
     image, reference, geometry = load_case(case, dataset)
     if reference is None:
         raise DataError(f"{dataset.root}: validation case '{name}' has no label map")
-    labels, ids = _predicted(predictor, image, geometry, target, _request(predictor, case))
+    request = _request(predictor, case)
+    labels, ids, probabilities = _predicted(
+        predictor, image, geometry, target, request, has_probabilities=has_probabilities
+    )
     separated = None
     if ids is not None:
         if predictor.recipe.data.instances == "map":
@@ -114,20 +123,32 @@ def _pair(predictor: Predictor, name: str, case: Case, dataset: RawDataset, targ
         annotated=dataset.annotated(case),
         spacing=geometry.spacing,
         instances=separated,
+        probabilities=probabilities,
     )
 
 
 def _predicted(
-    predictor: Predictor, image: NDArray[np.float32], geometry: Geometry, target: Path, request: str
-) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Label map and numbers of objects of a case: those written before, or new ones, which are written."""
+    predictor: Predictor,
+    image: NDArray[np.float32],
+    geometry: Geometry,
+    target: Path,
+    request: str,
+    *,
+    has_probabilities: bool,
+) -> tuple[NDArray[Any], NDArray[Any] | None, Probabilities | None]:
+    """Label map, numbers of objects and, if asked for, probabilities of a case: new ones, whose label map is written.
+
+    Those written before do without probabilities.
+    """
     has_instances, weights = predictor.recipe.data.instances is not None, predictor.weights_sha256
-    if is_finished(PredictedFolder(target.parent), target, weights, with_instances=has_instances, request=request):
+    record = PredictedFolder(target.parent)
+    if not has_probabilities and is_finished(record, target, weights, with_instances=has_instances, request=request):
         with suppress(DataError):  # more objects than label maps are read with
-            return read_prediction(target, with_instances=has_instances)
-    prediction = predictor.segment(image, geometry)
+            return *read_prediction(target, with_instances=has_instances), None
+    prediction = predictor.segment(image, geometry, probabilities=has_probabilities)
     write_prediction(target, prediction, predictor.labels, weights, request=request)
-    return prediction.labels, None if prediction.instances is None else prediction.instances.ids
+    ids = None if prediction.instances is None else prediction.instances.ids
+    return prediction.labels, ids, prediction.probabilities
 
 
 def _request(predictor: Predictor, case: Case) -> str:
