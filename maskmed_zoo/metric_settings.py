@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from maskmed_zoo.errors import nearest
 from maskmed_zoo.settings import LARGEST, Settings
@@ -17,12 +17,17 @@ MOST_STEPS = 100
 MOST_BINS = 1000
 """Of a reliability curve: more than a picture shows."""
 Millimetres = Annotated[float, Field(ge=0, le=LARGEST, strict=True)]
+ByLabel = Annotated[
+    Annotated[Millimetres, Tag("for all")] | Annotated[dict[str, Millimetres], Tag("by name")],
+    Discriminator(lambda value: "by name" if isinstance(value, dict) else "for all"),  # one error, not one of each kind
+]
+"""A length for every label, or label name to length."""
 
 
 class MetricSettings(Settings):
     """What scores depend on besides the label maps."""
 
-    tolerance: Millimetres | dict[str, Millimetres] = Field(
+    tolerance: ByLabel = Field(
         default=TOLERANCE,
         description=f"nsd: distance within which surfaces agree, mm; or label name to mm, {TOLERANCE} for the others",
     )

@@ -60,6 +60,7 @@ FUNCTIONS: dict[str, Callable[[Any, Recipe], object]] = {
     "evaluate ref": lambda x, _: zoo.evaluate(pred="nothing", ref=x),
     "evaluate labels": lambda x, _: zoo.evaluate(pred="nothing", ref="nothing", labels=x),
     "evaluate metrics": lambda x, _: zoo.evaluate("no run", metrics=x),
+    "evaluate metric_settings": lambda x, _: zoo.evaluate("no run", metric_settings=x),
     "evaluate data": lambda x, _: zoo.evaluate("no run", data=x),
     "evaluate weights": lambda x, _: zoo.evaluate("no run", weights=x),
     "list": lambda x, _: zoo.list(x),
