@@ -280,6 +280,7 @@ def evaluate(
     labels: Mapping[str, int] | None = None,
     metrics: Sequence[str] = (),
     metric_settings: str | Path | Mapping[str, Any] | MetricSettings | None = None,
+    pictures: str | Path | None = None,
     data: str | Path | Sequence[str | Path] | None = None,
     weights: Literal["last", "best"] | None = None,
     device: str | None = None,
@@ -294,6 +295,7 @@ def evaluate(
         metrics: further ones than Dice, by name.
         metric_settings: what they depend on, such as the tolerance of `nsd`: a YAML file or its content; default: a
             run's recipe under `evaluation`, else the defaults there.
+        pictures: folder for evaluation.png, the worst, median and best case of `pred`; a run has it in its own.
         data: where the run's data sets are now, if they have moved.
         weights: which checkpoint of a run; default: the last.
         device: for a run, as in `train`.
@@ -309,7 +311,7 @@ def evaluate(
     from maskmed_zoo.errors import ArgumentError
     from maskmed_zoo.metric_settings import MetricSettings
 
-    for name, folder in (("run", run), ("pred", pred), ("ref", ref)):
+    for name, folder in (("run", run), ("pred", pred), ("ref", ref), ("pictures", pictures)):
         expect_path(name, folder, "a folder", optional=True)
     expect("weights", weights, (str, *NONE), "'last' or 'best'")
     expect("labels", labels, (Mapping, *NONE), "label names and values")
@@ -326,11 +328,11 @@ def evaluate(
     if pred is not None and ref is not None:
         if (data, weights, device) != (None, None, None):
             raise ArgumentError("evaluate: data, weights and device belong to a run, not to pred and ref")
-        from maskmed_zoo.evaluation.folders import evaluate_folders
+        from maskmed_zoo.runner.pictures import score_folders
 
-        return evaluate_folders(pred, ref, labels, metrics=metrics, settings=settings)
-    if labels is not None:
-        raise ArgumentError("evaluate: labels belong to pred and ref; a run has its own")
+        return score_folders(pred, ref, labels, pictures=pictures, metrics=metrics, settings=settings)
+    if labels is not None or pictures is not None:
+        raise ArgumentError("evaluate: labels and pictures belong to pred and ref; a run has its own")
     from maskmed_zoo.runner.evaluate import evaluate as evaluate_run
     from maskmed_zoo.runner.run_folder import RunFolder
 

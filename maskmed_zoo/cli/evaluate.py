@@ -29,6 +29,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="YAML of what metrics depend on, such as 'tolerance: 2.0' (default: that of the run's recipe)",
     )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="with --pred: draw the worst, median and best case there, evaluation.png; a run has it in its folder",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to FILE, as JSON")
     add_weights(parser)
     add_device(parser)
@@ -52,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
         ref=args.ref,
         metrics=args.metrics.split(",") if args.metrics else (),
         metric_settings=args.metric_settings,
+        pictures=args.pictures,
         data=args.data,
         weights=None if folders else args.weights,
         device=None if folders else args.device,

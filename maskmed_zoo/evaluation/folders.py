@@ -57,7 +57,7 @@ def evaluate_folders(
     pred, ref, wanted = usable(Path(pred), DataError), usable(Path(ref), DataError), chosen(metrics)
     settings = settings or MetricSettings()
     names = _names(pred, ref)
-    known = _labels(ref, labels)
+    known = known_labels(ref, labels)
     used = known or _found([folder / name for folder in (pred, ref) for name in names])
     check_names(settings, used)
     source = _beside(ref, ANNOTATED)
@@ -80,7 +80,9 @@ def evaluate_folders(
             separated = _separated(prediction, reference, used, names) if has_instances else None
             given = _probabilities(prediction, own or used, used) if has_probabilities else None
             arrays = prediction.array, reference.array
-            pair = LabelMapPair(identifier, *arrays, used, there, reference.spacing, separated, settings, given)
+            pair = LabelMapPair(
+                identifier, *arrays, used, there, reference.spacing, separated, settings, probabilities=given
+            )
             cases.append(score_case(pair, wanted))
     failures.tell(len(names), NOTHING)
     summary = summarize_cases(cases, list(used.foreground), wanted, settings)
@@ -108,7 +110,7 @@ def _names(pred: Path, ref: Path) -> list[str]:
     return names
 
 
-def _labels(ref: Path, labels: Mapping[str, int] | None) -> Labels | None:
+def known_labels(ref: Path, labels: Mapping[str, int] | None) -> Labels | None:
     """The labels given, or those of a dataset.json; None where nothing names them."""
     if labels is None:
         source = _beside(ref, "dataset.json")

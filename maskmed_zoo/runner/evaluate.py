@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
-from maskmed_zoo.data.formats import DEFAULT
+from maskmed_zoo.data.formats import DEFAULT, read_labels
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.instances import components, read_instances
 from maskmed_zoo.data.predicted import PredictedFolder
@@ -35,6 +35,7 @@ from maskmed_zoo.metric_settings import MetricSettings
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.load import load
 from maskmed_zoo.runner.manifest import now
+from maskmed_zoo.runner.pictures import Maps, can_draw, clear, draw
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 
 
@@ -49,6 +50,8 @@ def evaluate(
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Predict and score the run's validation cases; writes `predictions/` and `evaluation.json`, returns the latter.
+
+    Beside it are the pictures of `runner.pictures`, if matplotlib is there.
 
     `data` is where the data sets lie now, in their order, if they have moved since training. Of each case the labels
     are scored that were annotated in it. `metrics` names those to compute besides Dice, with `settings` in place of the
@@ -94,6 +97,11 @@ def evaluate(
     }
     result = facts | summarize_cases(scored, predictor.labels.names, wanted, settings)
     write_json(run.evaluation_file, result)
+    if can_draw():
+        draw(run.path, result, predictor.labels, lambda name: _maps(predictor, *cases[name], targets[name]))
+    else:
+        clear(run.path)
+        display.say('no picture of cases, which needs matplotlib: pip install "maskmed-zoo[report]"')
     return result
 
 
@@ -125,6 +133,15 @@ def _pair(
         instances=separated,
         probabilities=probabilities,
     )
+
+
+def _maps(predictor: Predictor, case: Case, dataset: RawDataset, target: Path) -> Maps:
+    """Of a case that was predicted and scored."""
+    image, reference, geometry = load_case(case, dataset)
+    if reference is None:
+        raise DataError(f"{dataset.root}: validation case '{case.identifier}' has no label map any more")
+    reference = dataset.labels.renumbering(predictor.labels)[reference]
+    return image[0], reference, read_labels(target).array, geometry.spacing
 
 
 def _predicted(
