@@ -332,7 +332,7 @@ def evaluate(
 
         return score_folders(pred, ref, labels, pictures=pictures, metrics=metrics, settings=settings)
     if labels is not None or pictures is not None:
-        raise ArgumentError("evaluate: labels and pictures belong to pred and ref; a run has its own")
+        raise ArgumentError("evaluate: labels belong to pred and ref, and so do pictures; a run has its own")
     from maskmed_zoo.runner.evaluate import evaluate as evaluate_run
     from maskmed_zoo.runner.run_folder import RunFolder
 
