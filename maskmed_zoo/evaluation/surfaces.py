@@ -121,6 +121,6 @@ def surface(mask: Mask) -> Surface:
 
 def _codes(voxels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """At each corner between voxels of 0 and 1 the code of the eight around it, as `patches` numbers them."""
-    voxels = voxels[:, :, :-1] | voxels[:, :, 1:] << 1
-    voxels = voxels[:, :-1] | voxels[:, 1:] << 2
-    return voxels[:-1] | voxels[1:] << 4
+    voxels = voxels[:, :, :-1] | voxels[:, :, 1:] << np.uint8(1)
+    voxels = voxels[:, :-1] | voxels[:, 1:] << np.uint8(2)
+    return voxels[:-1] | voxels[1:] << np.uint8(4)

@@ -15,7 +15,7 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from maskmed_zoo.evaluation.metrics import Metric
 from maskmed_zoo.evaluation.parallel import over_labels
-from maskmed_zoo.evaluation.surfaces import CHUNK_VOXELS, Mask
+from maskmed_zoo.evaluation.surfaces import CHUNK_VOXELS, Lengths, Mask
 from maskmed_zoo.settings import Spacing3
 
 if TYPE_CHECKING:
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 def band(mask: Mask, spacing: Spacing3, width: float) -> Mask:
     """The voxels of a mask (z y x) within `width` mm of one outside, centre to centre, or sharing a face with one."""
     padded = np.pad(mask, 1)
-    found = padded ^ binary_erosion(padded)
+    inner: Mask = np.asarray(binary_erosion(padded), bool)
+    found = padded & ~inner
     margin, step = ceil(width / spacing[0]), max(1, CHUNK_VOXELS // prod(padded.shape[1:]))
     for start in range(0, len(padded), step):
         first = max(0, start - margin)
         part = padded[first : start + step + margin]
         if not part.all():
-            near = distance_transform_edt(part, sampling=spacing) <= width
-            found[start : start + step] |= (part & near)[start - first :][:step]
+            distances: Lengths = np.asarray(distance_transform_edt(part, sampling=spacing), np.float64)
+            found[start : start + step] |= (part & (distances <= width))[start - first :][:step]
     return found[1:-1, 1:-1, 1:-1]
 
 

@@ -16,8 +16,8 @@ LABELS = Labels({"background": 0, "label": 1})
 
 def pair_of(prediction: np.ndarray, reference: np.ndarray, spacing: Spacing3 = (1.0, 1.0, 1.0)) -> LabelMapPair:
     """Two masks as a case of one label."""
-    arrays = prediction.astype(np.uint8), reference.astype(np.uint8)
-    return LabelMapPair("a", *arrays, LABELS, frozenset(["label"]), spacing)
+    ours, theirs = prediction.astype(np.uint8), reference.astype(np.uint8)
+    return LabelMapPair("a", ours, theirs, LABELS, frozenset(["label"]), spacing)
 
 
 def random_pairs(count: int, seed: int = 0) -> Iterator[LabelMapPair]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from maskmed_zoo.metric_settings import MetricSettings
 from tests.evaluation.metrics.shapes import ball, pair_of, random_pairs
 
 
-def score(prediction, reference, spacing, width: float) -> float | None:
+def score(prediction, reference, spacing, width: float) -> Any:
     pair = replace(pair_of(prediction, reference, spacing), settings=MetricSettings(boundary_width=width))
     return score_case(pair, chosen(["boundary_iou"])).scores["boundary_iou"].values["label"]
 
@@ -26,8 +27,9 @@ def test_bands_are_those_of_a_whole_distance_transform(chunk: int, monkeypatch: 
         for width in (0.0, 1.3, 3.7, 20.0):
             bands = []
             for mask in (pair.prediction == 1, pair.reference == 1):
-                near = distance_transform_edt(np.pad(mask, 1), sampling=pair.spacing)[1:-1, 1:-1, 1:-1] <= width
-                bands.append(mask & (near | ~binary_erosion(mask)))
+                away, inner = distance_transform_edt(np.pad(mask, 1), sampling=pair.spacing), binary_erosion(mask)
+                near = np.asarray(away)[1:-1, 1:-1, 1:-1] <= width
+                bands.append(mask & (near | np.logical_not(inner)))
             expected = (bands[0] & bands[1]).sum() / (bands[0] | bands[1]).sum()
             arrays = pair.prediction == 1, pair.reference == 1
             assert score(*arrays, pair.spacing, width) == pytest.approx(expected)

@@ -17,7 +17,8 @@ from tests.evaluation.metrics.shapes import pair_of
 def topology(mask: np.ndarray) -> tuple[int, int, int]:
     """Parts, background parts (with those outside) and Euler number, of 26-connected voxels."""
     padded = np.pad(mask, 1)
-    return label(padded, np.ones((3, 3, 3)))[1], label(~padded)[1], euler_number(padded, connectivity=3)
+    parts, holes = (label(side, structure)[1] for side, structure in ((padded, np.ones((3, 3, 3))), (~padded, None)))
+    return int(parts), int(holes), int(euler_number(padded, connectivity=3))
 
 
 def tubes(seed: int, size: int = 48) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,11 +20,11 @@ NAMES = ("iou", "precision", "recall", "volume_difference", "relative_volume_dif
 def test_equals_monai_and_counts() -> None:
     for pair in random_pairs(15, seed=2):
         scored = score_case(pair, chosen(NAMES)).scores
-        found = {name: scored[name].values["label"] for name in NAMES}
+        found: dict[str, Any] = {name: scored[name].values["label"] for name in NAMES}
         ours, theirs = pair.prediction == 1, pair.reference == 1
-        tensors = [torch.from_numpy(mask)[None, None].float() for mask in (ours, theirs)]
-        matrix = get_confusion_matrix(*tensors)
-        assert found["iou"] == pytest.approx(compute_iou(*tensors).item(), abs=1e-6)
+        first, second = (torch.from_numpy(mask)[None, None].float() for mask in (ours, theirs))
+        matrix = get_confusion_matrix(first, second)
+        assert found["iou"] == pytest.approx(compute_iou(first, second).item(), abs=1e-6)
         for name in ("precision", "recall"):
             assert found[name] == pytest.approx(compute_confusion_matrix_metric(name, matrix).item(), abs=1e-6)
         volumes = [mask.sum() * np.prod(pair.spacing) / 1000 for mask in (ours, theirs)]

@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 
-def scores(pair: LabelMapPair, *names: str) -> dict[str, float | None]:
+def scores(pair: LabelMapPair, *names: str) -> dict[str, Any]:
     scored = score_case(pair, chosen(names)).scores
     return {name: scored[name].values["label"] for name in names}
 
@@ -84,8 +84,9 @@ def test_hausdorff_distance_of_scipy_between_boundary_voxels() -> None:
     spacing = (2.0, 1.0, 0.7)
     reference = ball((30, 50, 70), 15, spacing)
     prediction = np.roll(ball((30, 50, 70), 12, spacing), 9, 2)
-    edges = [mask & ~binary_erosion(mask) for mask in (prediction, reference)]
-    expected = max(distance_transform_edt(~edges[1 - side], sampling=spacing)[edges[side]].max() for side in (0, 1))
+    edges = [mask & np.logical_not(binary_erosion(mask)) for mask in (prediction, reference)]
+    away = [np.asarray(distance_transform_edt(np.logical_not(edge), sampling=spacing)) for edge in edges]
+    expected = max(away[1 - side][edges[side]].max() for side in (0, 1))
     found = scores(pair_of(prediction, reference, spacing), "hd", "hd95")
     assert found["hd"] == pytest.approx(expected, abs=float(np.linalg.norm(spacing)) / 2)
     assert 6 < found["hd95"] < found["hd"]  # the far side is 3 + 6.3 mm away
@@ -174,8 +175,8 @@ def test_only_the_spacing_of_an_oblique_image_matters_and_border_labels_are_clos
     at_border = scores(pair_of(np.roll(reference, 1, 2) & reference, reference, spacing), *names)
     within = scores(pair_of(np.pad(np.roll(reference, 1, 2) & reference, 3), inside, spacing), *names)
     assert at_border == pytest.approx(within)
-    arrays = (side.transpose(2, 0, 1)[::-1] for side in (np.roll(reference, 1, 2) & reference, reference))
-    turned = pair_of(*arrays, (spacing[2], spacing[0], spacing[1]))
+    ours, theirs = (side.transpose(2, 0, 1)[::-1] for side in (np.roll(reference, 1, 2) & reference, reference))
+    turned = pair_of(ours, theirs, (spacing[2], spacing[0], spacing[1]))
     assert scores(turned, *names) == pytest.approx(within)
 
 
@@ -227,7 +228,9 @@ def test_tolerance_by_label() -> None:
     values = []
     for tolerance in (0.5, 1.0, {"vein": 0.5}, {"vein": 0.5, "liver": 0.5}):
         settings = MetricSettings(tolerance=tolerance)
-        pair = LabelMapPair("a", *arrays, labels, frozenset(labels.foreground), (1.0, 1.0, 1.0), settings=settings)
+        pair = replace(
+            pair_of(arrays[0], arrays[1]), labels=labels, annotated=frozenset(labels.foreground), settings=settings
+        )
         values.append(score_case(pair, chosen(["nsd"])).scores["nsd"].values)
     strict, loose, some, both = values
     assert loose == {"liver": 1, "vein": 1}
