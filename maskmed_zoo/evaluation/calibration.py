@@ -54,19 +54,21 @@ class Reliability:
     @classmethod
     def of(cls, p: NDArray[np.floating[Any]], hit: NDArray[np.bool_], bins: int) -> Reliability:
         """Of voxels (…) with probabilities p, of which some are hits."""
-        return reduce(cls.__add__, (cls._of(*part, bins) for part in _chunks(p, hit)), cls.none(bins))
+        found, p, hit = cls.none(bins), p.ravel(), hit.ravel()
+        for start in range(0, p.size, CHUNK_VOXELS):
+            given = p[start : start + CHUNK_VOXELS].astype(np.float64)
+            y = hit[start : start + CHUNK_VOXELS]
+            places = np.minimum((given * bins).astype(np.int64), bins - 1)
+            voxels, hits = np.bincount(places, minlength=bins), np.bincount(places[y], minlength=bins)
+            found += cls(
+                voxels, hits, np.bincount(places, given, bins).astype(np.float64), float(((given - y) ** 2).sum())
+            )
+        return found
 
     @classmethod
     def none(cls, bins: int) -> Reliability:
         """Of no voxel."""
         return cls(np.zeros(bins, np.int64), np.zeros(bins, np.int64), np.zeros(bins), 0.0)
-
-    @classmethod
-    def _of(cls, p: NDArray[np.floating[Any]], hit: NDArray[np.bool_], bins: int) -> Reliability:
-        p = p.astype(np.float64)
-        places = np.minimum((p * bins).astype(np.int64), bins - 1)
-        counts = np.bincount(places, minlength=bins), np.bincount(places[hit], minlength=bins)
-        return cls(*counts, np.bincount(places, p, bins), float(((p - hit) ** 2).sum()))
 
     def __add__(self, other: Reliability) -> Reliability:
         return Reliability(
@@ -132,7 +134,7 @@ def calibration(pair: LabelMapPair, probabilities: Probabilities) -> Calibration
         value = pair.labels[name]
         better = p > best
         best[better], winner[better] = p[better], value
-        found = Reliability.of(*_only(counted, p, pair.reference == value), bins)
+        found = Reliability.of(_only(counted, p), _only(counted, pair.reference == value), bins)
         squares += found.squares
         if name in pair.scored:
             labels[name] = found
@@ -141,7 +143,7 @@ def calibration(pair: LabelMapPair, probabilities: Probabilities) -> Calibration
     _check_winner(pair, winner)
     if not set(names[1:]) <= pair.annotated:
         return Calibration(labels, None)
-    top = Reliability.of(*_only(counted, best, winner == pair.reference), bins)
+    top = Reliability.of(_only(counted, best), _only(counted, winner == pair.reference), bins)
     return Calibration(labels, Reliability(top.voxels, top.hits, top.probability, squares))
 
 
@@ -160,14 +162,8 @@ def _pooled(found: Sequence[Reliability]) -> Reliability:
     return reduce(Reliability.__add__, found)
 
 
-def _only(counted: NDArray[np.bool_] | None, *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    return arrays if counted is None else tuple(array[counted] for array in arrays)
-
-
-def _chunks(*arrays: NDArray[Any]) -> Iterable[tuple[NDArray[Any], ...]]:
-    flat = [array.ravel() for array in arrays]
-    for start in range(0, flat[0].size, CHUNK_VOXELS):
-        yield tuple(array[start : start + CHUNK_VOXELS] for array in flat)
+def _only(counted: NDArray[np.bool_] | None, array: NDArray[Any]) -> NDArray[Any]:
+    return array if counted is None else array[counted]
 
 
 def _check_winner(pair: LabelMapPair, winner: NDArray[np.int16]) -> None:

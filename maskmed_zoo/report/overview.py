@@ -202,7 +202,7 @@ def _outlines(labels: Array, mm: tuple[float, float], start: tuple[float, float]
     ends = [np.concatenate([np.stack(here, 1), np.stack(there, 1)]) for here, there in zip(level, upright, strict=True)]
     segments = np.stack(ends, 1) * mm + np.asarray(start)  # (lines ends row-and-column)
     styles = (("black", 2.2), ("white", 1.0))
-    return [LineCollection(segments[..., ::-1], colors=color, linewidths=width) for color, width in styles]
+    return [LineCollection(list(segments[..., ::-1]), colors=color, linewidths=width) for color, width in styles]
 
 
 def _cut(text: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
 from rich.console import Console
 from sklearn.calibration import calibration_curve
@@ -174,6 +175,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_nnunets_files_are_read_on_their_axes(folders: tuple[Path, Path]) -> None:
     pred, ref = folders
+    with np.load(pred / "x.npz", allow_pickle=False) as file:  # nnU-Net reads and writes with SimpleITK
+        labels = file["probabilities"].argmax(0)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(pred / "x.nii.gz")), labels)
     summary = evaluate_folders(pred, ref, metrics=["brier", "ece"])
     for seed, case in enumerate(summary["metrics"]["brier"]["cases"]):
         probabilities, reference = random_case(seed, (4, 5, 6))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tracemalloc
 from itertools import permutations, product
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -40,7 +41,7 @@ def blobs(seed: int, shape: tuple[int, int, int] = (14, 20, 20)) -> tuple[np.nda
     return pred, ref
 
 
-def scores(pred: np.ndarray, ref: np.ndarray, spacing=(1.0, 1.0, 1.0), **settings: float) -> dict[str, float | None]:
+def scores(pred: np.ndarray, ref: np.ndarray, spacing=(1.0, 1.0, 1.0), **settings: Any) -> dict[str, float | None]:
     """Of the label 'lesion'."""
     how = MetricSettings(**settings)
     pair = LabelMapPair("a", pred.astype(int), ref.astype(int), LABELS, frozenset({"lesion"}), spacing, None, how)

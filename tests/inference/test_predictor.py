@@ -69,10 +69,11 @@ def test_probabilities_come_label_by_label(predictor: Predictor, spacing: tuple[
     array[:, :2] = array[..., -3:] = 0  # outside of the region seen
     expected = predictor.probabilities(array, spacing=spacing)
     prediction = predictor.segment(array, spacing=spacing, probabilities=True)
+    assert prediction.probabilities is not None
     for _ in range(2):
-        found = dict(prediction.probabilities)
-        assert list(found) == list(predictor.labels.names)
-        np.testing.assert_array_equal(np.stack(list(found.values())), expected)
+        names, found = zip(*prediction.probabilities, strict=True)
+        assert names == predictor.labels.names
+        np.testing.assert_array_equal(np.stack(found), expected)
     assert predictor.segment(array, spacing=spacing).probabilities is None
 
 
