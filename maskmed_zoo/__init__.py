@@ -289,27 +289,22 @@ def evaluate(
 
     Args:
         run: folder of a run; its predictions and its evaluation.json are written there.
-        pred: folder of label maps, with `ref`.
-        ref: folder of reference label maps of the same names.
+        pred, ref: folders of label maps and of their references, of the same names.
         labels: label names and values of `pred` and `ref`; default: those of the dataset.json in `ref` or beside it.
         metrics: further ones than Dice, by name.
-        metric_settings: what they depend on, such as the tolerance of `nsd`: a YAML file or its content; default: a
-            run's recipe under `evaluation`, else the defaults there.
+        metric_settings: what they depend on, as the tolerance of nsd: a YAML file or its content; default: a recipe's.
         pictures: folder for evaluation.png, the worst, median and best case of `pred`; a run has it in its own.
         data: where the run's data sets are now, if they have moved.
-        weights: which checkpoint of a run; default: the last.
-        device: for a run, as in `train`.
+        weights, device: of a run, the checkpoint, by default the last, and where to run it, as in `train`.
 
-    Raises `ArgumentError` unless either `run`, or `pred` and `ref` are given with what belongs to them, and for a
-    metric that there is none of; `RecipeError` for settings with a wrong key or value;
-    `DataError` and `CheckpointError` for folders that cannot be used.
+    Raises `ArgumentError` unless either `run`, or `pred` and `ref` are given with what belongs to them, and for unknown
+    metrics; `RecipeError` for wrong settings; `DataError` and `CheckpointError` for folders that cannot be used.
     """
     from collections.abc import Mapping
     from pathlib import Path
 
-    from maskmed_zoo.arguments import NONE, PATH, expect, expect_folders, expect_path, expect_several
+    from maskmed_zoo.arguments import NONE, expect, expect_folders, expect_path, expect_several
     from maskmed_zoo.errors import ArgumentError
-    from maskmed_zoo.metric_settings import MetricSettings
 
     for name, folder in (("run", run), ("pred", pred), ("ref", ref), ("pictures", pictures)):
         expect_path(name, folder, "a folder", optional=True)
@@ -319,25 +314,21 @@ def evaluate(
         expect_folders(data)
     if not isinstance(metrics, str):
         expect_several("metrics", metrics, (str,), "names of metrics")
-    expect("metric_settings", metric_settings, (*PATH, Mapping, MetricSettings, *NONE), "a YAML file, or its content")
     if (run is None) == (pred is None) or (pred is None) != (ref is None):
         raise ArgumentError("evaluate: give either a run, or pred and ref")
-    from maskmed_zoo.evaluation.settings import metric_settings as read
-
-    settings = None if metric_settings is None else read(metric_settings)
     if pred is not None and ref is not None:
         if (data, weights, device) != (None, None, None):
             raise ArgumentError("evaluate: data, weights and device belong to a run, not to pred and ref")
         from maskmed_zoo.runner.pictures import score_folders
 
-        return score_folders(pred, ref, labels, pictures=pictures, metrics=metrics, settings=settings)
+        return score_folders(pred, ref, labels, pictures=pictures, metrics=metrics, settings=metric_settings)
     if labels is not None or pictures is not None:
         raise ArgumentError("evaluate: labels belong to pred and ref, and so do pictures; a run has its own")
     from maskmed_zoo.runner.evaluate import evaluate as evaluate_run
     from maskmed_zoo.runner.run_folder import RunFolder
 
     folder, which = RunFolder(Path(str(run))), weights or "last"
-    return evaluate_run(folder, data=data, device=device, which=which, metrics=metrics, settings=settings)
+    return evaluate_run(folder, data=data, device=device, which=which, metrics=metrics, settings=metric_settings)
 
 
 def check_data(data: str | Path, *, workers: int | None = None) -> Sequence[Finding]:

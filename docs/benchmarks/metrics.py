@@ -145,7 +145,7 @@ def by_us() -> Any:
         names = frozenset(labels.foreground)
         pair = LabelMapPair("a", prediction, reference, labels, names, spacing, settings=settings)
         found = score_case(pair, chosen(["nsd", "hd95"])).scores
-        return {name: list(found[name].values.values()) for name in ("dice", "nsd", "hd95")}
+        return {name: [value or 0.0 for value in found[name].values.values()] for name in ("dice", "nsd", "hd95")}
 
     return score
 

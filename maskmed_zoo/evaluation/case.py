@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import hypot, prod
+from threading import Lock
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
@@ -45,6 +45,10 @@ class LabelMapPair:
     instances: Separated | None = None
     settings: MetricSettings = field(default_factory=MetricSettings)
     probabilities: Probabilities | None = None
+    _surfaces: dict[str, SurfacePair] = field(default_factory=dict[str, SurfacePair], init=False, repr=False)
+    _one_by_one: Lock = field(default_factory=Lock, init=False, repr=False)
+    _lesions: dict[str, Overlaps] = field(default_factory=dict[str, Overlaps], init=False, repr=False)
+    _brats_lesions: dict[str, BratsLesions] = field(default_factory=dict[str, BratsLesions], init=False, repr=False)
 
     @property
     def diagonal(self) -> float:
@@ -66,7 +70,8 @@ class LabelMapPair:
 
     def masks(self, name: str) -> tuple[Mask, Mask]:
         """Where prediction and reference have a label, in the box (z y x) that holds both; without 'ignore'."""
-        box, value = self._boxes[name], self.labels[name]
+        with self._one_by_one:  # labels are scored side by side
+            box, value = self._boxes[name], self.labels[name]
         ours, theirs = self.prediction[box] == value, self.reference[box] == value
         if self.labels.ignore is not None:
             ours &= self.reference[box] != self.labels.ignore
@@ -100,25 +105,10 @@ class LabelMapPair:
         return self._brats_lesions[name]
 
     @cached_property
-    def _lesions(self) -> dict[str, Overlaps]:
-        return {}
-
-    @cached_property
-    def _brats_lesions(self) -> dict[str, BratsLesions]:
-        return {}
-
-    @cached_property
-    def _surfaces(self) -> dict[str, SurfacePair]:
-        return {}
-
-    @cached_property
     def _boxes(self) -> dict[str, tuple[slice, ...]]:
         """Of each foreground label that there is, around both sides."""
         highest = max(self.labels.foreground.values())
-        sides = [
-            find_objects(side.view(np.uint8) if side.dtype == bool else side, highest)
-            for side in (self.prediction, self.reference)
-        ]
+        sides = [find_objects(side, highest) for side in (self.prediction, self.reference)]
         boxes: dict[str, tuple[slice, ...]] = {}
         for name, value in self.labels.foreground.items():
             there = [box for box in (side[value - 1] for side in sides) if box]

@@ -23,7 +23,7 @@ from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
 from maskmed_zoo.evaluation.probability_files import ProbabilityFile, probabilities_beside
-from maskmed_zoo.evaluation.settings import check_names
+from maskmed_zoo.evaluation.settings import SettingsSource, check_names, metric_settings
 from maskmed_zoo.files import usable
 from maskmed_zoo.labels import Labels, LabelsError
 from maskmed_zoo.metric_settings import MetricSettings
@@ -40,7 +40,7 @@ def evaluate_folders(
     labels: Mapping[str, int] | None = None,
     *,
     metrics: Sequence[str] = (),
-    settings: MetricSettings | None = None,
+    settings: SettingsSource | None = None,
 ) -> dict[str, Any]:
     """The summary of every label map in `ref` and the file of the same name in `pred`.
 
@@ -54,12 +54,12 @@ def evaluate_folders(
     settings that name a label there is not, and, one line for each case, maps that do not lie on one another, values
     that are no label, probabilities that are not the label map's, and an annotated.json that the references contradict.
     """
+    used_settings = MetricSettings() if settings is None else metric_settings(settings)
     pred, ref, wanted = usable(Path(pred), DataError), usable(Path(ref), DataError), chosen(metrics)
-    settings = settings or MetricSettings()
     names = _names(pred, ref)
     known = known_labels(ref, labels)
     used = known or _found([folder / name for folder in (pred, ref) for name in names])
-    check_names(settings, used)
+    check_names(used_settings, used)
     source = _beside(ref, ANNOTATED)
     identifiers = [stem_of(Path(name)) for name in names]
     annotated = annotated_labels(source, used, identifiers, others=True) if source else {}
@@ -81,11 +81,11 @@ def evaluate_folders(
             given = _probabilities(prediction, own or used, used) if has_probabilities else None
             arrays = prediction.array, reference.array
             pair = LabelMapPair(
-                identifier, *arrays, used, there, reference.spacing, separated, settings, probabilities=given
+                identifier, *arrays, used, there, reference.spacing, separated, used_settings, probabilities=given
             )
             cases.append(score_case(pair, wanted))
     failures.tell(len(names), NOTHING)
-    summary = summarize_cases(cases, list(used.foreground), wanted, settings)
+    summary = summarize_cases(cases, list(used.foreground), wanted, used_settings)
     predicted = {path.name for path in image_files(pred) if not is_objects_file(path, record)}
     summary["unreferenced"] = sorted(stem_of(Path(name)) for name in predicted - set(names))
     return summary

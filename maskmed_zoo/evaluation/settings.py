@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maskmed_zoo.arguments import PATH, expect
 from maskmed_zoo.errors import DataError, RecipeError
 from maskmed_zoo.files import check_depth
 from maskmed_zoo.labels import Labels
@@ -19,10 +20,12 @@ SettingsSource = str | Path | Mapping[str, Any] | MetricSettings
 def metric_settings(source: SettingsSource) -> MetricSettings:
     """Settings, read from a YAML file where they are no mapping.
 
-    Raises `RecipeError` with every problem, each with file:line:col, the key and the nearest name.
+    Raises `RecipeError` with every problem, each with file:line:col, the key and the nearest name, and `ArgumentError`
+    for what is no source of settings.
     """
     if isinstance(source, MetricSettings):
         return source
+    expect("metric_settings", source, (*PATH, Mapping), "a YAML file, or its content")
     from maskmed_zoo.recipe import strict_yaml
     from maskmed_zoo.recipe.loader import validated
 

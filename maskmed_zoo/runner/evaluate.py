@@ -26,12 +26,11 @@ from maskmed_zoo.evaluation.calibration import Probabilities
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
-from maskmed_zoo.evaluation.settings import check_names
+from maskmed_zoo.evaluation.settings import SettingsSource, check_names, metric_settings
 from maskmed_zoo.files import is_folder, write_json
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.inference.write import check_targets, clear_abandoned, is_finished, read_prediction, write_prediction
 from maskmed_zoo.memory import within_memory
-from maskmed_zoo.metric_settings import MetricSettings
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.load import load
 from maskmed_zoo.runner.manifest import now
@@ -46,7 +45,7 @@ def evaluate(
     device: str | None = None,
     which: Which = "last",
     metrics: Sequence[str] = (),
-    settings: MetricSettings | None = None,
+    settings: SettingsSource | None = None,
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Predict and score the run's validation cases; writes `predictions/` and `evaluation.json`, returns the latter.
@@ -61,9 +60,10 @@ def evaluate(
     others are predicted; `evaluation.json` is then left as it was.
     """
     display, wanted = display or Display(), chosen(metrics)
+    given = None if settings is None else metric_settings(settings)
     predictor, manifest = load(run, which=which, device=device), run.manifest()
-    settings = settings or predictor.recipe.evaluation
-    check_names(settings, predictor.labels)
+    used_settings = given or predictor.recipe.evaluation
+    check_names(used_settings, predictor.labels)
     cases = validation_cases(manifest, data, predictor.channels)
     targets = {name: run.predictions / f"{name}{DEFAULT}" for name in cases}
     has_instances, weights = predictor.recipe.data.instances is not None, predictor.weights_sha256
@@ -79,7 +79,7 @@ def evaluate(
         for done, (name, (case, dataset)) in enumerate(cases.items(), start=1):
             with failures.kept(), within_memory(f"case '{name}'"):
                 pair = _pair(predictor, name, case, dataset, targets[name], has_probabilities=has_probabilities)
-                pair = replace(pair, settings=settings)
+                pair = replace(pair, settings=used_settings)
                 scored.append(score_case(pair, wanted))
             progress(done, len(cases))
     failures.tell(len(cases), f"the others are predicted, in {run.predictions}, and nothing is scored")
@@ -95,7 +95,7 @@ def evaluate(
         "overlap": predictor.recipe.inference.overlap,
         "date": now(),
     }
-    result = facts | summarize_cases(scored, predictor.labels.names, wanted, settings)
+    result = facts | summarize_cases(scored, predictor.labels.names, wanted, used_settings)
     write_json(run.evaluation_file, result)
     if can_draw():
         draw(run.path, result, predictor.labels, lambda name: _maps(predictor, *cases[name], targets[name]))

@@ -27,7 +27,8 @@ def band(mask: Mask, spacing: Spacing3, width: float) -> Mask:
     padded = np.pad(mask, 1)
     inner: Mask = np.asarray(binary_erosion(padded), bool)
     found = padded & ~inner
-    margin, step = ceil(width / spacing[0]), max(1, CHUNK_VOXELS // prod(padded.shape[1:]))
+    margin = ceil(width / spacing[0])
+    step = max(1, margin, CHUNK_VOXELS // prod(padded.shape[1:]))
     for start in range(0, len(padded), step):
         first = max(0, start - margin)
         part = padded[first : start + step + margin]

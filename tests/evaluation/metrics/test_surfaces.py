@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,17 @@ import pytest
 import torch
 from monai.metrics import compute_hausdorff_distance
 from monai.metrics.surface_dice import compute_surface_dice
-from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
 from scipy.spatial import KDTree
+from scipy.spatial.transform import Rotation
 from skimage.measure import marching_cubes
 
+import maskmed_zoo as zoo
 from maskmed_zoo.evaluation import surfaces
 from maskmed_zoo.evaluation.case import LabelMapPair, score_case
 from maskmed_zoo.evaluation.metrics import chosen, metrics
 from maskmed_zoo.metric_settings import MetricSettings
+from tests.conftest import write_nifti
 from tests.evaluation.metrics.shapes import LABELS, ball, pair_of, random_pairs
 
 with warnings.catch_warnings():
@@ -178,6 +182,25 @@ def test_only_the_spacing_of_an_oblique_image_matters_and_border_labels_are_clos
     ours, theirs = (side.transpose(2, 0, 1)[::-1] for side in (np.roll(reference, 1, 2) & reference, reference))
     turned = pair_of(ours, theirs, (spacing[2], spacing[0], spacing[1]))
     assert scores(turned, *names) == pytest.approx(within)
+
+
+def test_an_oblique_image_file_is_scored_as_a_straight_one(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    reference = gaussian_filter(rng.normal(size=(14, 16, 9)), 2) > 0
+    prediction = np.roll(reference, 1, 0)
+    turn = Rotation.from_euler("xyz", [25, -15, 40], degrees=True).as_matrix()
+    found = []
+    for name, directions in (("straight", np.eye(3)), ("oblique", turn)):
+        affine = np.eye(4)
+        affine[:3, :3] = directions * (0.8, 1.1, 3.0)
+        affine[:3, 3] = (5, -70, 12)
+        for side, mask in (("pred", prediction), ("ref", reference)):
+            write_nifti(tmp_path / name / side / "a.nii.gz", mask.astype(np.uint8), affine)
+        summary = zoo.evaluate(pred=tmp_path / name / "pred", ref=tmp_path / name / "ref", metrics=[*DISTANCES, "nsd"])
+        found.append({key: table[f"mean_{key}"] for key, table in summary["metrics"].items()})
+    assert found[0] == pytest.approx(found[1], rel=1e-5)  # headers hold 32 bits
+    expected = scores(pair_of(prediction.T, reference.T, (3.0, 1.1, 0.8)), *DISTANCES, "nsd")
+    assert found[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_single_voxels() -> None:
