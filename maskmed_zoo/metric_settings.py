@@ -12,6 +12,10 @@ from maskmed_zoo.settings import LARGEST, Settings
 
 TOLERANCE = 2.0
 """mm, of labels that no setting names."""
+MOST_STEPS = 100
+"""Of a dilation: more voxels than lie between two lesions."""
+MOST_BINS = 1000
+"""Of a reliability curve: more than a picture shows."""
 Millimetres = Annotated[float, Field(ge=0, le=LARGEST, strict=True)]
 ByLabel = Annotated[
     Annotated[Millimetres, Tag("for all")] | Annotated[dict[str, Millimetres], Tag("by name")],
@@ -27,8 +31,22 @@ class MetricSettings(Settings):
         default=TOLERANCE,
         description=f"nsd: distance within which surfaces agree, mm; or label name to mm, {TOLERANCE} for the others",
     )
-
     boundary_width: Millimetres = Field(default=2.0, description="boundary_iou: width of the bands compared, mm")
+    lesion_overlap: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
+        default=0.1, description="lesion_f1: IoU above which two lesions can be a pair"
+    )
+    brats_dilation: Annotated[int, Field(ge=0, le=MOST_STEPS)] = Field(
+        default=3, description="brats_*: voxels by which the reference is dilated; in BraTS 3, for MEN and MET 1"
+    )
+    brats_smallest: Millimetres = Field(
+        default=50.0, description="brats_*: mm³ up to which a lesion does not count; in BraTS 50, for MET 2"
+    )
+    brats_penalty: Millimetres = Field(
+        default=374.0, description="brats_hd95: mm for a lesion that is missed or false; in BraTS 374"
+    )
+    calibration_bins: Annotated[int, Field(ge=1, le=MOST_BINS)] = Field(
+        default=15, description="ece: bins of equal width in which voxels are counted by their probability"
+    )
 
     def tolerance_of(self, label: str) -> float:
         """mm of a label."""

@@ -20,6 +20,7 @@ def evaluate(
     metrics: Sequence[str] = (),
     metric_settings: str | Path | Mapping[str, Any] | MetricSettings | None = None,
     missing_as_missed: bool = False,
+    pictures: str | Path | None = None,
     data: str | Path | Sequence[str | Path] | None = None,
     weights: Literal["last", "best"] | None = None,
     device: str | None = None,
@@ -35,6 +36,7 @@ def evaluate(
         metric_settings: what they depend on, such as the tolerance of `nsd`: a YAML file or its content; default: a
             run's recipe under `evaluation`, else the defaults there.
         missing_as_missed: score a reference without a prediction as if that were empty, instead of refusing it.
+        pictures: folder for evaluation.png, the worst, median and best case of `pred`; a run has it in its own.
         data: where the run's data sets are now, if they have moved.
         weights: which checkpoint of a run; default: the last.
         device: for a run, as in `train`.
@@ -48,7 +50,7 @@ def evaluate(
     from maskmed_zoo.arguments import NONE, expect, expect_folders, expect_path, expect_several
     from maskmed_zoo.errors import ArgumentError
 
-    for name, folder in (("run", run), ("pred", pred), ("ref", ref)):
+    for name, folder in (("run", run), ("pred", pred), ("ref", ref), ("pictures", pictures)):
         expect_path(name, folder, "a folder", optional=True)
     expect("weights", weights, (str, *NONE), "'last' or 'best'")
     expect("labels", labels, (Mapping, *NONE), "label names and values")
@@ -62,13 +64,15 @@ def evaluate(
     if pred is not None and ref is not None:
         if (data, weights, device) != (None, None, None):
             raise ArgumentError("evaluate: data, weights and device belong to a run, not to pred and ref")
-        from maskmed_zoo.evaluation.folders import evaluate_folders
+        from maskmed_zoo.runner.pictures import score_folders
 
-        return evaluate_folders(
-            pred, ref, labels, metrics=metrics, settings=metric_settings, missing_as_missed=missing_as_missed
+        how: dict[str, Any] = {"metrics": metrics, "settings": metric_settings, "missing_as_missed": missing_as_missed}
+        return score_folders(pred, ref, labels, pictures=pictures, **how)
+    if labels is not None or pictures is not None or missing_as_missed:
+        raise ArgumentError(
+            "evaluate: labels, pictures and missing_as_missed belong to pred and ref; a run has its own labels and "
+            "pictures, and predicts every case"
         )
-    if labels is not None or missing_as_missed:
-        raise ArgumentError("evaluate: labels and missing_as_missed belong to pred and ref; a run predicts every case")
     from maskmed_zoo.runner.evaluate import evaluate as evaluate_run
     from maskmed_zoo.runner.run_folder import RunFolder
 

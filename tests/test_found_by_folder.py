@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -61,6 +62,8 @@ def test_metrics_give_numbers_for_the_labels_they_are_asked_for() -> None:
     prediction[:2] = 0
     prediction[0, 0, 0] = 3  # kidney: invented; aorta: in neither
     pair = LabelMapPair("a", prediction, reference, LABELS, frozenset(LABELS.foreground), (2.0, 1.0, 0.5))
+    one_hot = [(name, (prediction == value).astype(np.float32)) for name, value in LABELS.items()]
+    pair = replace(pair, probabilities=one_hot)
     known = metric_files.metrics()
     assert set(known) >= {"dice", "missed_volume"}
     scored = score_case(pair, list(known.values()))

@@ -34,6 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="count a reference without a prediction as one in which every label was missed, instead of refusing it",
     )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="with --pred: draw the worst, median and best case there, evaluation.png; a run has it in its folder",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to FILE, as JSON")
     parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="also write every case's scores to FILE, a row per label and metric"
@@ -63,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
         metrics=args.metrics.split(",") if args.metrics else (),
         metric_settings=args.metric_settings,
         missing_as_missed=args.missing_as_missed,
+        pictures=args.pictures,
         data=args.data,
         weights=None if folders else args.weights,
         device=None if folders else args.device,

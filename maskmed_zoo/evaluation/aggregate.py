@@ -12,6 +12,7 @@ from statistics import stdev
 from typing import Any
 
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.evaluation.calibration import summarize_calibration
 from maskmed_zoo.evaluation.case import CaseScores, ScoredCase
 from maskmed_zoo.evaluation.distribution import DEFINITION, distribution, interval_warning
 from maskmed_zoo.evaluation.mean import mean
@@ -32,7 +33,7 @@ def summarize_cases(
 ) -> dict[str, Any]:
     """The summary of the default metric, whose `cases` tell patient and checksum of the reference too.
 
-    The other metrics are under `metrics`, instances under `instances`.
+    Other metrics are under `metrics`, `instances` and `calibration` beside them.
     """
     patients = {case.identifier: case.patient for case in cases if case.patient is not None}
     tables = {
@@ -47,6 +48,9 @@ def summarize_cases(
     matches = {case.identifier: case.instances for case in cases if case.instances is not None}
     if matches:
         summary["instances"] = summarize_objects(matches, [name for name in label_names if name != BACKGROUND])
+    calibrations = [case.calibration for case in cases if case.calibration is not None]
+    if calibrations:
+        summary["calibration"] = summarize_calibration(calibrations, label_names)
     return summary
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import hypot
+from math import hypot, prod
 from threading import Lock
 from typing import Any
 
@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from maskmed_zoo.errors import DataError
+from maskmed_zoo.evaluation.calibration import Calibration, Probabilities, calibration
 from maskmed_zoo.evaluation.joint import joint_histogram
+from maskmed_zoo.evaluation.lesions import BratsLesions, brats_lesions, lesions
+from maskmed_zoo.evaluation.matching import Overlaps
 from maskmed_zoo.evaluation.mean import mean
 from maskmed_zoo.evaluation.metrics import Metric
 from maskmed_zoo.evaluation.metrics.objects import Matches, Separated, match_objects
@@ -30,7 +33,8 @@ class LabelMapPair:
 
     `annotated` names the labels that were annotated in the reference; the others have no score, whatever was predicted.
     `spacing` (z, y, x) in mm. `instances` are the separated instances of both, where they are scored too. `settings`
-    are what metrics depend on besides. `patient` is whose case it is, where that is known.
+    are what metrics depend on besides. `probabilities` are those that the prediction is made of, on its voxels, where
+    metrics take them. `patient` is whose case it is, where that is known.
     """
 
     identifier: str
@@ -41,9 +45,12 @@ class LabelMapPair:
     spacing: Spacing3
     instances: Separated | None = None
     settings: MetricSettings = field(default_factory=MetricSettings)
+    probabilities: Probabilities | None = None
     patient: str | None = None
     _surfaces: dict[str, SurfacePair] = field(default_factory=dict[str, SurfacePair], init=False, repr=False)
     _one_by_one: Lock = field(default_factory=Lock, init=False, repr=False)
+    _lesions: dict[str, Overlaps] = field(default_factory=dict[str, Overlaps], init=False, repr=False)
+    _brats_lesions: dict[str, BratsLesions] = field(default_factory=dict[str, BratsLesions], init=False, repr=False)
 
     @property
     def diagonal(self) -> float:
@@ -77,6 +84,27 @@ class LabelMapPair:
         if name not in self._surfaces:
             self._surfaces[name] = surface_pair(*self.masks(name), self.spacing)
         return self._surfaces[name]
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The calibration of the probabilities; raises `DataError` without any."""
+        if self.probabilities is None:
+            raise DataError(f"case '{self.identifier}': metrics of probabilities are asked for, and there are none")
+        return calibration(self, self.probabilities)
+
+    def lesions(self, name: str) -> Overlaps:
+        """How the lesions of a label meet; found once."""
+        if name not in self._lesions:
+            self._lesions[name] = lesions(*self.masks(name))
+        return self._lesions[name]
+
+    def brats_lesions(self, name: str) -> BratsLesions:
+        """The lesions of a label as BraTS counts them; found once."""
+        if name not in self._brats_lesions:
+            how = self.settings
+            smallest = how.brats_smallest / prod(self.spacing)
+            self._brats_lesions[name] = brats_lesions(*self.masks(name), how.brats_dilation, smallest)
+        return self._brats_lesions[name]
 
     @cached_property
     def _boxes(self) -> dict[str, tuple[slice, ...]]:
@@ -123,7 +151,7 @@ class CaseScores:
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """What `score_case` gives: scores by metric, and matches of the instances by label where those are scored.
+    """What `score_case` gives: scores by metric and, where asked for, matches of instances by label and calibration.
 
     `patient` as in the pair; `reference` is a checksum of the reference's labels.
     """
@@ -131,6 +159,7 @@ class ScoredCase:
     identifier: str
     scores: dict[str, CaseScores] = field(default_factory=dict[str, CaseScores])
     instances: dict[str, Matches] | None = None
+    calibration: Calibration | None = None
     patient: str | None = None
     reference: str = ""
 
@@ -160,8 +189,9 @@ def score_case(pair: LabelMapPair, metrics: Sequence[Metric]) -> ScoredCase:
         ours, theirs = pair.instances.prediction, pair.instances.reference
         sides = (pair.prediction, ours), (pair.reference, theirs)
         instances = match_objects(*sides, pair.scored, pair.labels.ignore)
-    checksum = checksum_of(pair.reference, pair.labels)
-    return ScoredCase(pair.identifier, scores, instances, pair.patient, checksum)
+    has_probabilities = any(metric.from_probabilities for metric in metrics)
+    calibration, checksum = pair.calibration if has_probabilities else None, checksum_of(pair.reference, pair.labels)
+    return ScoredCase(pair.identifier, scores, instances, calibration, pair.patient, checksum)
 
 
 def _values(pair: LabelMapPair, metric: Metric) -> dict[str, float | None]:

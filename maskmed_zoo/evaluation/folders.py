@@ -23,6 +23,7 @@ from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
+from maskmed_zoo.evaluation.probability_files import ProbabilityFile, probabilities_beside
 from maskmed_zoo.evaluation.settings import SettingsSource, check_names, metric_settings
 from maskmed_zoo.files import usable
 from maskmed_zoo.labels import Labels, LabelsError
@@ -52,14 +53,15 @@ def evaluate_folders(
     reference. Predictions without a reference are left out and listed under `unreferenced`. A reference without a
     prediction is refused or, with `missing_as_missed`, scored as if the prediction were empty, and listed under
     `unpredicted`. Where predictions have instance maps beside them, these are scored too, under `instances`; `metrics`
-    names those to compute besides Dice, under `metrics`, with `settings`. Raises `DataError` for no cases or no
-    predictions, settings that name a label there is not, and, one line for each case, maps that do not lie on one
-    another, values that are no label, and an annotated.json that the references contradict.
+    names those to compute besides Dice, under `metrics`, with `settings`; those of probabilities read them beside the
+    predictions: see `probability_files`. Raises `DataError` for no cases or no predictions, settings that name a label
+    there is not, and, one line for each case, maps that do not lie on one another, values that are no label,
+    probabilities that are not the label map's, and an annotated.json that the references contradict.
     """
     used_settings = MetricSettings() if settings is None else metric_settings(settings)
     pred, ref, wanted = usable(Path(pred), DataError), usable(Path(ref), DataError), chosen(metrics)
     names, missing = _names(pred, ref, missing_as_missed=missing_as_missed)
-    known = _labels(ref, labels)
+    known = known_labels(ref, labels)
     used = known or _found([*(pred / name for name in names if name not in missing), *(ref / name for name in names)])
     check_names(used_settings, used)
     source = _beside(ref, ANNOTATED)
@@ -69,6 +71,7 @@ def evaluate_folders(
     patients = read_groups(groups, identifiers) if groups else {}
     record = PredictedFolder(pred)
     has_instances = any(is_objects_file(objects_beside(pred / name), record) for name in names)
+    has_probabilities = any(metric.from_probabilities for metric in wanted)
     cases: list[ScoredCase] = []
     failures = Failures()
     for name, identifier in zip(names, identifiers, strict=True):
@@ -82,8 +85,11 @@ def evaluate_folders(
             _check_values(prediction, used)
             check_annotated(_check_values(reference, used), reference.path, used, there)
             separated = _separated(prediction, reference, used, names) if has_instances else None
-            arrays, further = (prediction.array, reference.array), (separated, used_settings, patients.get(identifier))
-            pair = LabelMapPair(identifier, *arrays, used, there, reference.spacing, *further)
+            given = _probabilities(prediction, own or used, used) if has_probabilities else None
+            arrays, patient = (prediction.array, reference.array), patients.get(identifier)
+            pair = LabelMapPair(
+                identifier, *arrays, used, there, reference.spacing, separated, used_settings, given, patient
+            )
             cases.append(score_case(pair, wanted))
     failures.tell(len(names), NOTHING)
     summary = summarize_cases(cases, list(used.foreground), wanted, used_settings)
@@ -120,7 +126,7 @@ def _empty(reference: Volume, path: Path) -> Volume:
     return replace(reference, path=path, array=np.zeros_like(reference.array))
 
 
-def _labels(ref: Path, labels: Mapping[str, int] | None) -> Labels | None:
+def known_labels(ref: Path, labels: Mapping[str, int] | None) -> Labels | None:
     """The labels given, or those of a dataset.json; None where nothing names them."""
     if labels is None:
         source = _beside(ref, "dataset.json")
@@ -188,6 +194,17 @@ def _separated(pred: Volume, ref: Volume, labels: Labels, names: Sequence[str]) 
     if not is_objects_file(ours):
         raise DataError(f"{ours}: no such file with objects, though other predictions have theirs; predict it again")
     return Separated(_numbers(ours, pred), parts)
+
+
+def _probabilities(prediction: Volume, own: Labels, labels: Labels) -> ProbabilityFile:
+    """The file beside a predicted map with the labels `own`, which must be those to score."""
+    path = probabilities_beside(prediction.path)
+    if set(own.names) != set(labels.names):
+        raise DataError(
+            f"{path}: probabilities of {', '.join(own.names)}, but {', '.join(labels.names)} are scored; give "
+            f"references with the labels of the predictions"
+        )
+    return ProbabilityFile(path, prediction, own.names)
 
 
 def _numbers(path: Path, label_map: Volume) -> NDArray[np.int16]:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from maskmed_zoo.evaluation import aggregate
+from maskmed_zoo.evaluation import aggregate, calibration
 from maskmed_zoo.evaluation.metrics import DEFAULT, Metric, metrics
 from maskmed_zoo.evaluation.metrics.objects import COUNTS, DEFINITION, MEANS
 
@@ -71,16 +71,27 @@ def object_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def calibration_table(summary: Mapping[str, Any]) -> Table:
+    """One row per label of a `summarize_calibration` result, below that of each voxel's most probable label."""
+    table = Table(title="Calibration, voxels of all cases together")
+    table.add_column("label")
+    for heading in ("ece", "brier", "voxels"):
+        table.add_column(heading, justify="right")
+    for name, row in calibration.curves(summary).items():
+        table.add_row(name, _number(row["ece"]), _number(row["brier"]), str(row["voxels"]))
+    return table
+
+
 def tables(summary: Mapping[str, Any]) -> list[RenderableType]:
-    """A `score_table` for each metric, its `distribution_line` and its rules under it, and the `object_table` and its
-    rules where instances were scored.
-    """
+    """A `score_table` for each metric, its `distribution_line` and its rules under it, and what else was scored."""
     scores = {DEFAULT: summary, **summary.get("metrics", {})}
     shown: list[RenderableType] = []
     for name, table in scores.items():
         shown += [score_table(table, metrics()[name]), distribution_line(table), f"{table['rules']}\n"]
     if "instances" in summary:
         shown += [object_table(summary["instances"]), f"Objects: {DEFINITION}\n"]
+    if "calibration" in summary:
+        shown += [calibration_table(summary["calibration"]), f"Calibration: {calibration.DEFINITION}\n"]
     return shown
 
 

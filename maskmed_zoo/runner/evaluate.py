@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
-from maskmed_zoo.data.formats import DEFAULT
+from maskmed_zoo.data.formats import DEFAULT, read_labels
 from maskmed_zoo.data.groups import GROUPS, read_groups
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.instances import components, read_instances
@@ -25,6 +25,7 @@ from maskmed_zoo.data.predicted import PredictedFolder
 from maskmed_zoo.data.sources import Data, open_sources
 from maskmed_zoo.errors import DataError, Failures
 from maskmed_zoo.evaluation.aggregate import summarize_cases
+from maskmed_zoo.evaluation.calibration import Probabilities
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.case_table import CASES, write_cases
 from maskmed_zoo.evaluation.metrics import chosen
@@ -38,6 +39,7 @@ from maskmed_zoo.memory import within_memory
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.load import load
 from maskmed_zoo.runner.manifest import now
+from maskmed_zoo.runner.pictures import Maps, can_draw, clear, draw
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 
 
@@ -53,9 +55,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Predict and score the run's validation cases; writes `predictions/` and `evaluation.json`, returns the latter.
 
+    Beside it are the pictures of `runner.pictures`, if matplotlib is there.
+
     `data` is where the data sets lie now, in their order, if they have moved since training. Of each case the labels
     are scored that were annotated in it. `metrics` names those to compute besides Dice, with `settings` in place of the
-    recipe's. A label map that the same weights made of the same image with the same settings is not predicted again.
+    recipe's. A label map that the same weights made of the same image with the same settings is not predicted again,
+    unless metrics take its probabilities.
     Raises `DataError` for settings that name a label there is not, and one for all cases that cannot be used, after the
     others are predicted; `evaluation.json` is then left as it was.
     """
@@ -73,12 +78,13 @@ def evaluate(
     for folder in (run.path, run.predictions):
         clear_abandoned(folder)
     patients, scored, seconds = _patients(cases), list[ScoredCase](), list[float]()
+    has_probabilities = any(metric.from_probabilities for metric in wanted)
     failures = Failures()
     with display.task("evaluating") as progress:
         for done, (name, (case, dataset)) in enumerate(cases.items(), start=1):
             with failures.kept(), within_memory(f"case '{name}'"):
                 before, start = _changed(targets[name]), time.perf_counter()
-                pair = _pair(predictor, name, case, dataset, targets[name])
+                pair = _pair(predictor, name, case, dataset, targets[name], has_probabilities=has_probabilities)
                 if _changed(targets[name]) != before:
                     seconds.append(time.perf_counter() - start)
                 pair = replace(pair, settings=used_settings, patient=patients.get(name))
@@ -101,6 +107,11 @@ def evaluate(
     result = facts | summarize_cases(scored, predictor.labels.names, wanted, used_settings)
     write_cases(result, run.path / CASES)
     write_json(run.evaluation_file, result)
+    if can_draw():
+        draw(run.path, result, predictor.labels, lambda name: _maps(predictor, *cases[name], targets[name]))
+    else:
+        clear(run.path)
+        display.say('no picture of cases, which needs matplotlib: pip install "maskmed-zoo[report]"')
     return result
 
 
@@ -128,12 +139,17 @@ def _patients(cases: dict[str, tuple[Case, RawDataset]]) -> dict[str, str]:
     return patients
 
 
-def _pair(predictor: Predictor, name: str, case: Case, dataset: RawDataset, target: Path) -> LabelMapPair:
+def _pair(
+    predictor: Predictor, name: str, case: Case, dataset: RawDataset, target: Path, *, has_probabilities: bool
+) -> LabelMapPair:
     """What there is to score of a case, whose prediction is written to `target` unless it is there already."""
     image, reference, geometry = load_case(case, dataset)
     if reference is None:
         raise DataError(f"{dataset.root}: validation case '{name}' has no label map")
-    labels, ids = _predicted(predictor, image, geometry, target, _request(predictor, case))
+    request = _request(predictor, case)
+    labels, ids, probabilities = _predicted(
+        predictor, image, geometry, target, request, has_probabilities=has_probabilities
+    )
     separated = None
     if ids is not None:
         if predictor.recipe.data.instances == "map":
@@ -149,20 +165,41 @@ def _pair(predictor: Predictor, name: str, case: Case, dataset: RawDataset, targ
         annotated=dataset.annotated(case),
         spacing=geometry.spacing,
         instances=separated,
+        probabilities=probabilities,
     )
 
 
+def _maps(predictor: Predictor, case: Case, dataset: RawDataset, target: Path) -> Maps:
+    """Of a case that was predicted and scored."""
+    image, reference, geometry = load_case(case, dataset)
+    if reference is None:
+        raise DataError(f"{dataset.root}: validation case '{case.identifier}' has no label map any more")
+    reference = dataset.labels.renumbering(predictor.labels)[reference]
+    return image[0], reference, read_labels(target).array, geometry.spacing
+
+
 def _predicted(
-    predictor: Predictor, image: NDArray[np.float32], geometry: Geometry, target: Path, request: str
-) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Label map and numbers of objects of a case: those written before, or new ones, which are written."""
+    predictor: Predictor,
+    image: NDArray[np.float32],
+    geometry: Geometry,
+    target: Path,
+    request: str,
+    *,
+    has_probabilities: bool,
+) -> tuple[NDArray[Any], NDArray[Any] | None, Probabilities | None]:
+    """Label map, numbers of objects and, if asked for, probabilities of a case: new ones, whose label map is written.
+
+    Those written before do without probabilities.
+    """
     has_instances, weights = predictor.recipe.data.instances is not None, predictor.weights_sha256
-    if is_finished(PredictedFolder(target.parent), target, weights, with_instances=has_instances, request=request):
+    record = PredictedFolder(target.parent)
+    if not has_probabilities and is_finished(record, target, weights, with_instances=has_instances, request=request):
         with suppress(DataError):  # more objects than label maps are read with
-            return read_prediction(target, with_instances=has_instances)
-    prediction = predictor.segment(image, geometry)
+            return *read_prediction(target, with_instances=has_instances), None
+    prediction = predictor.segment(image, geometry, probabilities=has_probabilities)
     write_prediction(target, prediction, predictor.labels, weights, request=request)
-    return prediction.labels, None if prediction.instances is None else prediction.instances.ids
+    ids = None if prediction.instances is None else prediction.instances.ids
+    return prediction.labels, ids, prediction.probabilities
 
 
 def _request(predictor: Predictor, case: Case) -> str:

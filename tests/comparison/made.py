@@ -30,7 +30,9 @@ def document(
             )
             for metric, table in tables.items()
         }
-        cases.append(ScoredCase(name, scores, None, patients[index] if patients else None, f"reference {index}"))
+        cases.append(
+            ScoredCase(name, scores, patient=patients[index] if patients else None, reference=f"reference {index}")
+        )
     return summarize_cases(cases, labels, chosen("hd95" if hd95 is not None else ()))
 
 

@@ -31,7 +31,7 @@ class Metric:
     `compute` gives values for some labels, by name, of a `LabelMapPair`. `both_absent` and `one_absent` are the values
     of a label that neither map has, or only one. `both_absent` None: the label is left out of averages and counted;
     `one_absent` None: it is computed like any other; "diagonal": the image's diagonal in mm, the worst of distances.
-    `details` says what of the settings the values depend on.
+    `details` says what of the settings the values depend on. `from_probabilities`: it takes them, not the map.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Metric:
     one_absent: float | Literal["diagonal"] | None
     compute: Callable[[LabelMapPair, Sequence[str]], Mapping[str, float]]
     details: Callable[[MetricSettings], str] | None = None
+    from_probabilities: bool = False
 
     def rules(self, settings: MetricSettings | None = None) -> str:
         """Definition with these settings (default: the defaults), unit, direction, and what absent labels get."""
