@@ -119,7 +119,7 @@ def test_nothing_is_made_where_nothing_can_be_drawn(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pred, ref = folders
-    with pytest.raises(ArgumentError, match="so do pictures"):
+    with pytest.raises(ArgumentError, match="pictures and missing_as_missed belong to pred and ref"):
         zoo.evaluate(tmp_path / "run", pictures=tmp_path / "out")
     (pred / "e.nii.gz").unlink()
     with pytest.raises(DataError, match=r"no prediction for e\.nii\.gz"):
