@@ -25,7 +25,7 @@ from maskmed_zoo.recipe import load_recipe, recipe_type
 FOLDER = Path(__file__).resolve().parent / "reference" / "generated"
 SECTIONS = {"data": "DataRecipe", "data.augmentation (nnunet)": "NNUNetAugmentation",
             "data.augmentation (light)": "LightAugmentation", "train": "TrainRecipe",
-            "train.optimizer": "Optimizer", "inference": "InferenceRecipe"}  # fmt: skip
+            "train.optimizer": "Optimizer", "inference": "InferenceRecipe", "evaluation": "MetricSettings"}  # fmt: skip
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 HEADING = (
     "| model | encoder, M | neck, M | decoder, M | head, M | total, M parameters | patch, z y x | GMACs per patch |",
@@ -138,8 +138,8 @@ def declared(metric: Metric) -> dict[str, str]:
         "absent in reference and prediction": "left out and counted"
         if metric.both_absent is None
         else f"{metric.both_absent:g}",
-        "absent in one of them": "computed as any other" if metric.one_absent is None else f"{metric.one_absent:g}",
-        "in every file of scores": metric.rules,
+        "absent in one of them": metric.one_absent_words,
+        "in every file of scores": metric.rules(),
     }
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from maskmed_zoo.scoring import compare, evaluate
 from maskmed_zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "attach_head",
     "check_data",
+    "compare",
     "create",
     "describe",
     "evaluate",
@@ -269,63 +271,6 @@ def load(source: str | Path, *, weights: Literal["last", "best"] = "last", devic
     expect_path("source", source, "the folder of a run or of exported weights")
     expect("weights", weights, (str,), "'last' or 'best'")
     return predictor_of(source, which=weights, device=device)
-
-
-def evaluate(
-    run: str | Path | None = None,
-    *,
-    pred: str | Path | None = None,
-    ref: str | Path | None = None,
-    labels: Mapping[str, int] | None = None,
-    metrics: Sequence[str] = (),
-    data: str | Path | Sequence[str | Path] | None = None,
-    weights: Literal["last", "best"] | None = None,
-    device: str | None = None,
-) -> dict[str, Any]:
-    """Scores of a run on its validation cases, or of a folder of label maps against references, as a JSON-able summary.
-
-    Args:
-        run: folder of a run; its predictions and its evaluation.json are written there.
-        pred: folder of label maps, with `ref`.
-        ref: folder of reference label maps of the same names.
-        labels: label names and values of `pred` and `ref`; default: those of the dataset.json in `ref` or beside it.
-        metrics: further ones than Dice, by name.
-        data: where the run's data sets are now, if they have moved.
-        weights: which checkpoint of a run; default: the last.
-        device: for a run, as in `train`.
-
-    Raises `ArgumentError` unless either `run`, or `pred` and `ref` are given with what belongs to them, and for a
-    metric that there is none of;
-    `DataError` and `CheckpointError` for folders that cannot be used.
-    """
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from maskmed_zoo.arguments import NONE, expect, expect_folders, expect_path, expect_several
-    from maskmed_zoo.errors import ArgumentError
-
-    for name, folder in (("run", run), ("pred", pred), ("ref", ref)):
-        expect_path(name, folder, "a folder", optional=True)
-    expect("weights", weights, (str, *NONE), "'last' or 'best'")
-    expect("labels", labels, (Mapping, *NONE), "label names and values")
-    if data is not None:
-        expect_folders(data)
-    if not isinstance(metrics, str):
-        expect_several("metrics", metrics, (str,), "names of metrics")
-    if (run is None) == (pred is None) or (pred is None) != (ref is None):
-        raise ArgumentError("evaluate: give either a run, or pred and ref")
-    if pred is not None and ref is not None:
-        if (data, weights, device) != (None, None, None):
-            raise ArgumentError("evaluate: data, weights and device belong to a run, not to pred and ref")
-        from maskmed_zoo.evaluation.folders import evaluate_folders
-
-        return evaluate_folders(pred, ref, labels, metrics=metrics)
-    if labels is not None:
-        raise ArgumentError("evaluate: labels belong to pred and ref; a run has its own")
-    from maskmed_zoo.runner.evaluate import evaluate as evaluate_run
-    from maskmed_zoo.runner.run_folder import RunFolder
-
-    return evaluate_run(RunFolder(Path(str(run))), data=data, device=device, which=weights or "last", metrics=metrics)
 
 
 def check_data(data: str | Path, *, workers: int | None = None) -> Sequence[Finding]:

@@ -99,13 +99,14 @@ assert [path.name for path in written] == ["a.nii.gz", "b.nii.gz"]
 assert zoo.load({str(RUN)!r}, device="cpu").files([root / "data/imagesTr/a_0000.npz"], root / "one.npz")
 np.testing.assert_array_equal(np.load(root / "one.npz")["affine"], affine)
 pair = ["--pred", str(root / "predictions"), "--ref", str(root / "data/labelsTr"), "--json", str(root / "s.json")]
-assert main(["evaluate", *pair, "--metrics", "volume_difference"]) == 0
+assert main(["evaluate", *pair, "--metrics", "missed_volume"]) == 0
 scores = json.loads((root / "s.json").read_text())
-print(json.dumps([scores["cases"][0]["dice"], scores["metrics"]["volume_difference"]["cases"]]))
+print(json.dumps([scores["cases"][0]["dice"], scores["metrics"]["missed_volume"]["cases"]]))
 """
     dice, volumes = json.loads(run(tree, "-c", program).splitlines()[-1])
     assert dice == {"left": pytest.approx(0.8)}
-    assert [case["volume_difference"]["left"] for case in volumes] == [0.0, pytest.approx(5 * 6 * 4 * 2 / 1000)]
+    voxels = [6 * 4, 5 * 6 * 4]  # one layer, and all
+    assert [case["missed_volume"]["left"] for case in volumes] == pytest.approx([n * 2 / 1000 for n in voxels])
 
 
 def test_an_export_format(tree: Path, tmp_path: Path) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
 from maskmed_zoo.ablation.cell import Cell
 from maskmed_zoo.ablation.plan import Ablation
-from maskmed_zoo.evaluation.aggregate import definition, headline, headline_by_case
+from maskmed_zoo.comparison.differences import difference_row, with_holm
+from maskmed_zoo.comparison.numbers import p_value
+from maskmed_zoo.evaluation.aggregate import definition, headline, headline_by_case, patients_of
 from maskmed_zoo.evaluation.metrics import DEFAULT, metrics
-from maskmed_zoo.evaluation.statistics import paired_difference
+from maskmed_zoo.evaluation.statistics.coverage import told_apart
 from maskmed_zoo.files import write_atomically
 from maskmed_zoo.runner.manifest import now
 
@@ -24,11 +26,18 @@ DEFINITIONS = {
     "mean_dice": f"mean over seeds of each run's mean_dice, of its last weights. In a run: "
     f"{definition(metrics()[DEFAULT])}",
     "sd_over_seeds": "sample standard deviation of mean_dice over seeds; null for one seed",
-    "difference.mean": "row minus baseline, mean over the cases that both have scores for, each case averaged over the "
-    "seeds that both have finished",
+    "difference.mean": "row minus baseline, mean over the cases that both have scores for, each case averaged over "
+    "seeds",
+    "difference.interval": "95 % interval of the difference: over other cases where a side has one seed, over other "
+    "cases and other training runs where both have several; null for one case",
     "difference.p": "two-sided Wilcoxon signed-rank test over those cases; it speaks about other cases, not other "
-    "seeds, and is not corrected for the number of rows",
-    "difference.sd_over_seeds": "sample standard deviation over seeds of the mean difference; null for one seed",
+    "seeds; p_holm is corrected by Holm for the number of rows",
+    "difference.p_methods": "test of the difference over cases and training runs; null where a side has one seed; "
+    "p_methods_holm is corrected by Holm for the number of rows",
+    "difference.sd_over_seeds": "sample standard deviation of the difference between one run of each; null where a "
+    "side has one seed",
+    "difference.interval_warning": "where intervals over so many cases hold less than they say",
+    "difference.seeds": "of the row and of the baseline",
     "paper": "mean Dice that the paper states; single runs on a data set that its ablations do not name",
     "parameters": "numbers in the network",
     "macs": "multiply-accumulate operations of one forward pass of one patch, as 'maskmed-zoo build' counts them",
@@ -51,6 +60,7 @@ def summarize_ablation(ablation: Ablation) -> dict[str, Any]:
         else:
             done[cell.row].append((cell, scores))
     baseline = ablation.grid.baseline
+    differences = _differences(done, baseline)
     environments = [cell.run.manifest()["environment"] for cells in done.values() for cell, _ in cells]
     return {
         "grid": ablation.grid.name,
@@ -70,13 +80,12 @@ def summarize_ablation(ablation: Ablation) -> dict[str, Any]:
         "environments": [e for index, e in enumerate(environments) if e not in environments[:index]],
         "date": now(),
         "definitions": DEFINITIONS,
-        "rows": [
-            _row(ablation, name, cells, done[baseline] if name != baseline else []) for name, cells in done.items()
-        ],
+        "rows": [_row(ablation, name, cells, differences.get(name)) for name, cells in done.items()],
+        "remarks": _remarks(differences.values()),
     }
 
 
-def _row(ablation: Ablation, name: str, cells: list[Scored], baseline: list[Scored]) -> dict[str, Any]:
+def _row(ablation: Ablation, name: str, cells: list[Scored], difference: dict[str, Any] | None) -> dict[str, Any]:
     row, network = ablation.grid.rows[name], ablation.networks[name]
     dice = [score for _, scores in cells if (score := headline(scores)) is not None]
     memory = [m for cell, _ in cells if (m := cell.resources()).get("peak_memory_bytes") is not None]
@@ -89,7 +98,7 @@ def _row(ablation: Ablation, name: str, cells: list[Scored], baseline: list[Scor
         "runs": [cell.run.path.name for cell, _ in cells],
         "mean_dice": fmean(dice) if dice else None,
         "sd_over_seeds": stdev(dice) if len(dice) > 1 else None,
-        "difference": _difference(cells, baseline),
+        "difference": difference,
         "parameters": network["total_parameters"],
         "macs": network["macs"],
         "seconds_per_step": _per_step(cells, "seconds"),
@@ -99,13 +108,29 @@ def _row(ablation: Ablation, name: str, cells: list[Scored], baseline: list[Scor
     }
 
 
-def _difference(cells: list[Scored], baseline: list[Scored]) -> dict[str, Any] | None:
-    own, other = ({cell.seed: headline_by_case(scores) for cell, scores in side} for side in (cells, baseline))
-    seeds = [seed for seed in own if seed in other]
-    found = paired_difference([own[seed] for seed in seeds], [other[seed] for seed in seeds])
-    if found is None:
-        return None
-    return {"mean": found.mean, "sd_over_seeds": found.std, "p": found.p, "cases": found.cases, "seeds": seeds}
+def _differences(done: dict[str, list[Scored]], baseline: str) -> dict[str, dict[str, Any]]:
+    """To the baseline, of the rows that have cases in common with it; corrected over all of them."""
+    scores = {name: [headline_by_case(scores) for _, scores in cells] for name, cells in done.items()}
+    patients = {case: patient for cells in done.values() for _, s in cells for case, patient in patients_of(s).items()}
+    rows = [
+        difference_row((name, baseline), None, scores, metrics()[DEFAULT], patients)
+        for name in done
+        if name != baseline
+    ]
+    corrected = with_holm([row for row in rows if row["mean"] is not None])
+    return {row["first"]: {key: value for key, value in row.items() if key not in NAMES} for row in corrected}
+
+
+def _remarks(differences: Iterable[dict[str, Any]]) -> list[str]:
+    """What is to be said of intervals that hold less than they say, and of tests of single runs."""
+    found: dict[str, None] = {}
+    for row in differences:
+        if row["interval_warning"]:
+            found[row["interval_warning"]] = None
+        if min(row["seeds"]) == 1:
+            single = f"p speaks about other cases alone where a side has one seed. {told_apart(row['patients'])}"
+            found[single.rstrip()] = None
+    return [*found]
 
 
 def _per_step(cells: list[Scored], column: str) -> float | None:
@@ -119,13 +144,14 @@ def _per_step(cells: list[Scored], column: str) -> float | None:
     return median(values) if values else None
 
 
+NAMES = ("first", "second", "label")
+"""Keys of a difference that a row of the table says already."""
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "row": lambda r: r["row"],
     "Dice (seeds)": lambda r: f"{_number(r['mean_dice'])}{_spread(r)} ({len(r['seeds'])})",
-    "difference": lambda r: (
-        f"{_number(r['difference']['mean'], '+z.4f')}{_spread(r['difference'])}" if r["difference"] else ""
-    ),
-    "p (cases, seeds)": lambda r: _p_value(r["difference"]) if r["difference"] else "",
+    "difference (95 %)": lambda r: _difference(r["difference"]) if r["difference"] else "",
+    "p, Holm (cases, seeds)": lambda r: _p_value(r["difference"]) if r["difference"] else "",
+    "p over seeds too": lambda r: p_value(r["difference"]["p_methods_holm"]) if r["difference"] else "",
     "paper": lambda r: "" if r["paper"] is None else f"{r['paper']:.3f}",
     "parameters": lambda r: f"{r['parameters']:,}",
     "GMACs": lambda r: f"{r['macs'] / 1e9:.1f}",
@@ -147,6 +173,13 @@ def caption(summary: dict[str, Any]) -> str:
     )
 
 
+IN_CSV = (
+    *("mean", "interval", "sd_over_seeds", "p", "p_holm", "p_methods", "p_methods_holm"),
+    *("better", "equal", "worse", "cases", "seeds"),
+)
+"""Of a difference."""
+
+
 def write_tables(summary: dict[str, Any], out: Path) -> None:
     """`GRID.json`, `GRID.csv` and `GRID.md` in `out`."""
     for ending, write in (("json", _write_json), ("csv", _write_csv), ("md", _write_markdown)):
@@ -162,7 +195,7 @@ def _write_csv(summary: dict[str, Any], path: Path) -> None:
     for row in summary["rows"]:
         flat = {key: value for key, value in row.items() if key != "difference"}
         difference = row["difference"] or {}
-        flat |= {f"difference_{key}": difference.get(key) for key in ("mean", "sd_over_seeds", "p", "cases", "seeds")}
+        flat |= {f"difference_{key}": difference.get(key) for key in IN_CSV}
         flat |= {key: " ".join(map(str, value)) for key, value in flat.items() if isinstance(value, list)}
         rows.append(flat | {"finished_cells": summary["finished_cells"], "cells": summary["cells"]})
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -176,7 +209,7 @@ def _write_markdown(summary: dict[str, Any], path: Path) -> None:
     for row in summary["rows"]:
         lines.append(f"| {' | '.join(text(row).replace('|', '/') for text in COLUMNS.values())} |")
     notes = [f"{row['row']}: {row['note']}" for row in summary["rows"] if row["note"]]
-    lines += ["", *(f"- {note}" for note in notes)]
+    lines += ["", *(f"- {note}" for note in [*summary["remarks"], *notes])]
     lines += ["", *(f"- {key}: {meaning}" for key, meaning in summary["definitions"].items())]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -185,8 +218,16 @@ def _number(value: float | None, style: str = "z.4f") -> str:
     return "–" if value is None else f"{value:{style}}"
 
 
+def _difference(difference: dict[str, Any]) -> str:
+    ends = difference["interval"]
+    interval = "" if ends is None else f" ({_number(ends[0], '+z.4f')} to {_number(ends[1], '+z.4f')})"
+    return f"{_number(difference['mean'], '+z.4f')}{interval}"
+
+
 def _p_value(difference: dict[str, Any]) -> str:
-    return f"{difference['p']:.3g} ({difference['cases']}, {len(difference['seeds'])})"
+    own, other = difference["seeds"]
+    seeds = str(own) if own == other else f"{own} and {other}"
+    return f"{p_value(difference['p_holm'])} ({difference['cases']}, {seeds})"
 
 
 def _spread(values: dict[str, Any]) -> str:

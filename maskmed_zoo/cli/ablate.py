@@ -97,7 +97,7 @@ def _table(summary: dict[str, Any]) -> Table:
 
     from maskmed_zoo.ablation.tables import COLUMNS, caption
 
-    table = Table(title=caption(summary))
+    table = Table(title=caption(summary), caption=" ".join(summary["remarks"]) or None)
     for heading in COLUMNS:
         table.add_column(heading, justify="left" if heading == "row" else "right")
     for row in summary["rows"]:

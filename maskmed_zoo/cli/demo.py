@@ -22,9 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run it and print the table."""
     from maskmed_zoo.demo import demo
-    from maskmed_zoo.evaluation.table import score_table
+    from maskmed_zoo.evaluation.table import tables
 
     scores, picture = demo(args.out, device=args.device)
-    render(score_table(scores))
+    render(*tables(scores))
     write(f"picture: {picture}")
     write(f"mean Dice {scores['mean_dice']:.2f} over {len(scores['cases'])} cases")

@@ -11,7 +11,7 @@ from pathlib import Path
 import maskmed_zoo as zoo
 from maskmed_zoo.cli.output import add_device, add_moved_data, add_weights, render
 from maskmed_zoo.errors import ArgumentError, OutputError
-from maskmed_zoo.files import write_json
+from maskmed_zoo.files import is_file, usable, write_json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,20 +23,42 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", metavar="NAMES", help="further metrics than Dice, by name and separated by commas: a,b"
     )
+    parser.add_argument(
+        "--metric-settings",
+        type=Path,
+        metavar="FILE",
+        help="YAML of what metrics depend on, such as 'tolerance: 2.0' (default: that of the run's recipe)",
+    )
+    parser.add_argument(
+        "--missing-as-missed",
+        action="store_true",
+        help="count a reference without a prediction as one in which every label was missed, instead of refusing it",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="with --pred: draw the worst, median and best case there, evaluation.png; a run has it in its folder",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores to FILE, as JSON")
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="also write every case's scores to FILE, a row per label and metric"
+    )
     add_weights(parser)
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the table; a run also gets its predictions/ and evaluation.json."""
+    """Print the table; a run also gets its predictions/, evaluation.json and evaluation.csv."""
+    from maskmed_zoo.evaluation.case_table import is_case_table, write_cases
     from maskmed_zoo.evaluation.table import tables
     from maskmed_zoo.evaluation.written import read_summary
-    from maskmed_zoo.files import usable
     from maskmed_zoo.runner.display import Display
 
     if args.json and usable(args.json).exists() and read_summary(args.json) is None:
         raise OutputError(f"{args.json}: exists and holds no scores, so it is not replaced; give another file")
+    if args.csv and is_file(usable(args.csv)) and not is_case_table(args.csv):
+        raise OutputError(f"{args.csv}: exists and holds no scores of cases, so it is not replaced; give another file")
     folders = args.pred is not None or args.ref is not None
     if folders == (args.run is not None) or (args.pred is None) != (args.ref is None):
         raise ArgumentError("evaluate: give either RUN, or --pred DIR and --ref DIR")
@@ -45,14 +67,22 @@ def run(args: argparse.Namespace) -> None:
         pred=args.pred,
         ref=args.ref,
         metrics=args.metrics.split(",") if args.metrics else (),
+        metric_settings=args.metric_settings,
+        missing_as_missed=args.missing_as_missed,
+        pictures=args.pictures,
         data=args.data,
         weights=None if folders else args.weights,
         device=None if folders else args.device,
     )
     if args.json:
         write_json(args.json, result)
+    if args.csv:
+        write_cases(result, args.csv)
     render(*tables(result))
-    left_out = result.get("unreferenced")
-    if left_out:
-        more = ", …" if len(left_out) > 3 else ""
-        Display().say(f"left out, without a reference in {args.ref}: {len(left_out)} ({', '.join(left_out[:3])}{more})")
+    for key, what in (
+        ("unpredicted", f"counted as missed, without a prediction in {args.pred}"),
+        ("unreferenced", f"left out, without a reference in {args.ref}"),
+    ):
+        if names := result.get(key):
+            more = ", …" if len(names) > 3 else ""
+            Display().say(f"{what}: {len(names)} ({', '.join(names[:3])}{more})")

@@ -42,4 +42,7 @@ def bind(recipe: Recipe, *datasets: RawDataset) -> Recipe:
     problem = recipe.data.mirrored_pair(labels)
     if problem:
         raise DataError(f"{where}: {problem}")
+    problem = recipe.evaluation.unknown_label(labels.foreground)
+    if problem:
+        raise DataError(f"{where}: the recipe's evaluation: {problem}; correct the name, or take it out")
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=found)})

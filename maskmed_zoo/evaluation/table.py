@@ -5,34 +5,57 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
 
+from maskmed_zoo.evaluation import aggregate, calibration
 from maskmed_zoo.evaluation.metrics import DEFAULT, Metric, metrics
-from maskmed_zoo.evaluation.metrics.objects import COUNTS, MEANS
+from maskmed_zoo.evaluation.metrics.objects import COUNTS, DEFINITION, MEANS
 
 
 def score_table(summary: Mapping[str, Any], metric: Metric | None = None) -> Table:
-    """One row per label of a `summarize` result (of Dice by default): mean, sample SD, cases scored and cases absent.
+    """One row per label of a `summarize` result (of Dice by default): mean, its interval where there are enough cases,
+    sample SD, cases scored and cases absent.
 
-    Cases in which the label was not annotated follow where there are any. The last two rows are the mean over labels
-    and the mean over cases; a value that does not exist is shown as –.
+    Cases in which the label was missed, was false or was not annotated follow where there are any. The last two rows
+    are the mean over labels and the mean over cases; a value that does not exist is shown as –.
     """
     metric = metric or metrics()[DEFAULT]
     labels = summary["labels"]
-    counts = ("n", "absent", *(["unannotated"] if summary["unannotated"] else []))
+    counts = ("n", *(count for count in aggregate.COUNTS if summary[count] or count == "absent"))
     table = Table(title=f"{metric.title}, {metric.unit}" if metric.unit else metric.title)
     table.add_column("label")
-    for heading in ("mean", "sd", *counts):
+    over_cases = summary["over_cases"]
+    has_intervals = any(row["interval"] for row in (over_cases, *labels.values()))
+    for heading in ("mean", *(["95 %"] if has_intervals else []), "sd", *counts):
         table.add_column(heading, justify="right")
+
+    def mean(value: float | None, found: Mapping[str, Any] | None) -> list[str]:
+        return [_number(value), *([_interval(found["interval"] if found else None)] if has_intervals else [])]
+
     for name, row in labels.items():
-        table.add_row(name, _number(row["mean"]), _number(row["std"]), *(str(row[count]) for count in counts))
+        numbers = [*mean(row["mean"], row), _number(row["std"])]
+        table.add_row(name, *numbers, *(str(row[count]) for count in counts))
     table.add_section()
     scored = sum(row["n"] > 0 for row in labels.values())
-    table.add_row("mean over labels", _number(summary[f"mean_{metric.name}_over_labels"]), "", str(scored))
+    table.add_row("mean over labels", *mean(summary[f"mean_{metric.name}_over_labels"], None), "", str(scored))
     scored = sum(case["mean"] is not None for case in summary["cases"])
     totals = (str(summary[count]) for count in counts[1:])
-    table.add_row("mean over cases", _number(summary[f"mean_{metric.name}"]), "", str(scored), *totals)
+    table.add_row("mean over cases", *mean(summary[f"mean_{metric.name}"], over_cases), "", str(scored), *totals)
     return table
+
+
+def distribution_line(summary: Mapping[str, Any]) -> str:
+    """Median, quartiles and worst cases of the cases' means, what the intervals are, and what they are worth."""
+    found, means = summary["over_cases"], {case["case"]: case["mean"] for case in summary["cases"]}
+    if found["median"] is None:
+        return "No case has a score."
+    median, q1, q3 = (_number(found[key]) for key in ("median", "q1", "q3"))
+    worst = ", ".join(f"{case} {_number(means[case])}" for case in found["worst"])
+    line = f"Means of cases: median {median}, quartiles {q1} and {q3}; worst: {worst}."
+    if found["interval"] is not None:
+        line += " 95 %: interval of the mean over other patients."
+    return f"{line} {summary['interval_warning'] or ''}".rstrip()
 
 
 def object_table(summary: Mapping[str, Any]) -> Table:
@@ -48,11 +71,33 @@ def object_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def tables(summary: Mapping[str, Any]) -> list[Table]:
-    """A `score_table` for each metric and, where instances were scored, the `object_table`."""
-    others = [score_table(table, metrics()[name]) for name, table in summary.get("metrics", {}).items()]
-    return [score_table(summary), *others, *([object_table(summary["instances"])] if "instances" in summary else [])]
+def calibration_table(summary: Mapping[str, Any]) -> Table:
+    """One row per label of a `summarize_calibration` result, below that of each voxel's most probable label."""
+    table = Table(title="Calibration, voxels of all cases together")
+    table.add_column("label")
+    for heading in ("ece", "brier", "voxels"):
+        table.add_column(heading, justify="right")
+    for name, row in calibration.curves(summary).items():
+        table.add_row(name, _number(row["ece"]), _number(row["brier"]), str(row["voxels"]))
+    return table
+
+
+def tables(summary: Mapping[str, Any]) -> list[RenderableType]:
+    """A `score_table` for each metric, its `distribution_line` and its rules under it, and what else was scored."""
+    scores = {DEFAULT: summary, **summary.get("metrics", {})}
+    shown: list[RenderableType] = []
+    for name, table in scores.items():
+        shown += [score_table(table, metrics()[name]), distribution_line(table), f"{table['rules']}\n"]
+    if "instances" in summary:
+        shown += [object_table(summary["instances"]), f"Objects: {DEFINITION}\n"]
+    if "calibration" in summary:
+        shown += [calibration_table(summary["calibration"]), f"Calibration: {calibration.DEFINITION}\n"]
+    return shown
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:z.4f}"
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:z.3f} to {ends[1]:z.3f}"

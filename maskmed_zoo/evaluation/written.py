@@ -24,6 +24,7 @@ class _Label(_Scored):
 class _Case(_Scored):
     case: str
     mean: Score
+    patient: str | None = None
 
 
 class _Summary(_Scored):
@@ -36,6 +37,7 @@ class _Summary(_Scored):
     epochs: int | None = None
     overlap: float | None = None
     test_time_augmentation: bool = False
+    seconds_per_case: Annotated[float, Field(ge=0)] | None = None
     date: str = ""
 
 

@@ -25,7 +25,7 @@ from maskmed_zoo.errors import ArgumentError
 from maskmed_zoo.inference.probability_map import ProbabilityMap
 from maskmed_zoo.inference.sliding_window import Consumer, Windows, visit
 from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels
-from maskmed_zoo.inference.to_image import nearest, probabilities_to_labels, resized
+from maskmed_zoo.inference.to_image import LabelProbabilities, nearest, probabilities_to_labels, resized
 from maskmed_zoo.inference.write import Prediction
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.model import SegmentationModel
@@ -100,24 +100,29 @@ class Predictor:
         *,
         spacing: Spacing3 | None = None,
         affine: NDArray[np.float64] | None = None,
+        probabilities: bool = False,
     ) -> Prediction:
         """Labels (z y x) of an image on its own voxels and, where the recipe separates instances, those too.
 
         Instances are those of the queries and follow the labels; a head that gives logits has connected parts of them.
+        With `probabilities` those that the labels are made of come too, label by label: `Prediction.probabilities`.
         Raises `ArgumentError` for an array or a place of another form, `DataError` for another number of channels,
         and `MemoryShortageError` for an image that does not fit into memory.
         """
         image, geometry = self._image(image, geometry, spacing, affine)
         with within_memory(f"{geometry.source or 'image'}: to segment it"):
-            return self._segment(image, geometry)
+            segmented, made_of = self._segment(image, geometry)
+            return replace(segmented, probabilities=made_of if probabilities else None)
 
-    def _segment(self, image: NDArray[np.float32], geometry: Geometry) -> Prediction:
+    def _segment(self, image: NDArray[np.float32], geometry: Geometry) -> tuple[Prediction, LabelProbabilities]:
         ready = self.prepare(image, geometry)
         prepared, region = ready.image, ready.region
         windows, probabilities = self._consumers(prepared)
         if self.recipe.data.instances is None:
             self._run(prepared, windows, probabilities)
-            return Prediction(_labels(probabilities.result(), region), None, geometry)
+            seen = probabilities.result()
+            made_of = LabelProbabilities(seen, region, self.labels.names)
+            return Prediction(_labels(seen, region), None, geometry), made_of
         found = Instances(np.zeros((1, 1, 1), np.int32), (), ())
         if self.model.head.gives == "queries":
             stitcher = Stitcher(windows, threshold=self.recipe.inference.instance_threshold)
@@ -125,9 +130,11 @@ class Predictor:
             found = stitcher.result()
         else:
             self._run(prepared, windows, probabilities)
-        labels = _labels(probabilities.result(), region)
+        seen = probabilities.result()
+        labels = _labels(seen, region)
         ids = uncropped(nearest(found.ids, region.cropped), region.box, region.shape)
-        return Prediction(labels, follow_labels(replace(found, ids=ids), labels, geometry.spacing), geometry)
+        objects = follow_labels(replace(found, ids=ids), labels, geometry.spacing)
+        return Prediction(labels, objects, geometry), LabelProbabilities(seen, region, self.labels.names)
 
     def probabilities(
         self,

@@ -8,7 +8,8 @@ axis takes the nearest slice instead, as in nnU-Net's export.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskmed_zoo.data.crop import uncropped
+from maskmed_zoo.data.preprocess import Region
 from maskmed_zoo.data.spline import nearest_index
 from maskmed_zoo.errors import JointError
 
@@ -73,6 +76,25 @@ def resized(probabilities: Tensor, shape: Sequence[int], thick: int | None = Non
         values = F.interpolate(chosen[None, None], size=size, mode="trilinear", align_corners=False)
         result[label] = values[0, 0].numpy()
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class LabelProbabilities:
+    """Probabilities of a segmented image, given label by label: name and (z y x) float32 on the image's own voxels.
+
+    What is kept are those at the network's spacing, (k z y x) `seen` of a `region`; `names` are those of the k labels,
+    background first. Outside the region all is background.
+    """
+
+    seen: Tensor
+    region: Region
+    names: Sequence[str]
+
+    def __iter__(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        region = self.region
+        for index, name in enumerate(self.names):
+            inside = resized(self.seen[index : index + 1], region.cropped, region.thick_back)[0]
+            yield name, uncropped(inside, region.box, region.shape, fill=float(index == 0))
 
 
 def nearest(array: NDArray[np.integer], shape: Sequence[int]) -> NDArray[np.integer]:

@@ -27,6 +27,7 @@ from maskmed_zoo.data.predicted import PredictedFolder, facts_beside, files_of, 
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned, sha256_of, unwritable, write_json
 from maskmed_zoo.inference.stitcher import Instances
+from maskmed_zoo.inference.to_image import LabelProbabilities
 from maskmed_zoo.labels import Labels
 
 PREDICTING = ".predicting-"
@@ -37,11 +38,12 @@ ELSEWHERE = "give another folder, or move it away"
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Label map (z y x) of an image and, where instances are separated, its objects."""
+    """Label map (z y x) of an image and, where instances are separated, its objects; its probabilities if asked for."""
 
     labels: NDArray[Any]
     instances: Instances | None
     geometry: Geometry
+    probabilities: LabelProbabilities | None = None
 
 
 def write_prediction(

@@ -17,6 +17,7 @@ from maskmed_zoo import registry
 from maskmed_zoo.contracts import ComponentConfig
 from maskmed_zoo.errors import RecipeError
 from maskmed_zoo.labels import Labels
+from maskmed_zoo.metric_settings import MetricSettings
 from maskmed_zoo.settings import LARGEST, Name, PositiveInt, Settings, Side
 
 Axis = Literal["z", "y", "x"]
@@ -208,6 +209,14 @@ class Recipe(Settings):
     data: DataRecipe
     train: TrainRecipe
     inference: InferenceRecipe
+    evaluation: MetricSettings = MetricSettings()
+
+    @model_validator(mode="after")
+    def _evaluation_names_labels(self) -> Recipe:
+        problem = None if self.data.labels is None else self.evaluation.unknown_label(self.data.labels.foreground)
+        if problem:
+            raise ValueError(f"evaluation: {problem}")
+        return self
 
     @property
     def labels(self) -> Labels:

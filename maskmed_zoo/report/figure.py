@@ -7,7 +7,7 @@ patient's right on the left; front or head at the top. Voxels keep their proport
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,8 +157,6 @@ def _views(row: tuple[str, Array, Array | None, Array], spacing: Spacing3) -> li
 
 def _draw(axes: Any, view: _View, column: str, window: tuple[float, float] | None, colors: list[str]) -> None:
     """Fill one panel: the grey slice, its labels half transparent with opaque borders, and the letters of the sides."""
-    from matplotlib.colors import to_rgb
-
     low, high = window or view.limits
     extent = (0, view.width, 0, view.height)
     axes.set(xticks=[], yticks=[], facecolor="black")
@@ -168,14 +166,22 @@ def _draw(axes: Any, view: _View, column: str, window: tuple[float, float] | Non
     axes.imshow(view.image, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bilinear", aspect="equal")
     if column != "image":
         labels = view.labels[column]
-        padded = np.pad(labels, 1, mode="edge")
-        neighbors = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-        border = np.any([labels != neighbor for neighbor in neighbors], axis=0)
-        palette = np.array([to_rgb(color) for color in colors])
-        opacity = np.where(labels > 0, np.where(border, 0.85, 0.45), 0.0)
-        overlay = np.dstack([palette[labels.astype(np.int64) % len(palette)], opacity])
+        overlay = label_overlay(labels, {value: colors[value % len(colors)] for value in np.unique(labels).tolist()})
         axes.imshow(overlay, extent=extent, interpolation="nearest", aspect="equal")
     mark_sides(axes)
+
+
+def label_overlay(labels: Array, colors: Mapping[int, str]) -> Array:
+    """Labels (rows columns) as RGBA, half transparent with opaque borders; background clear, no color: white."""
+    from matplotlib.colors import to_rgb
+
+    padded = np.pad(labels, 1, mode="edge")
+    neighbors = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    border = np.any([labels != neighbor for neighbor in neighbors], axis=0)
+    values, places = np.unique(labels, return_inverse=True)
+    palette = np.array([to_rgb(colors.get(value, "white")) for value in values.tolist()])
+    opacity = np.where(labels > 0, np.where(border, 0.85, 0.45), 0.0)
+    return np.dstack([palette[places.reshape(labels.shape)], opacity])
 
 
 def mark_sides(axes: Any, left: str = "R", right: str = "L") -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -14,23 +17,29 @@ from numpy.typing import NDArray
 
 from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
-from maskmed_zoo.data.formats import DEFAULT
+from maskmed_zoo.data.formats import DEFAULT, read_labels
+from maskmed_zoo.data.groups import GROUPS, read_groups
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.instances import components, read_instances
 from maskmed_zoo.data.predicted import PredictedFolder
 from maskmed_zoo.data.sources import Data, open_sources
 from maskmed_zoo.errors import DataError, Failures
 from maskmed_zoo.evaluation.aggregate import summarize_cases
+from maskmed_zoo.evaluation.calibration import Probabilities
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
+from maskmed_zoo.evaluation.case_table import CASES, write_cases
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
-from maskmed_zoo.files import is_folder, write_json
+from maskmed_zoo.evaluation.settings import SettingsSource, check_names, metric_settings
+from maskmed_zoo.evaluation.written import read_summary
+from maskmed_zoo.files import is_file, is_folder, write_json
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.inference.write import check_targets, clear_abandoned, is_finished, read_prediction, write_prediction
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.load import load
 from maskmed_zoo.runner.manifest import now
+from maskmed_zoo.runner.pictures import Maps, can_draw, clear, draw
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 
 
@@ -41,17 +50,25 @@ def evaluate(
     device: str | None = None,
     which: Which = "last",
     metrics: Sequence[str] = (),
+    settings: SettingsSource | None = None,
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Predict and score the run's validation cases; writes `predictions/` and `evaluation.json`, returns the latter.
 
+    Beside it are the pictures of `runner.pictures`, if matplotlib is there.
+
     `data` is where the data sets lie now, in their order, if they have moved since training. Of each case the labels
-    are scored that were annotated in it. `metrics` names those to compute besides Dice. A label map that the same
-    weights made of the same image with the same settings is not predicted again. Raises one `DataError` for all cases
-    that cannot be used, after the others are predicted; `evaluation.json` is then left as it was.
+    are scored that were annotated in it. `metrics` names those to compute besides Dice, with `settings` in place of the
+    recipe's. A label map that the same weights made of the same image with the same settings is not predicted again,
+    unless metrics take its probabilities.
+    Raises `DataError` for settings that name a label there is not, and one for all cases that cannot be used, after the
+    others are predicted; `evaluation.json` is then left as it was.
     """
     display, wanted = display or Display(), chosen(metrics)
+    given = None if settings is None else metric_settings(settings)
     predictor, manifest = load(run, which=which, device=device), run.manifest()
+    used_settings = given or predictor.recipe.evaluation
+    check_names(used_settings, predictor.labels)
     cases = validation_cases(manifest, data, predictor.channels)
     targets = {name: run.predictions / f"{name}{DEFAULT}" for name in cases}
     has_instances, weights = predictor.recipe.data.instances is not None, predictor.weights_sha256
@@ -60,12 +77,17 @@ def evaluate(
     check_targets([*targets.values()], weights, with_instances=has_instances, overwrite=True, remedy=remedy)
     for folder in (run.path, run.predictions):
         clear_abandoned(folder)
-    scored: list[ScoredCase] = []
+    patients, scored, seconds = _patients(cases), list[ScoredCase](), list[float]()
+    has_probabilities = any(metric.from_probabilities for metric in wanted)
     failures = Failures()
     with display.task("evaluating") as progress:
         for done, (name, (case, dataset)) in enumerate(cases.items(), start=1):
             with failures.kept(), within_memory(f"case '{name}'"):
-                pair = _pair(predictor, name, case, dataset, targets[name])
+                before, start = _changed(targets[name]), time.perf_counter()
+                pair = _pair(predictor, name, case, dataset, targets[name], has_probabilities=has_probabilities)
+                if _changed(targets[name]) != before:
+                    seconds.append(time.perf_counter() - start)
+                pair = replace(pair, settings=used_settings, patient=patients.get(name))
                 scored.append(score_case(pair, wanted))
             progress(done, len(cases))
     failures.tell(len(cases), f"the others are predicted, in {run.predictions}, and nothing is scored")
@@ -79,19 +101,55 @@ def evaluate(
         "epochs": run.epochs_behind(which, weights),
         "test_time_augmentation": False,
         "overlap": predictor.recipe.inference.overlap,
+        "seconds_per_case": median(seconds) if seconds else _known_seconds(run, weights),
         "date": now(),
     }
-    result = facts | summarize_cases(scored, predictor.labels.names, wanted)
+    result = facts | summarize_cases(scored, predictor.labels.names, wanted, used_settings)
+    write_cases(result, run.path / CASES)
     write_json(run.evaluation_file, result)
+    if can_draw():
+        draw(run.path, result, predictor.labels, lambda name: _maps(predictor, *cases[name], targets[name]))
+    else:
+        clear(run.path)
+        display.say('no picture of cases, which needs matplotlib: pip install "maskmed-zoo[report]"')
     return result
 
 
-def _pair(predictor: Predictor, name: str, case: Case, dataset: RawDataset, target: Path) -> LabelMapPair:
+def _changed(path: Path) -> int | None:
+    """When a file was last written, ns; None where there is none."""
+    return path.stat().st_mtime_ns if is_file(path) else None
+
+
+def _known_seconds(run: RunFolder, weights: str) -> float | None:
+    """Seconds per case of an earlier evaluation of these weights, which predicted what is read again now."""
+    scores = read_summary(run.evaluation_file) or {}
+    return scores.get("seconds_per_case") if scores.get("weights_sha256") == weights else None
+
+
+def _patients(cases: dict[str, tuple[Case, RawDataset]]) -> dict[str, str]:
+    """Patients by case, where the data sets tell of them; those of different data sets are different people."""
+    patients: dict[str, str] = {}
+    datasets = list({id(dataset): dataset for _, dataset in cases.values()}.values())
+    for dataset in datasets:
+        if is_file(dataset.root / GROUPS):
+            own = {name: case.identifier for name, (case, there) in cases.items() if there is dataset}
+            known = read_groups(dataset.root / GROUPS, list(own.values()))
+            prefix = f"{dataset.root.name}/" if len(datasets) > 1 else ""
+            patients |= {name: f"{prefix}{known[case]}" for name, case in own.items()}
+    return patients
+
+
+def _pair(
+    predictor: Predictor, name: str, case: Case, dataset: RawDataset, target: Path, *, has_probabilities: bool
+) -> LabelMapPair:
     """What there is to score of a case, whose prediction is written to `target` unless it is there already."""
     image, reference, geometry = load_case(case, dataset)
     if reference is None:
         raise DataError(f"{dataset.root}: validation case '{name}' has no label map")
-    labels, ids = _predicted(predictor, image, geometry, target, _request(predictor, case))
+    request = _request(predictor, case)
+    labels, ids, probabilities = _predicted(
+        predictor, image, geometry, target, request, has_probabilities=has_probabilities
+    )
     separated = None
     if ids is not None:
         if predictor.recipe.data.instances == "map":
@@ -107,20 +165,41 @@ def _pair(predictor: Predictor, name: str, case: Case, dataset: RawDataset, targ
         annotated=dataset.annotated(case),
         spacing=geometry.spacing,
         instances=separated,
+        probabilities=probabilities,
     )
 
 
+def _maps(predictor: Predictor, case: Case, dataset: RawDataset, target: Path) -> Maps:
+    """Of a case that was predicted and scored."""
+    image, reference, geometry = load_case(case, dataset)
+    if reference is None:
+        raise DataError(f"{dataset.root}: validation case '{case.identifier}' has no label map any more")
+    reference = dataset.labels.renumbering(predictor.labels)[reference]
+    return image[0], reference, read_labels(target).array, geometry.spacing
+
+
 def _predicted(
-    predictor: Predictor, image: NDArray[np.float32], geometry: Geometry, target: Path, request: str
-) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Label map and numbers of objects of a case: those written before, or new ones, which are written."""
+    predictor: Predictor,
+    image: NDArray[np.float32],
+    geometry: Geometry,
+    target: Path,
+    request: str,
+    *,
+    has_probabilities: bool,
+) -> tuple[NDArray[Any], NDArray[Any] | None, Probabilities | None]:
+    """Label map, numbers of objects and, if asked for, probabilities of a case: new ones, whose label map is written.
+
+    Those written before do without probabilities.
+    """
     has_instances, weights = predictor.recipe.data.instances is not None, predictor.weights_sha256
-    if is_finished(PredictedFolder(target.parent), target, weights, with_instances=has_instances, request=request):
+    record = PredictedFolder(target.parent)
+    if not has_probabilities and is_finished(record, target, weights, with_instances=has_instances, request=request):
         with suppress(DataError):  # more objects than label maps are read with
-            return read_prediction(target, with_instances=has_instances)
-    prediction = predictor.segment(image, geometry)
+            return *read_prediction(target, with_instances=has_instances), None
+    prediction = predictor.segment(image, geometry, probabilities=has_probabilities)
     write_prediction(target, prediction, predictor.labels, weights, request=request)
-    return prediction.labels, None if prediction.instances is None else prediction.instances.ids
+    ids = None if prediction.instances is None else prediction.instances.ids
+    return prediction.labels, ids, prediction.probabilities
 
 
 def _request(predictor: Predictor, case: Case) -> str:

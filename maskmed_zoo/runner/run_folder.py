@@ -1,5 +1,6 @@
 """A run on disk: `recipe.yaml, manifest.json, metrics.csv, weights_*.safetensors, state_last.pt, evaluation.json,
-predictions/`. Files are replaced as a whole, so a killed run leaves the last complete one.
+evaluation.csv, evaluation.png, predictions/`. Files are replaced as a whole, so a killed run leaves the last complete
+one.
 
 Exported weights are a folder of another shape that predicts too: `card.json, recipe.yaml, weights.safetensors`."""
 

@@ -107,9 +107,12 @@ def test_each_cell_once_and_numbers_by_hand(
     table = np.array([[[c["mean"] for c in scores[r, s]["cases"]] for s in (0, 1)] for r in ("query", "pointwise")])
     difference = table[0] - table[1]
     assert row["difference"]["mean"] == pytest.approx(difference.mean())
-    assert row["difference"]["sd_over_seeds"] == pytest.approx(difference.mean(1).std(ddof=1))
+    spread = np.hypot(*table.mean(2).std(1, ddof=1))
+    assert row["difference"]["sd_over_seeds"] == pytest.approx(spread)
     assert row["difference"]["p"] == pytest.approx(wilcoxon(difference.mean(0)).pvalue)
-    assert (row["difference"]["cases"], row["difference"]["seeds"]) == (1, [0, 1])
+    assert (row["difference"]["p_holm"], row["difference"]["interval"]) == (row["difference"]["p"], None)
+    assert (row["difference"]["cases"], row["difference"]["seeds"]) == (1, [2, 2])
+    assert summary["remarks"] == []
     assert (baseline["difference"], baseline["paper"]) == (None, 0.878)
     network = network_facts(ablation.cells[2].recipe)
     assert (row["parameters"], row["macs"]) == (network["total_parameters"], network["macs"])
@@ -127,8 +130,8 @@ def test_each_cell_once_and_numbers_by_hand(
     text = (tmp_path / "out" / "heads.md").read_text()
     assert "INCOMPLETE" not in text
     assert f"| query | {row['mean_dice']:.4f} ± {row['sd_over_seeds']:.4f} (2) |" in text
-    assert "| p (cases, seeds) |" in text
-    assert f"| {row['difference']['p']:.3g} (1, 2) |" in text
+    assert "| p, Holm (cases, seeds) |" in text
+    assert f"| {row['difference']['p']:.2f} (1, 2) |" in text
 
 
 def test_nothing_is_repeated_and_equal_cells_are_shared(

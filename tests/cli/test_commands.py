@@ -33,6 +33,7 @@ def test_verbs_are_frozen() -> None:
         "train",
         "predict",
         "evaluate",
+        "compare",
         "explain",
         "ablate",
         "export",

@@ -22,28 +22,20 @@ CASES = [
     CaseScores("b", {"liver": 0.6, "spleen": None, "cyst": None}),
     CaseScores("c", {"liver": None, "spleen": None, "cyst": None}),
 ]
+ROW = {"mean": None, "std": None, "n": 0, "absent": 0, "missed": 0, "false": 0, "unannotated": 0}
+LIVER = {"mean": pytest.approx(0.7), "std": pytest.approx(0.2 / 2**0.5), "n": 2, "absent": 1}
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "cyst": 3}
 
 
 def test_means_by_hand() -> None:
     summary = summarize(CASES, list(LABELS))
-    assert summary["labels"]["liver"] == {
-        "mean": pytest.approx(0.7),
-        "std": pytest.approx(0.2 / 2**0.5),
-        "n": 2,
-        "absent": 1,
-        "unannotated": 0,
-    }
-    assert summary["labels"]["spleen"] == {"mean": 0.4, "std": None, "n": 1, "absent": 2, "unannotated": 0}
-    assert summary["labels"]["cyst"] == {"mean": None, "std": None, "n": 0, "absent": 3, "unannotated": 0}
+    assert summary["labels"]["liver"].items() >= (ROW | LIVER | {"unannotated": 0}).items()
+    assert summary["labels"]["spleen"].items() >= (ROW | {"mean": 0.4, "n": 1, "absent": 2, "unannotated": 0}).items()
+    assert summary["labels"]["cyst"].items() >= (ROW | {"mean": None, "n": 0, "absent": 3, "unannotated": 0}).items()
     assert list(summary["labels"]) == ["liver", "spleen", "cyst"]
     assert [case["mean"] for case in summary["cases"]] == [pytest.approx(0.6), 0.6, None]
-    assert summary["cases"][1] == {
-        "case": "b",
-        "dice": {"liver": 0.6, "spleen": None, "cyst": None},
-        "mean": 0.6,
-        "unannotated": [],
-    }
+    case = {"case": "b", "dice": {"liver": 0.6, "spleen": None, "cyst": None}, "mean": 0.6, "unannotated": []}
+    assert summary["cases"][1].items() >= case.items()
     assert summary["mean_dice"] == pytest.approx(0.6)
     assert summary["mean_dice_over_labels"] == pytest.approx(0.55)
     assert (summary["absent"], summary["unannotated"]) == (6, 0)
@@ -59,14 +51,8 @@ def test_labels_that_were_not_annotated_are_neither_scored_nor_absent() -> None:
         CaseScores("d", {"spleen": 0.5, "liver": None}),
     ]
     summary = summarize(some, ["liver", "spleen"])
-    assert summary["labels"]["liver"] == {
-        "mean": pytest.approx(0.7),
-        "std": pytest.approx(0.2 / 2**0.5),
-        "n": 2,
-        "absent": 1,
-        "unannotated": 1,
-    }
-    assert summary["labels"]["spleen"] == {"mean": 0.5, "std": None, "n": 1, "absent": 1, "unannotated": 2}
+    assert summary["labels"]["liver"].items() >= (ROW | LIVER | {"unannotated": 1}).items()
+    assert summary["labels"]["spleen"].items() >= (ROW | {"mean": 0.5, "n": 1, "absent": 1, "unannotated": 2}).items()
     assert [case["mean"] for case in summary["cases"]] == [0.8, 0.6, None, 0.5]
     assert [case["unannotated"] for case in summary["cases"]] == [["spleen"], ["spleen"], ["liver"], []]
     assert summary["cases"][0]["dice"] == {"liver": 0.8, "spleen": None}
@@ -165,7 +151,7 @@ def test_annotated_labels_beside_the_references(folders) -> None:
     assert summary["cases"][0]["dice"] == {"liver": 1.0, "spleen": None, "cyst": None}
     assert summary["cases"][1]["dice"] == {"liver": 0.5, "spleen": None, "cyst": None}  # a spleen is predicted in y
     assert [case["unannotated"] for case in summary["cases"]] == [["cyst"], ["spleen"]]
-    assert summary["labels"]["spleen"] == {"mean": None, "std": None, "n": 0, "absent": 1, "unannotated": 1}
+    assert summary["labels"]["spleen"].items() >= (ROW | {"mean": None, "n": 0, "absent": 1, "unannotated": 1}).items()
     (ref / "annotated.json").write_text(json.dumps({"x": [1], "y": [3]}))  # nearer, and y has a liver
     with pytest.raises(DataError, match=r"y\.nii\.gz: voxels of 'liver' \(1\), which .* for case 'y'"):
         evaluate_folders(pred, ref)

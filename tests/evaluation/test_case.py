@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from rich.table import Table
 
 from maskmed_zoo.errors import ArgumentError, DataError
 from maskmed_zoo.evaluation.aggregate import summarize_cases
@@ -37,6 +38,7 @@ def test_dice_by_hand() -> None:
     assert scored.scores["dice"].values == {"both": pytest.approx(2 / 3), "predicted": 0, "missed": 0, "neither": None}
     assert scored.scores["dice"].mean == pytest.approx(2 / 9)
     assert scored.instances is None
+    assert (scored.scores["dice"].missed, scored.scores["dice"].false) == ({"missed"}, {"predicted"})
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,10 @@ def test_summary_holds_every_metric_and_its_rules() -> None:
     assert other["mean_excess"] == pytest.approx((-1 + 7 + 7) / 3)
     assert (other["unit"], other["higher_is_better"]) == ("voxels", False)
     assert "Excess in voxels: voxels too many (lower is better)" in other["definition"]
-    assert "a label that only one of them has gets 7" in other["definition"]
+    assert (
+        "one that only the reference has (counted in missed) or only the prediction (counted in false) gets 7"
+        in (other["definition"])
+    )
     assert other["cases"][0]["excess"] == {"both": -1, "predicted": 7, "missed": 7, "neither": None}
 
 
@@ -74,8 +79,8 @@ def test_every_metric_declares_itself() -> None:
     for name, each in metrics().items():
         assert each.name == name
         assert each.definition
-        assert each.title in each.rules
-        assert ("higher" if each.higher_is_better else "lower") in each.rules
+        assert each.title in each.rules()
+        assert ("higher" if each.higher_is_better else "lower") in each.rules()
     with pytest.raises(ArgumentError, match="no metric 'dise'; did you mean 'dice'"):
         chosen(["dise"])
 
@@ -87,7 +92,9 @@ def test_one_table_per_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "metrics", lambda: known)
     wanted = [*chosen([]), known["excess"]]
     summary = summarize_cases([score_case(pair(), wanted)], LABELS.names, wanted)
-    assert [str(each.title) for each in tables(summary)] == ["Dice", "Excess, voxels"]
+    shown = tables(summary)
+    assert [str(each.title) for each in shown if isinstance(each, Table)] == ["Dice", "Excess, voxels"]
+    assert [str(each).strip() for each in shown[2::3]] == [metric.rules() for metric in wanted]
 
 
 def test_maps_that_cannot_be_compared() -> None:

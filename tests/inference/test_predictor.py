@@ -63,6 +63,20 @@ def test_another_spacing_is_resampled_and_comes_back(predictor: Predictor) -> No
     assert agree > 0.999  # both are trilinear, in another order of operations
 
 
+@pytest.mark.parametrize("spacing", [(2.0, 1.0, 1.0), (4.0, 2.5, 1.5)])
+def test_probabilities_come_label_by_label(predictor: Predictor, spacing: tuple[float, float, float]) -> None:
+    array = image(1, 9, 11, 13)
+    array[:, :2] = array[..., -3:] = 0  # outside of the region seen
+    expected = predictor.probabilities(array, spacing=spacing)
+    prediction = predictor.segment(array, spacing=spacing, probabilities=True)
+    assert prediction.probabilities is not None
+    for _ in range(2):
+        names, found = zip(*prediction.probabilities, strict=True)
+        assert names == predictor.labels.names
+        np.testing.assert_array_equal(np.stack(found), expected)
+    assert predictor.segment(array, spacing=spacing).probabilities is None
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_weights_of_another_precision_get_images_of_it(predictor: Predictor, dtype: torch.dtype) -> None:
     array = image(1, 9, 20, 18)

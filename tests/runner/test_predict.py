@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from maskmed_zoo.data.formats import read_labels
+from maskmed_zoo.data.formats import read_image, read_labels
 from maskmed_zoo.data.inputs import input_cases
 from maskmed_zoo.data.predicted import STAMP
 from maskmed_zoo.errors import ArgumentError, CheckpointError, DataError, OutputError
@@ -115,6 +115,36 @@ def test_evaluation_states_its_terms(run: RunFolder) -> None:
     assert result["weights"] == "last"
     assert result["weights_sha256"] == load(run, device="cpu").weights_sha256
     assert "definition" in result
+
+
+def test_probabilities_are_those_of_the_network(run: RunFolder, tmp_path: Path) -> None:
+    result = evaluate(run, device="cpu", metrics=["brier"])
+    written = {path.name: path.read_bytes() for path in run.predictions.glob("*.nii.gz")}
+    predictor, data = load(run, device="cpu"), run.path.parent / "data"
+    for case in result["metrics"]["brier"]["cases"]:
+        volume = read_image(data / "imagesTr" / f"{case['case']}_0000.nii.gz")
+        reference = read_labels(data / "labelsTr" / f"{case['case']}.nii.gz").array
+        probabilities = predictor.probabilities(volume.array, volume.geometry)
+        for name, value in predictor.labels.foreground.items():
+            expected = ((probabilities[value].astype(float) - (reference == value)) ** 2).mean()
+            assert case["brier"][name] == pytest.approx(expected, rel=1e-6)
+    assert result["calibration"]["most_probable"]["voxels"] > 0
+    assert (run.path / "reliability.png").is_file()
+    before = evaluate(run, device="cpu")
+    assert not (run.path / "reliability.png").exists()
+    assert before["mean_dice"] == result["mean_dice"]
+    assert written == {path.name: path.read_bytes() for path in run.predictions.glob("*.nii.gz")}
+
+
+def test_a_run_without_matplotlib_has_scores_and_no_picture(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(run, device="cpu")
+    assert (run.path / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr("maskmed_zoo.runner.evaluate.can_draw", lambda: False)
+    evaluate(run, device="cpu")
+    assert not (run.path / "evaluation.png").exists()
+    assert "no picture of cases" in capsys.readouterr().err
 
 
 def test_moved_data_set_is_named(run: RunFolder, tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def test_a_run_holds_what_it_promises(tiny_recipe: Path, dataset: Path, tmp_path
         "weights_best.safetensors",
         "weights_last.safetensors",
         "state_last.pt",
+        "evaluation.csv",
         "evaluation.json",
+        "evaluation.png",
         "predictions",
     }
     assert len({path.stat().st_mode for path in run.path.iterdir() if path.is_file()}) == 1, "read by the same people"

@@ -12,9 +12,10 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from maskmed_zoo.errors import ArgumentError, nearest
+from maskmed_zoo.metric_settings import MetricSettings
 
 if TYPE_CHECKING:
     from maskmed_zoo.evaluation.case import LabelMapPair
@@ -29,7 +30,8 @@ class Metric:
 
     `compute` gives values for some labels, by name, of a `LabelMapPair`. `both_absent` and `one_absent` are the values
     of a label that neither map has, or only one. `both_absent` None: the label is left out of averages and counted;
-    `one_absent` None: it is computed like any other.
+    `one_absent` None: it is computed like any other; "diagonal": the image's diagonal in mm, the worst of distances.
+    `details` says what of the settings the values depend on. `from_probabilities`: it takes them, not the map.
     """
 
     name: str
@@ -38,20 +40,29 @@ class Metric:
     higher_is_better: bool
     definition: str
     both_absent: float | None
-    one_absent: float | None
+    one_absent: float | Literal["diagonal"] | None
     compute: Callable[[LabelMapPair, Sequence[str]], Mapping[str, float]]
+    details: Callable[[MetricSettings], str] | None = None
+    from_probabilities: bool = False
 
-    @property
-    def rules(self) -> str:
-        """Definition, unit, direction and what absent labels get, in one sentence each."""
+    def rules(self, settings: MetricSettings | None = None) -> str:
+        """Definition with these settings (default: the defaults), unit, direction, and what absent labels get."""
         unit = f" in {self.unit}" if self.unit else ""
+        details = f"; {self.details(settings or MetricSettings())}" if self.details else ""
         better = "higher" if self.higher_is_better else "lower"
         both = "is left out and counted in absent" if self.both_absent is None else f"gets {self.both_absent:g}"
-        one = "is computed as any other" if self.one_absent is None else f"gets {self.one_absent:g}"
         return (
-            f"{self.title}{unit}: {self.definition} ({better} is better). A label absent in reference and prediction "
-            f"{both}; a label that only one of them has {one}."
+            f"{self.title}{unit}: {self.definition}{details} ({better} is better). A label absent in reference and "
+            f"prediction {both}; one that only the reference has (counted in missed) or only the prediction (counted "
+            f"in false) {self.one_absent_words}."
         )
+
+    @property
+    def one_absent_words(self) -> str:
+        """What a label gets that only one of the maps has."""
+        if self.one_absent is None:
+            return "is computed as any other"
+        return "gets the image's diagonal" if self.one_absent == "diagonal" else f"gets {self.one_absent:g}"
 
 
 @cache

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from maskmed_zoo.evaluation.matching import Ids, Quality, overlaps
 from maskmed_zoo.evaluation.mean import mean
 
-Ids = NDArray[np.integer[Any]]
-MATCH = 0.5
-"""IoU above which a predicted and a reference object are a pair; no object is in two pairs then."""
 DEFINITION = (
     "objects are compared label by label. A predicted and a reference object are a pair (tp) if their IoU is over 0.5; "
     "objects without a partner are fp and fn. sq is the mean IoU of the pairs, rq = tp / (tp + fp/2 + fn/2), "
@@ -77,15 +73,8 @@ def match_objects(
 
 
 def _match(pred: Ids, ref: Ids) -> Matches:
-    inside = (pred > 0) | (ref > 0)
-    p_ids, p = np.unique(np.append(0, pred[inside]), return_inverse=True)
-    r_ids, r = np.unique(np.append(0, ref[inside]), return_inverse=True)
-    joint = np.bincount(r * len(p_ids) + p, minlength=len(r_ids) * len(p_ids)).reshape(len(r_ids), -1)
-    r_size, p_size, shared = joint.sum(1)[1:], joint.sum(0)[1:], joint[1:, 1:]
-    iou = shared / (r_size[:, None] + p_size - shared)
-    meets = shared > 0
-    dice = 2 * shared.sum(1) / (r_size + meets @ p_size)
-    return Matches(tuple(iou[iou > MATCH].tolist()), tuple(dice.tolist()), len(p_size), int((~meets.any(0)).sum()))
+    met = overlaps(pred, ref)
+    return Matches(tuple(met.pairs()), tuple(met.dice.tolist()), len(met.prediction), met.false)
 
 
 def summarize_objects(cases: Mapping[str, Mapping[str, Matches]], label_names: Sequence[str]) -> dict[str, Any]:
@@ -110,15 +99,12 @@ def summarize_objects(cases: Mapping[str, Mapping[str, Matches]], label_names: S
 def _row(matches: Sequence[Matches]) -> dict[str, Any]:
     there = [m for m in matches if m.dice or m.predicted]
     ious = [iou for m in there for iou in m.ious]
-    tp = len(ious)
-    fp, fn = sum(m.predicted for m in there) - tp, sum(len(m.dice) for m in there) - tp
+    tp, predicted, reference = len(ious), sum(m.predicted for m in there), sum(len(m.dice) for m in there)
+    fp, fn = predicted - tp, reference - tp
     found, false = sum(d > 0 for m in there for d in m.dice), sum(m.false for m in there)
-    missed = tp + fn - found
-    rq = 2 * tp / (2 * tp + fp + fn) if there else None
+    missed = reference - found
     return {
-        "pq": rq * fmean(ious) if ious and rq is not None else rq,  # rq is 0 or None without pairs
-        "sq": fmean(ious) if ious else None,
-        "rq": rq,
+        **Quality.of_pairs(ious, predicted, reference)._asdict(),
         "lesion_dice": mean(m.lesion_dice for m in there),
         "f1": 2 * found / (2 * found + missed + false) if there else None,
         **{"tp": tp, "fp": fp, "fn": fn, "found": found, "missed": missed, "false": false},

@@ -1,0 +1,59 @@
+"""What a method costs, as far as the folders of its runs tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, median
+from typing import Any
+
+from maskmed_zoo.build import network_facts
+from maskmed_zoo.comparison.methods import Run
+from maskmed_zoo.errors import DataError, UserError
+from maskmed_zoo.files import read_json
+from maskmed_zoo.runner.metrics_file import read_rows
+from maskmed_zoo.runner.run_folder import RunFolder
+
+RESOURCES = "resources.json"
+COSTS = {
+    "parameters": "numbers in the network",
+    "macs": "multiply-accumulate operations of one forward pass of one patch",
+    "seconds_per_case": "wall-clock seconds from an image's file to its label map's, median over cases, then over runs",
+    "peak_memory_bytes": "of the process that trained, largest over runs",
+    "training_seconds": "wall-clock seconds of all epochs, mean over runs",
+}
+
+
+def costs_of(runs: Sequence[Run]) -> dict[str, float | None]:
+    """Keys `COSTS`; None where a run does not tell, or is none of this package's."""
+    networks: dict[str, dict[str, Any]] = {}
+    found = [_of_run(run, networks) for run in runs]
+    together = {"parameters": max, "macs": max, "seconds_per_case": median, "peak_memory_bytes": max}
+    costs: dict[str, float | None] = {}
+    for key in COSTS:
+        values = [value for one in found if (value := one.get(key)) is not None]
+        costs[key] = together.get(key, fmean)(values) if len(values) == len(runs) else None
+    return costs
+
+
+def _of_run(run: Run, networks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Of one run; `networks` holds the facts of those that were counted before, which runs of several seeds share."""
+    seconds = run.facts.get("seconds_per_case")
+    found: dict[str, Any] = {"seconds_per_case": seconds if isinstance(seconds, int | float) else None}
+    if run.folder is None:
+        return found
+    folder = RunFolder(run.folder)
+    try:
+        recipe = folder.recipe()
+        key = recipe.model_copy(update={"train": None}).model_dump_json(warnings=False)
+        network = networks[key] if key in networks else networks.setdefault(key, network_facts(recipe))
+    except UserError:  # of a plug-in that is not installed here, or of another version
+        return found
+    found |= {"parameters": network["total_parameters"], "macs": network["macs"]}
+    epochs = read_rows(folder.metrics_file, recipe.train.iterations_per_epoch)
+    if len(epochs) == recipe.train.epochs and all(row.get("seconds") for row in epochs):
+        found["training_seconds"] = sum(float(row["seconds"]) for row in epochs)
+    try:
+        found["peak_memory_bytes"] = read_json(run.folder / RESOURCES)["peak_memory_bytes"]
+    except (DataError, KeyError, TypeError):
+        found["peak_memory_bytes"] = None
+    return found

@@ -1,0 +1,119 @@
+"""What is compared: methods of one or several runs each, from folders of runs, label maps of any tool, or scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maskmed_zoo.comparison.scores import RunScores, check_alike, read_scores, scores_of
+from maskmed_zoo.data.case import image_files
+from maskmed_zoo.errors import ArgumentError, DataError
+from maskmed_zoo.evaluation.folders import evaluate_folders
+from maskmed_zoo.evaluation.metrics import Metric
+from maskmed_zoo.evaluation.settings import SettingsSource
+from maskmed_zoo.files import is_file, is_folder, usable
+
+SCORES, RECIPE, PREDICTIONS = "evaluation.json", "recipe.yaml", "predictions"
+"""In the folder of a run."""
+
+
+@dataclass(frozen=True)
+class References:
+    """Against what label maps are scored, and how, as in `evaluate`; without a `ref` they cannot be."""
+
+    ref: Path | None = None
+    labels: Mapping[str, int] | None = None
+    settings: SettingsSource | None = None
+    missing_as_missed: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, or one folder of predictions: its scores and the facts beside them; `folder` if it is a run."""
+
+    scores: RunScores
+    facts: dict[str, Any]
+    folder: Path | None
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is compared: runs that differ by their seed alone."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+
+def name_of(path: Path) -> str:
+    """What a method is called that has no name: as its folder or file; raises `DataError` for no usable path."""
+    return usable(path, DataError).resolve().name.removesuffix(".json")
+
+
+def read_methods(given: Mapping[str, Sequence[Path]], wanted: Sequence[Metric], references: References) -> list[Method]:
+    """The methods by name, each of one or several paths; their scores are of the same cases, labels and references.
+
+    A path is a run's folder, a folder of several runs, a folder of label maps, or a file of `evaluate --json`. Where
+    there is a `ref`, label maps of runs are scored anew against it. Raises `ArgumentError` for fewer than two methods,
+    `DataError` for what cannot be used or compared.
+    """
+    if len(given) < 2:
+        raise ArgumentError("compare: give two methods or more")
+    methods: list[Method] = []
+    for name, paths in given.items():
+        places = [place for path in paths for place in _places(usable(path, DataError))]
+        runs = tuple(_run(place, wanted, references) for place in places)
+        _check_different(name, places, runs)
+        methods.append(Method(name, runs))
+    check_alike([run.scores for method in methods for run in method.runs])
+    return methods
+
+
+def _places(path: Path) -> list[Path]:
+    """The path itself, or the runs in a folder that is none and holds no label maps."""
+    if not is_folder(path) or _is_run(path) or image_files(path):
+        return [path]
+    runs = [inner for inner in sorted(path.iterdir()) if _is_run(inner)]
+    if not runs:
+        raise DataError(f"{path}: no run, no folder of runs and no label maps; give one of them, or scores (.json)")
+    return runs
+
+
+def _is_run(path: Path) -> bool:
+    return is_file(path / RECIPE) or is_file(path / SCORES)
+
+
+def _run(path: Path, wanted: Sequence[Metric], references: References) -> Run:
+    is_run = _is_run(path)
+    if is_run and not references.ref and not is_file(path / SCORES):
+        raise DataError(f"{path}: not scored yet; 'maskmed-zoo evaluate {path}' does that")
+    if not is_folder(path) or (is_run and not references.ref):
+        if not is_run and references.ref:
+            raise DataError(f"{path}: scores are no label maps, which --ref scores; give their folder, or no --ref")
+        facts, scores = read_scores(path / SCORES if is_run else path, wanted)
+    elif references.ref is None:
+        raise DataError(f"{path}: label maps are scored against references; say with --ref where those are")
+    else:
+        folder = path / PREDICTIONS if is_run else path
+        facts = evaluate_folders(
+            folder,
+            references.ref,
+            references.labels,
+            metrics=[metric.name for metric in wanted],
+            settings=references.settings,
+            missing_as_missed=references.missing_as_missed,
+        )
+        scores = scores_of(facts, str(folder), wanted)
+    return Run(scores, facts, path if is_run else None)
+
+
+def _check_different(name: str, places: Sequence[Path], runs: Sequence[Run]) -> None:
+    """Raise `DataError` where one run would be counted as two."""
+    if not places:
+        raise ArgumentError(f"compare: '{name}' names no path")
+    seen: dict[str, Path] = {}
+    for place, run in zip(places, runs, strict=True):
+        for key in (str(place.resolve()), run.facts.get("weights_sha256")):
+            if isinstance(key, str) and seen.setdefault(key, place) is not place:
+                raise DataError(f"{place}: the same run as {seen[key]}, twice in '{name}'; seeds are different runs")

@@ -1,0 +1,163 @@
+"""Scores as `evaluate` gives and writes them, checked in everything that a comparison uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from maskmed_zoo.errors import DataError
+from maskmed_zoo.evaluation.metrics import DEFAULT, Metric
+from maskmed_zoo.evaluation.statistics.sample import Scores
+from maskmed_zoo.files import read_json
+
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+_VALUES = TypeAdapter(dict[str, float | None], config=_STRICT)
+
+
+class _Case(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+
+    case: str
+    mean: float | None
+    unannotated: list[str]
+    patient: str | None = None
+    reference: str | None = None
+
+
+class _Table(BaseModel):
+    model_config = _STRICT
+
+    unit: str
+    higher_is_better: bool
+    rules: str
+    cases: list[_Case]
+
+
+@dataclass(frozen=True)
+class MetricScores:
+    """One metric's scores of a run: `overall`, each case's mean over its labels, and `labels`, by label name."""
+
+    rules: str
+    overall: Scores
+    labels: dict[str, Scores]
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """All scores of a run. `place` is where they are from.
+
+    `references` (checksum of the reference), `patients` and `unannotated` (names of labels) are by case; the first two
+    hold those cases of which they are known.
+    """
+
+    place: str
+    metrics: dict[str, MetricScores]
+    references: dict[str, str]
+    patients: dict[str, str]
+    unannotated: dict[str, frozenset[str]]
+
+    @property
+    def cases(self) -> list[str]:
+        """Their names."""
+        return list(self.unannotated)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the labels that are scored."""
+        return list(next(iter(self.metrics.values())).labels)
+
+
+def read_scores(path: Path, wanted: Sequence[Metric]) -> tuple[dict[str, Any], RunScores]:
+    """A file of `evaluate`, and its scores; raises `DataError` for one that is missing or holds something else."""
+    document = read_json(path)
+    return document, scores_of(document, str(path), wanted)
+
+
+def scores_of(document: Any, place: str, wanted: Sequence[Metric]) -> RunScores:
+    """The scores of the `wanted` metrics in a summary of `evaluate`, or of all that it has where none are wanted.
+
+    Raises `DataError` for a document of another form, without cases or labels, with a case twice, and for a wanted
+    metric that it does not have.
+    """
+    try:
+        tables: dict[str, Any] = {DEFAULT: document, **document.get("metrics", {})}
+        names = [metric.name for metric in wanted] or list(tables)
+        for name in names:
+            if name not in tables:
+                known = ", ".join(tables)
+                raise DataError(
+                    f"{place}: no scores of '{name}', only of {known}; evaluate again with --metrics {name}, or give "
+                    f"--ref, which scores all anew"
+                )
+        metrics = {name: _metric(tables[name], name) for name in names}
+        cases = _Table.model_validate(document).cases
+    except (ValidationError, ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
+        raise DataError(f"{place}: no scores as 'evaluate' of this version writes them; evaluate again") from error
+    unannotated = {case.case: frozenset(case.unannotated) for case in cases}
+    found = RunScores(
+        place,
+        metrics,
+        {case.case: case.reference for case in cases if case.reference},
+        {case.case: case.patient for case in cases if case.patient is not None},
+        unannotated,
+    )
+    if not cases or not found.labels:
+        raise DataError(f"{place}: no cases or no labels are scored; there is nothing to compare")
+    return found
+
+
+def _metric(table: Any, name: str) -> MetricScores:
+    """Raises `ValueError` for a table of another form, with a case twice, or without a score of some label."""
+    checked = _Table.model_validate(table)
+    values = {case.case: _VALUES.validate_python((case.model_extra or {})[name]) for case in checked.cases}
+    labels = list(next(iter(values.values()), {}))
+    if len(values) != len(checked.cases) or any(list(row) != labels for row in values.values()):
+        raise ValueError
+    by_label: dict[str, Scores] = {label: {case: row[label] for case, row in values.items()} for label in labels}
+    return MetricScores(checked.rules, {case.case: case.mean for case in checked.cases}, by_label)
+
+
+def common_metrics(runs: Sequence[RunScores]) -> list[str]:
+    """Metrics that all have, in the order of the first."""
+    return [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
+
+
+def check_alike(runs: Sequence[RunScores]) -> None:
+    """Raise `DataError` unless all are of the same cases, labels, references, annotated labels and rules of metrics."""
+    first = runs[0]
+    for other in runs[1:]:
+        where = f"{other.place} and {first.place}"
+        for ours, theirs in ((first, other), (other, first)):
+            lacking = [case for case in ours.cases if case not in theirs.unannotated]
+            if lacking:
+                raise DataError(
+                    f"{theirs.place}: lacks {_some(lacking)} of {ours.place}; compare methods on the same cases"
+                )
+            names = [label for label in ours.labels if label not in theirs.labels]
+            if names:
+                raise DataError(
+                    f"{theirs.place}: no scores of {_some(names, 'label')} of {ours.place}; score the same labels"
+                )
+        remedy = "score both against the same references (--ref)"
+        _check_same(where, "reference", remedy, first.references, other.references)
+        remedy = "score both with the same annotated.json"
+        _check_same(where, "set of annotated labels", remedy, first.unannotated, other.unannotated)
+        for name in common_metrics(runs):
+            if first.metrics[name].rules != other.metrics[name].rules:
+                raise DataError(f"{where}: '{name}' is defined otherwise (other settings?); score both alike")
+
+
+def _check_same(where: str, what: str, remedy: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    different = [case for case, value in ours.items() if case in theirs and theirs[case] != value]
+    if different:
+        raise DataError(f"{where}: another {what} in {_some(different)}; {remedy}")
+
+
+def _some(names: Sequence[str], what: str = "case") -> str:
+    """Up to three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{what}{'' if len(names) == 1 else 's'} {', '.join(map(repr, names[:3]))}{more}"

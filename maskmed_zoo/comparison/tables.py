@@ -1,0 +1,107 @@
+"""The tables of a comparison: the same cells for terminal, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from maskmed_zoo.comparison.numbers import interval, number, p_value
+
+COST_HEADINGS = {
+    "parameters": ("parameters", lambda value: f"{value:,.0f}"),
+    "macs": ("GMACs", lambda value: f"{value / 1e9:,.1f}"),
+    "seconds_per_case": ("s per case", lambda value: f"{value:,.2f}"),
+    "peak_memory_bytes": ("peak MiB, training", lambda value: f"{value / 2**20:,.0f}"),
+    "training_seconds": ("training, s", lambda value: f"{value:,.0f}"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Cells as text; the first `words` columns are words, the others numbers."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    words: int = 1
+
+
+def tables_of(comparison: Mapping[str, Any], *, labels: bool = True) -> dict[str, list[TextTable]]:
+    """Of each metric by name: its methods, their differences and, with `labels`, both by label."""
+    return {name: [*_tables(table, labels)] for name, table in comparison["metrics"].items()}
+
+
+def cost_table(comparison: Mapping[str, Any]) -> TextTable | None:
+    """What the methods cost; None where nothing is known of any."""
+    methods = comparison["methods"]
+    known = [key for key in COST_HEADINGS if any(method["costs"][key] is not None for method in methods)]
+    if not known:
+        return None
+    shown = {key: COST_HEADINGS[key][1] for key in known}
+    rows = [(method["name"], *(_cost(method["costs"][key], show) for key, show in shown.items())) for method in methods]
+    return TextTable("Costs", ("method", *(COST_HEADINGS[key][0] for key in known)), rows)
+
+
+def _cost(value: float | None, show: Any) -> str:
+    return "–" if value is None else show(value)
+
+
+def remarks(table: Mapping[str, Any]) -> list[str]:
+    """What is to be said of a metric's intervals that hold less than they say, each once."""
+    means = [found for method in table["methods"].values() for found in (method["all"], *method["labels"].values())]
+    rows = [*means, *table["differences"], *table["label_differences"]]
+    return [*dict.fromkeys(row["interval_warning"] for row in rows if row["interval_warning"])]
+
+
+def heading(table: Mapping[str, Any]) -> str:
+    """A metric's title with its unit and direction."""
+    unit = f", {table['unit']}" if table["unit"] else ""
+    return f"{table['title']}{unit} ({'higher' if table['higher_is_better'] else 'lower'} is better)"
+
+
+def _tables(table: Mapping[str, Any], labels: bool) -> Iterator[TextTable]:
+    title, unit = heading(table), table["unit"]
+    headings = ("method", "runs", "mean", "95 %", "SD of runs", "rank", "kept in")
+    yield TextTable(title, headings, [(name, *_method(found, table, name)) for name, found in table["methods"].items()])
+    headings = ("pair", "mean", "95 %", "p", "p, runs too", "better, equal, worse", "cases (runs)")
+    rows = [(_pair(row), *_difference(row, unit)) for row in table["differences"]]
+    yield TextTable("Differences, first minus second", headings, rows)
+    if not labels:
+        return
+    rows = [
+        (label, name, *_mean(found["labels"][label], unit))
+        for label in next(iter(table["methods"].values()))["labels"]
+        for name, found in table["methods"].items()
+    ]
+    yield TextTable("By label", ("label", "method", "mean", "95 %", "SD of runs"), rows, words=2)
+    rows = [(row["label"], _pair(row), *_difference(row, unit)) for row in table["label_differences"]]
+    yield TextTable("Differences by label", ("label", *headings), rows, words=2)
+
+
+def _method(found: Mapping[str, Any], table: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    ranks = table["ranks"]
+    rank, kept = "–", "–"
+    if ranks is not None:
+        rank = str(ranks[name]["rank"])
+        kept = f"{100 * ranks[name]['shares'][ranks[name]['rank'] - 1]:.0f} %"
+    return str(found["all"]["seeds"]), *_mean(found["all"], table["unit"]), rank, kept
+
+
+def _mean(found: Mapping[str, Any], unit: str) -> tuple[str, ...]:
+    return number(found["mean"], unit), interval(found["interval"], unit), number(found["sd_over_seeds"], unit)
+
+
+def _pair(row: Mapping[str, Any]) -> str:
+    return f"{row['first']} − {row['second']}"
+
+
+def _difference(row: Mapping[str, Any], unit: str) -> tuple[str, ...]:
+    return (
+        number(row["mean"], unit, "+"),
+        interval(row["interval"], unit, "+"),
+        p_value(row["p_holm"]),
+        p_value(row["p_methods_holm"]),
+        ", ".join(str(row[key]) for key in ("better", "equal", "worse")),
+        f"{row['cases']} ({', '.join(map(str, row['seeds']))})",
+    )

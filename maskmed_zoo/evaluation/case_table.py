@@ -1,0 +1,54 @@
+"""Every score of a summary as a row of a CSV: what a spreadsheet or a statistician starts from."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from maskmed_zoo.errors import escaped
+from maskmed_zoo.evaluation.metrics import DEFAULT
+from maskmed_zoo.files import write_atomically
+
+CASES = "evaluation.csv"
+"""In a run's folder."""
+COLUMNS = ("case", "patient", "label", "metric", "value", "state")
+STATES = ("unannotated", "missed", "false")
+"""What may be said of a label in a case besides that it was scored, or absent from both maps."""
+
+
+def rows(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Row by row, metric after metric, with the keys `COLUMNS`; `value` is None where there is none.
+
+    `state`: `scored`; `missed` and `false`, in the reference or the prediction alone, whose value is the metric's rule;
+    `absent` from both; `unannotated`.
+    """
+    patients = {case["case"]: case.get("patient") for case in summary["cases"]}
+    for name, table in {DEFAULT: summary, **summary.get("metrics", {})}.items():
+        for case in table["cases"]:
+            for label, value in case[name].items():
+                state = next(
+                    (state for state in STATES if label in case[state]), "absent" if value is None else "scored"
+                )
+                known = {"case": case["case"], "patient": patients[case["case"]], "label": label, "metric": name}
+                yield known | {"value": value, "state": state}
+
+
+def write_cases(summary: Mapping[str, Any], path: Path) -> None:
+    """Write the rows as CSV; raises `OutputError` if that cannot be done."""
+    write_atomically(path, lambda temporary: _write(summary, temporary))
+
+
+def is_case_table(path: Path) -> bool:
+    """Whether a file begins as one that `write_cases` wrote, and may be replaced."""
+    with path.open("rb") as file:
+        return file.read(200).startswith(",".join(COLUMNS).encode())
+
+
+def _write(summary: Mapping[str, Any], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for row in rows(summary):
+            writer.writerow(escaped(cell) if isinstance(cell, str) else cell for cell in row.values())

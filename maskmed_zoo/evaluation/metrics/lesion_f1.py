@@ -1,0 +1,44 @@
+"""F1 of the detection of lesions at an overlap of one's choice.
+
+Pairs are taken from the largest IoU down, as panoptica's naive matching does, with which it was compared; at an overlap
+of 0.5 or more there is no choice, and the score is lesion RQ at that overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from maskmed_zoo.evaluation.lesions import LESION
+from maskmed_zoo.evaluation.metrics import Metric
+from maskmed_zoo.evaluation.parallel import over_labels
+from maskmed_zoo.metric_settings import MetricSettings
+
+if TYPE_CHECKING:
+    from maskmed_zoo.evaluation.case import LabelMapPair
+
+
+def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
+    def score(name: str) -> float:
+        met = pair.lesions(name)
+        return 2 * len(met.pairs(pair.settings.lesion_overlap)) / (len(met.prediction) + len(met.reference))
+
+    return over_labels(names, score)
+
+
+def _details(settings: MetricSettings) -> str:
+    return f"that IoU is {settings.lesion_overlap:g} (lesion_overlap); at 0.5 the score is lesion_rq"
+
+
+METRIC = Metric(
+    name="lesion_f1",
+    title="lesion F1",
+    unit="",
+    higher_is_better=True,
+    definition=f"twice the number of pairs over the number of lesions in prediction and reference. {LESION}; pairs are "
+    f"taken from the largest IoU down to a chosen one, a lesion in one pair at most",
+    both_absent=None,
+    one_absent=0.0,
+    compute=_of_pair,
+    details=_details,
+)

@@ -1,0 +1,60 @@
+"""How often a 95 % interval holds what it speaks of, as simulated; and the words where that is too seldom.
+
+Source: `docs/benchmarks/intervals.csv`, the lowest share over its scenes. A test holds this table to that file.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kind = Literal["mean", "difference"]
+ENOUGH = 0.93
+"""Share from which nothing is said."""
+MEASURED: dict[Kind, dict[int, dict[int, float]]] = {
+    "mean": {
+        5: {1: 0.907, 2: 0.933, 3: 0.897, 5: 0.9},
+        10: {1: 0.91, 2: 0.95, 3: 0.94, 5: 0.937},
+        25: {1: 0.92, 2: 0.937, 3: 0.943, 5: 0.923},
+        100: {1: 0.95, 2: 0.943, 3: 0.943, 5: 0.94},
+    },
+    "difference": {
+        5: {1: 0.933, 2: 0.967, 3: 0.94, 5: 0.92},
+        10: {1: 0.923, 2: 0.937, 3: 0.93, 5: 0.943},
+        25: {1: 0.96, 2: 0.933, 3: 0.94, 5: 0.947},
+        100: {1: 0.937, 2: 0.94, 3: 0.94, 5: 0.927},
+    },
+}
+"""Kind to cases to runs to the share that held the truth: of these networks for one run, else of methods."""
+ONE_RUN = {10: 0.187, 25: 0.507, 100: 0.843}
+"""Cases to the largest share of simulations in which one run each of equal methods was told apart at a level of 5 %."""
+
+
+def shortfall(kind: Kind, patients: int, runs: int = 1) -> str | None:
+    """A sentence where intervals over so many patients and runs hold the truth in less than 93 %; else None."""
+    known = MEASURED[kind]
+    cases = max((n for n in known if n <= patients), default=None)
+    if cases is None:
+        return f"With {patients} patients a 95 % interval holds less than it says; how much less was not simulated."
+    row = known[cases]
+    share = row[max((n for n in row if n <= runs), default=min(row))]
+    if share >= ENOUGH:
+        return None
+    return (
+        f"With {_count(patients, 'case')}{f' and {runs} runs' if runs > 1 else ''} these 95 % intervals held the "
+        f"truth in {100 * share:.1f} % of simulations: read them as wider."
+    )
+
+
+def told_apart(patients: int) -> str:
+    """How often single runs of equal methods differ over so many patients, in a sentence; empty for fewer than ten."""
+    cases = max((n for n in ONE_RUN if n <= patients), default=None)
+    if cases is None:
+        return ""
+    return (
+        f"In simulations with {cases} cases the test told single runs of equal methods apart in up to "
+        f"{100 * ONE_RUN[cases]:.0f} %, as it would other seeds of one method."
+    )
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -1,0 +1,102 @@
+"""How sure a mean over cases is: its 95 % interval.
+
+Source: the studentized bootstrap over patients (Efron and Tibshirani 1993, ch. 12.5; patients of several cases by the
+linearized ratio of sums). Several runs are a level of their own: what another training run would change is added by
+the rule for the sum of two independent parts (Zou and Donner 2008). Chosen by simulation among t, percentile, BCa and
+this one: scores are skewed, and the others miss more often on the side of the failures. `docs/benchmarks/intervals.py`
+is the simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+from scipy.special import stdtrit
+
+from maskmed_zoo.evaluation.statistics.sample import Sample, Scores, Vector, common_cases, sample
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+FEWEST = 5
+"""Patients below which a mean of skewed scores gets no interval."""
+
+
+def mean_interval(runs: Sequence[Scores], patients: Mapping[str, str] | None = None) -> tuple[float, float] | None:
+    """The 95 % interval of the mean over cases and runs; None for fewer than `FEWEST` patients.
+
+    Over other patients for one run; over other patients and other training runs for several. Cases without a score in
+    some run are left out.
+    """
+    cases = common_cases(runs)
+    found = sample(runs, cases, patients) if cases else None
+    return None if found is None else interval_of(found)
+
+
+def interval_of(found: Sample) -> tuple[float, float] | None:
+    """The same of a `Sample`."""
+    values = found.over_runs
+    mean = float(values.mean())
+    sums, counts = found.by_patient(values - mean), found.by_patient(np.ones_like(values))
+    if len(sums) < FEWEST:
+        return None
+    below, above = _distances(sums, counts)
+    seeds = 0.0
+    if len(found.table) > 1:
+        runs, error = run_variance(found)
+        quantile = student(len(found.table) - 1)
+        seeds = quantile**2 * max(0.0, runs - error)
+    return mean - float(np.hypot(below, seeds**0.5)), mean + float(np.hypot(above, seeds**0.5))
+
+
+def run_variance(found: Sample) -> tuple[float, float]:
+    """Variance of the mean over runs as the runs' means show it, and the part of it that chance in cases explains.
+
+    For two runs and two patients or more. The second is the interaction of runs and patients: their difference is what
+    runs differ by on all cases alike.
+    """
+    table = found.table
+    runs, cases = table.shape
+    residuals = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    sums = found.by_patient(residuals)
+    patients = sums.shape[1]
+    error = float((sums**2).sum()) * patients / (patients - 1) / (runs - 1) / runs / cases**2
+    return float(table.mean(1).var(ddof=1)) / runs, error
+
+
+def _distances(sums: Vector, counts: Vector) -> tuple[float, float]:
+    """From the mean down and up to the ends, for centred sums and numbers of cases of each patient."""
+    error = standard_error(sums, counts)
+    drawn = resamples(len(sums))
+    cases = drawn @ counts
+    shift = drawn @ sums / cases
+    squares = drawn @ sums**2 - 2 * shift * (drawn @ (sums * counts)) + shift**2 * (drawn @ counts**2)
+    size = len(sums) / (len(sums) - 1)
+    errors = np.sqrt(np.maximum(squares, 0) * size) / cases
+    tiny = 1e-9 * error
+    infinite = np.where(np.abs(shift) > tiny, np.copysign(np.inf, shift), 0.0)
+    ends = np.sort(np.divide(shift, errors, out=infinite, where=errors > tiny))
+    tail = round((1 - CONFIDENCE) / 2 * RESAMPLES)
+    plain = student(len(sums) - 1)
+    high, low = float(ends[-tail - 1]), float(ends[tail])
+    # Where so many resamples hold one value alone that an end is infinite, that end is Student's.
+    return error * (high if np.isfinite(high) else plain), error * (-low if np.isfinite(low) else plain)
+
+
+def student(freedom: float) -> float:
+    """Half the width of an interval in standard errors, by Student's t with these degrees of freedom."""
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+def standard_error(sums: Vector, counts: Vector) -> float:
+    """Of a mean over cases, from centred sums and numbers of cases of each patient, two or more."""
+    patients = len(sums)
+    return float(np.sqrt((sums**2).sum() * patients / (patients - 1)) / counts.sum())
+
+
+@lru_cache(maxsize=2)
+def resamples(patients: int) -> Vector:
+    """How often each patient is drawn (resamples, patients); the same in every call, so that results repeat."""
+    equal = np.full(patients, 1 / patients)
+    return np.random.default_rng(0).multinomial(patients, equal, RESAMPLES).astype(np.float64)

@@ -1,0 +1,166 @@
+"""`zoo.evaluate` and `zoo.compare`; imported with the package, so they import what they do when they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from maskmed_zoo.metric_settings import MetricSettings
+
+
+def evaluate(
+    run: str | Path | None = None,
+    *,
+    pred: str | Path | None = None,
+    ref: str | Path | None = None,
+    labels: Mapping[str, int] | None = None,
+    metrics: Sequence[str] = (),
+    metric_settings: str | Path | Mapping[str, Any] | MetricSettings | None = None,
+    missing_as_missed: bool = False,
+    pictures: str | Path | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
+    weights: Literal["last", "best"] | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Scores of a run on its validation cases, or of a folder of label maps against references, as a JSON-able summary.
+
+    Args:
+        run: folder of a run; its predictions, its evaluation.json and its evaluation.csv are written there.
+        pred: folder of label maps, with `ref`.
+        ref: folder of reference label maps of the same names.
+        labels: label names and values of `pred` and `ref`; default: those of the dataset.json in `ref` or beside it.
+        metrics: further ones than Dice, by name.
+        metric_settings: what they depend on, such as the tolerance of `nsd`: a YAML file or its content; default: a
+            run's recipe under `evaluation`, else the defaults there.
+        missing_as_missed: score a reference without a prediction as if that were empty, instead of refusing it.
+        pictures: folder for evaluation.png, the worst, median and best case of `pred`; a run has it in its own.
+        data: where the run's data sets are now, if they have moved.
+        weights: which checkpoint of a run; default: the last.
+        device: for a run, as in `train`.
+
+    Raises `ArgumentError` unless either `run`, or `pred` and `ref` are given with what belongs to them, and for a
+    metric that there is none of; `RecipeError` for wrong settings; `DataError` and `CheckpointError` for unusable
+    folders.
+    """
+    from pathlib import Path
+
+    from maskmed_zoo.arguments import NONE, expect, expect_folders, expect_path, expect_several
+    from maskmed_zoo.errors import ArgumentError
+
+    for name, folder in (("run", run), ("pred", pred), ("ref", ref), ("pictures", pictures)):
+        expect_path(name, folder, "a folder", optional=True)
+    expect("weights", weights, (str, *NONE), "'last' or 'best'")
+    expect("labels", labels, (Mapping, *NONE), "label names and values")
+    if data is not None:
+        expect_folders(data)
+    if not isinstance(metrics, str):
+        expect_several("metrics", metrics, (str,), "names of metrics")
+    expect("missing_as_missed", missing_as_missed, (bool,), "True or False")
+    if (run is None) == (pred is None) or (pred is None) != (ref is None):
+        raise ArgumentError("evaluate: give either a run, or pred and ref")
+    if pred is not None and ref is not None:
+        if (data, weights, device) != (None, None, None):
+            raise ArgumentError("evaluate: data, weights and device belong to a run, not to pred and ref")
+        from maskmed_zoo.runner.pictures import score_folders
+
+        how: dict[str, Any] = {"metrics": metrics, "settings": metric_settings, "missing_as_missed": missing_as_missed}
+        return score_folders(pred, ref, labels, pictures=pictures, **how)
+    if labels is not None or pictures is not None or missing_as_missed:
+        raise ArgumentError(
+            "evaluate: labels, pictures and missing_as_missed belong to pred and ref; a run has its own labels and "
+            "pictures, and predicts every case"
+        )
+    from maskmed_zoo.runner.evaluate import evaluate as evaluate_run
+    from maskmed_zoo.runner.run_folder import RunFolder
+
+    folder, which = RunFolder(Path(str(run))), weights or "last"
+    return evaluate_run(folder, data=data, device=device, which=which, metrics=metrics, settings=metric_settings)
+
+
+def compare(
+    methods: Sequence[str | Path] | Mapping[str, str | Path | Sequence[str | Path]],
+    *,
+    ref: str | Path | None = None,
+    labels: Mapping[str, int] | None = None,
+    metrics: Sequence[str] = (),
+    metric_settings: str | Path | Mapping[str, Any] | MetricSettings | None = None,
+    missing_as_missed: bool = False,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Methods on the same cases: differences with intervals and tests, ranks, costs, and in words what follows.
+
+    Args:
+        methods: two or more paths, or name to path or, of several seeds, paths. A path is a run that `evaluate` has
+            scored, a folder of runs, a folder of label maps, or a file of `evaluate --json`.
+        ref: folder of reference label maps, for label maps; those of runs are then scored against it too.
+        labels: as in `evaluate`, with `ref`.
+        metrics: further ones than Dice, by name; default: all that every run has scores of, with `ref` Dice alone.
+        metric_settings: as in `evaluate`, with `ref`.
+        missing_as_missed: as in `evaluate`, with `ref`.
+        out: folder for compare.md, compare.tex, compare.json and compare.png.
+
+    Returns a JSON-able document, the content of compare.json. Raises `ArgumentError` for arguments that do not go
+    together, `DataError` for paths that cannot be used and for other cases, labels or references, `OutputError` for
+    files in `out` that are of no comparison, `UserError` for `out` without matplotlib.
+    """
+    from pathlib import Path
+
+    from maskmed_zoo.arguments import NONE, expect, expect_path, expect_several
+    from maskmed_zoo.errors import ArgumentError
+
+    expect("missing_as_missed", missing_as_missed, (bool,), "True or False")
+    expect("labels", labels, (Mapping, *NONE), "label names and values")
+    for name, folder in (("ref", ref), ("out", out)):
+        expect_path(name, folder, "a folder", optional=True)
+    if not isinstance(metrics, str):
+        expect_several("metrics", metrics, (str,), "names of metrics")
+    given = _by_name(methods)
+    if ref is None and (labels is not None or metric_settings is not None or missing_as_missed):
+        raise ArgumentError("compare: labels, metric_settings and missing_as_missed belong to ref")
+
+    from maskmed_zoo.comparison.compare import compare as run
+    from maskmed_zoo.comparison.methods import References
+    from maskmed_zoo.comparison.picture import PICTURE, draw
+    from maskmed_zoo.comparison.report import check_folder, write
+    from maskmed_zoo.evaluation.metrics import chosen
+    from maskmed_zoo.report.canvas import require_matplotlib
+
+    wanted = chosen(metrics) if metrics else []
+    if out is not None:
+        require_matplotlib()
+        check_folder(Path(out), PICTURE)
+    references = References(None if ref is None else Path(ref), labels, metric_settings, missing_as_missed)
+    comparison = run(given, wanted, references)
+    if out is not None:
+        write(comparison, Path(out))
+        draw(comparison, Path(out) / PICTURE)
+    return comparison
+
+
+def _by_name(methods: object) -> dict[str, list[Path]]:
+    """Paths by name; raises `ArgumentError` for anything else, and for two methods of one name."""
+    from pathlib import Path
+
+    from maskmed_zoo.arguments import PATH, expect, expect_several
+    from maskmed_zoo.comparison.methods import name_of
+    from maskmed_zoo.errors import ArgumentError
+
+    what = "a path, or several, of runs, label maps or scores"
+    given: dict[str, list[Path]] = {}
+    if isinstance(methods, Mapping):
+        for name, paths in methods.items():
+            expect("methods", name, (str,), "names of methods")
+            several = [paths] if isinstance(paths, PATH) else paths
+            expect_several(f"methods['{name}']", several, PATH, what)
+            given[name] = [Path(path) for path in several]
+        return given
+    expect_several("methods", methods, PATH, "names and paths, or two paths or more")
+    for path in map(Path, cast(Sequence[str], methods)):
+        name = name_of(path)
+        if name in given:
+            raise ArgumentError(f"methods: two are called '{name}'; give a mapping of names to paths")
+        given[name] = [path]
+    return given

@@ -1,0 +1,132 @@
+"""A comparison as page, tables for LaTeX, picture and on the terminal: names are escaped, numbers are those found."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+import maskmed_zoo as zoo
+from maskmed_zoo.cli.main import main
+from maskmed_zoo.comparison import picture
+from maskmed_zoo.comparison.numbers import interval, number, p_value, signed, size
+from tests.comparison.made import document, write
+
+EVIL = "a|b_$x$%&#{}~^\\<i>*`![l](u)"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Scores of two methods on labels of which one has a hostile name."""
+    base = np.random.default_rng(0).uniform(0.5, 0.9, (8, 2))
+    tables = {"a": base, "b": base + 0.05}
+    return [
+        write(tmp_path / f"{name}.json", document(dice, labels=("liver", EVIL), hd95=10 - dice))
+        for name, dice in tables.items()
+    ]
+
+
+def test_pages_escape_what_they_quote(files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = zoo.compare({EVIL: files[0], "other": files[1]}, out=out)
+    assert json.loads((out / "compare.json").read_text()) == found
+    page = (out / "compare.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(rows) >= 20
+    for row in rows:
+        cells = re.split(r"(?<!\\)\|", row)[1:-1]
+        assert len(cells) in (5, 7, 8), row
+    unescaped = re.sub(r"\\(.)", "", page.split("## What the numbers are")[0])
+    assert not re.search(r"[`\[\]<>~&]", unescaped)
+    tex = (out / "compare.tex").read_text(encoding="utf-8")
+    body = [line for line in tex.splitlines() if line and not line.startswith("%")]
+    for line in body:
+        assert not re.search(r"(?<!\\)[%#_^~]", line), line
+    columns = 0
+    for line in body:
+        if begun := re.match(r"\\begin\{tabular\}\{(\w+)\}", line):
+            columns = len(begun[1])
+        elif line.endswith(r"\\"):
+            assert len(re.findall(r"(?<!\\)&", line)) == columns - 1
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 8
+    assert tex.replace(r"\{", "").replace(r"\}", "").count("{") == tex.replace(r"\{", "").replace(r"\}", "").count("}")
+
+
+def test_numbers_of_the_page_are_those_of_the_document(files: list[Path], tmp_path: Path) -> None:
+    found = zoo.compare(files, out=tmp_path / "out")
+    page = (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
+    row = found["metrics"]["hd95"]["differences"][0]
+    expected = f"| a − b | {row['mean']:+.2f} | {row['interval'][0]:+.2f} to {row['interval'][1]:+.2f} |"
+    assert expected.replace("-", "−") in page.replace("\\", "")
+    for definition in found["definitions"]:
+        assert f"- {definition}: " in page
+    warning = found["metrics"]["dice"]["methods"]["a"]["all"]["interval_warning"]
+    assert warning, "of eight cases"
+    assert warning in page.replace("\\", "")
+
+
+def test_the_picture_has_a_row_for_all(files: list[Path], tmp_path: Path) -> None:
+    found = zoo.compare(files, out=tmp_path / "out")
+    rows = picture._rows(found)
+    assert [(text, is_label) for text, is_label, _ in rows] == [("a − b", False), ("liver", True), (EVIL, True)]
+    assert rows[1][2]["hd95"] == found["metrics"]["hd95"]["label_differences"][0]
+    pixels = imread(tmp_path / "out" / "compare.png")[..., :3]
+    assert pixels.shape[1] > 1.5 * pixels.shape[0], "two panels side by side"
+    blue = np.abs(pixels - np.array([0x1F, 0x4E, 0x9C]) / 255).max(2) < 0.02
+    assert blue.sum() > 100, "differences that are told from chance"
+
+
+def test_many_rows_are_drawn_without_labels(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = zoo.compare(files)
+    monkeypatch.setattr(picture, "MOST_ROWS", 2)
+    assert [is_label for _, is_label, _ in picture._rows(found)] == [False]
+
+
+def test_on_the_terminal(files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", f"mine={files[0]}", str(files[1]), "--metrics", "hd95", "--labels"]) == 0
+    text = capsys.readouterr().out
+    for words in (
+        "8 cases, 2 labels",
+        "Dice (higher is better)",
+        "HD95, mm (lower is better)",
+        "mine − b",
+        "Follows: ",
+    ):
+        assert words in text
+    assert "Does not follow: " in text
+    assert "With 8 cases these 95 % intervals held the truth" in " ".join(text.split())
+    assert text.count("By label") == 2
+    assert main(["compare", *map(str, files)]) == 0
+    assert "By label" not in capsys.readouterr().out
+
+
+def test_names_and_paths_of_methods(files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = tmp_path / "x=y,z.json"
+    odd.write_bytes(files[0].read_bytes())
+    assert main(["compare", str(odd), str(files[1])]) == 0
+    assert "x=y,z − b" in capsys.readouterr().out
+    assert main(["compare", f"group={files[0]},{files[1]}", f"odd={odd}"]) == 0
+    assert "group − odd" in capsys.readouterr().out
+    for words, message in (
+        ([str(files[0])], "give two methods or more"),
+        ([str(files[0]), str(files[0])], "two methods are called 'a'; give them names of their own"),
+        ([f"={files[0]}", str(files[1])], r"expected [NAME=]PATH[,PATH…]"),
+        (["name=", str(files[1])], r"expected [NAME=]PATH[,PATH…]"),
+        (["nowhere", str(files[1])], "nowhere"),
+    ):
+        assert main(["compare", *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+
+
+def test_numbers_in_words() -> None:
+    assert number(-0.00001) == "0.0000"
+    assert (number(None), number(-1.234, "mm"), number(0.5, sign="+")) == ("–", "−1.23", "+0.5000")
+    assert (size(-1.2, "mm"), signed(-0.5, "")) == ("1.20 mm", "−0.5000")
+    assert (interval(None), interval([-0.1, 0.2], "mm")) == ("–", "−0.10 to 0.20")
+    assert [p_value(p) for p in (None, 1e-9, 0.0123, 0.5, 1)] == ["–", "< 0.001", "0.012", "0.50", "1.00"]
+    assert [p_value(p, "p") for p in (1e-9, 0.0123)] == ["p < 0.001", "p = 0.012"]
