@@ -74,6 +74,7 @@ def _panel(axes: Any, metric: Mapping[str, Any], rows: list[Mapping[str, Any]]) 
         axes.plot(row["mean"], place, marker="o" if row["label"] else "D", markersize=4, **style)
     axes.set(ylim=(len(rows) - 0.4, -0.6))
     axes.tick_params(axis="x", labelsize=8)
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
