@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Probabilities = Iterable[tuple[str, NDArray[np.floating[Any]]]]
 """Of every label but 'ignore', background included: its name and its probabilities (z y x); one after the other, so
 that there is one in memory at a time."""
-CHUNK_VOXELS = 2**22
+CHUNK_VOXELS = 2**20
 """Voxels counted at a time."""
 DEFINITION = (
     "voxels of all cases together, those of 'ignore' left out, in bins of equal width by the probability that a label "
@@ -123,8 +123,8 @@ class Calibration:
 def calibration(pair: LabelMapPair, probabilities: Probabilities) -> Calibration:
     """Of a case with probabilities on its voxels.
 
-    Memory: some 15 bytes per voxel, whatever the number of labels. Raises `DataError` for probabilities that cannot be
-    those of the label map: most voxels that have a label there have another one as the most probable.
+    Memory: some 15 bytes per voxel and 40 MB, whatever the number of labels. Raises `DataError` for probabilities that
+    cannot be those of the label map: most voxels that have a label there have another one as the most probable.
     """
     bins, names = pair.settings.calibration_bins, list(pair.labels.names)
     counted = None if pair.labels.ignore is None else pair.reference != pair.labels.ignore

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -143,6 +144,23 @@ def test_summary_pools_the_voxels_of_all_cases() -> None:
     text = console.file.getvalue()
     assert "most probable label" in text
     assert f"{pooled.ece:.4f}" in text
+
+
+def test_memory_does_not_grow_with_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counted, "CHUNK_VOXELS", 2**12)
+    peaks = list[float]()
+    for classes in (3, 12):
+        labels = Labels({"background": 0, **{f"label_{value}": value for value in range(1, classes)}})
+        reference = np.random.default_rng(0).integers(0, classes, (60, 70, 80)).astype(np.int16)
+        given = ((name, np.where(reference == value, 0.9, 0.0).astype(np.float32)) for name, value in labels.items())
+        everything = frozenset(labels.foreground)
+        pair = LabelMapPair("a", reference, reference, labels, everything, (1, 1, 1), probabilities=given)
+        tracemalloc.start()
+        assert len(pair.calibration.labels) == classes - 1
+        peaks.append(tracemalloc.get_traced_memory()[1] / reference.size)
+        tracemalloc.stop()
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.1)
+    assert max(peaks) < 24  # bytes per voxel, with the probabilities made here
 
 
 def test_metrics_of_label_maps_need_no_probabilities() -> None:
