@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import hypot, prod
-from threading import Lock
 from typing import Any
 
 from numpy.typing import NDArray
@@ -48,9 +47,7 @@ class LabelMapPair:
     probabilities: Probabilities | None = None
     patient: str | None = None
     _surfaces: dict[str, SurfacePair] = field(default_factory=dict[str, SurfacePair], init=False, repr=False)
-    _one_by_one: Lock = field(default_factory=Lock, init=False, repr=False)
     _lesions: dict[str, Overlaps] = field(default_factory=dict[str, Overlaps], init=False, repr=False)
-    _brats_lesions: dict[str, BratsLesions] = field(default_factory=dict[str, BratsLesions], init=False, repr=False)
 
     @property
     def diagonal(self) -> float:
@@ -72,8 +69,7 @@ class LabelMapPair:
 
     def masks(self, name: str) -> tuple[Mask, Mask]:
         """Where prediction and reference have a label, in the box (z y x) that holds both; without 'ignore'."""
-        with self._one_by_one:  # labels are scored side by side
-            box, value = self._boxes[name], self.labels[name]
+        box, value = self.boxes[name], self.labels[name]
         ours, theirs = self.prediction[box] == value, self.reference[box] == value
         if self.labels.ignore is not None:
             ours &= self.reference[box] != self.labels.ignore
@@ -99,16 +95,13 @@ class LabelMapPair:
         return self._lesions[name]
 
     def brats_lesions(self, name: str) -> BratsLesions:
-        """The lesions of a label as BraTS counts them; found once."""
-        if name not in self._brats_lesions:
-            how = self.settings
-            smallest = how.brats_smallest / prod(self.spacing)
-            self._brats_lesions[name] = brats_lesions(*self.masks(name), how.brats_dilation, smallest)
-        return self._brats_lesions[name]
+        """The lesions of a label as BraTS counts them; not kept, as they take some 10 bytes for each voxel of its box."""
+        how = self.settings
+        return brats_lesions(*self.masks(name), how.brats_dilation, how.brats_smallest / prod(self.spacing))
 
     @cached_property
-    def _boxes(self) -> dict[str, tuple[slice, ...]]:
-        """Of each foreground label that there is, around both sides."""
+    def boxes(self) -> dict[str, tuple[slice, ...]]:
+        """Of each foreground label that there is, (z y x) around both sides."""
         highest = max(self.labels.foreground.values())
         sides = [find_objects(side, highest) for side in (self.prediction, self.reference)]
         boxes: dict[str, tuple[slice, ...]] = {}

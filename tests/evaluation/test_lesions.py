@@ -13,6 +13,7 @@ import pytest
 import torch
 from monai.metrics.panoptic_quality import compute_panoptic_quality
 
+from maskmed_zoo.evaluation import parallel
 from maskmed_zoo.evaluation.case import LabelMapPair, score_case
 from maskmed_zoo.evaluation.lesions import BratsLesions, brats_lesions
 from maskmed_zoo.evaluation.matching import Quality, overlaps
@@ -216,3 +217,28 @@ def test_thousands_of_objects_need_no_table_of_their_pairs() -> None:
     assert len(met.pairs()) == 8000
     assert peak < 30e6  # 8000 x 8000 numbers would be 500e6
     assert Quality.of(met) == (1.0, 1.0, 1.0)
+
+
+def test_memory_of_a_label_all_over_an_image() -> None:
+    pred, ref = np.zeros((2, 80, 100, 100), bool)
+    pred[20:50, 20:60, 20:60] = ref[25:55, 20:60, 20:60] = True
+    pred[-1, -1, -1] = ref[0, 0, 0] = True
+    pair = LabelMapPair("a", pred.astype(np.uint8), ref.astype(np.uint8), LABELS, frozenset({"lesion"}), (1.0,) * 3)
+    tracemalloc.start()
+    score_case(pair, chosen(["lesion_f1", "brats_dice"]))
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 22 * pred.size
+    assert kept < pred.size, "nothing but the scores is kept for every voxel"
+
+
+def test_fewer_threads_where_boxes_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.zeros((10, 10, 10), np.uint8)
+    array[::9, ::9, ::9], array[4, 4, 4] = 1, 2
+    pair = LabelMapPair("a", array, array, LABELS, frozenset({"lesion", "cyst"}), (1.0,) * 3)
+    monkeypatch.setattr(parallel.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(parallel, "VOXELS_AT_ONCE", 3500)
+    assert parallel.threads(pair, ["cyst"]) == 6
+    assert parallel.threads(pair, ["lesion", "cyst"]) == 3
+    monkeypatch.setattr(parallel, "VOXELS_AT_ONCE", 1)
+    assert parallel.threads(pair, ["lesion"]) == 1

@@ -23,7 +23,7 @@ def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
         met = pair.lesions(name)
         return 2 * len(met.pairs(pair.settings.lesion_overlap)) / (len(met.prediction) + len(met.reference))
 
-    return over_labels(names, score)
+    return over_labels(pair, names, score)
 
 
 def _details(settings: MetricSettings) -> str:
