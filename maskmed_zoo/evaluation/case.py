@@ -95,7 +95,7 @@ class LabelMapPair:
         return self._lesions[name]
 
     def brats_lesions(self, name: str) -> BratsLesions:
-        """The lesions of a label as BraTS counts them; not kept, as they take some 10 bytes for each voxel of its box."""
+        """The lesions of a label as BraTS counts them; not kept, as they take 9 bytes per voxel of its box."""
         how = self.settings
         return brats_lesions(*self.masks(name), how.brats_dilation, how.brats_smallest / prod(self.spacing))
 
@@ -126,8 +126,8 @@ class Voxels:
 class CaseScores:
     """One metric's values of one case by label name, `None` where a label has none.
 
-    `unannotated` names the labels that were not annotated in the case; scores they may have do not count. `missed` and
-    `false` name those that only the reference and only the prediction has.
+    `unannotated` names the labels that were not annotated in the case; scores they may have do not count. `missed`,
+    `false` and `absent` name those that only the reference, only the prediction, and neither has.
     """
 
     identifier: str
@@ -135,6 +135,7 @@ class CaseScores:
     unannotated: frozenset[str] = frozenset()
     missed: frozenset[str] = frozenset()
     false: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
 
     @property
     def mean(self) -> float | None:
@@ -173,8 +174,9 @@ def score_case(pair: LabelMapPair, metrics: Sequence[Metric]) -> ScoredCase:
     there = {name: pair.voxels[name] for name in pair.scored}
     missed = frozenset(name for name, n in there.items() if n.reference and not n.prediction)
     false = frozenset(name for name, n in there.items() if n.prediction and not n.reference)
+    absent = frozenset(name for name, n in there.items() if not n.prediction and not n.reference)
     scores = {
-        metric.name: CaseScores(pair.identifier, _values(pair, metric), unannotated, missed, false)
+        metric.name: CaseScores(pair.identifier, _values(pair, metric), unannotated, missed, false, absent)
         for metric in metrics
     }
     instances = None

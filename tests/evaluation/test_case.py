@@ -66,7 +66,7 @@ def test_summary_holds_every_metric_and_its_rules() -> None:
     other = summary["metrics"]["excess"]
     assert other["mean_excess"] == pytest.approx((-1 + 7 + 7) / 3)
     assert (other["unit"], other["higher_is_better"]) == ("voxels", False)
-    assert "Excess in voxels: voxels too many (lower is better)" in other["definition"]
+    assert "Excess (voxels, lower is better): voxels too many" in other["definition"]
     assert (
         "one that only the reference has (counted in missed) or only the prediction (counted in false) gets 7"
         in (other["definition"])
