@@ -34,7 +34,7 @@ def summarize_cases(
 ) -> dict[str, Any]:
     """The summary of the default metric, whose `cases` tell patient and checksum of the reference too.
 
-    Other metrics are under `metrics`, `instances` and `calibration` beside them.
+    Other metrics are under `metrics`, `instances` and `calibration` beside them, all settings under `metric_settings`.
     """
     patients = {case.identifier: case.patient for case in cases if case.patient is not None}
     tables = {
@@ -44,6 +44,7 @@ def summarize_cases(
     summary = tables.pop(DEFAULT)
     for row, case in zip(summary["cases"], cases, strict=True):
         row |= {"patient": case.patient, "reference": case.reference}
+    summary["metric_settings"] = (settings or MetricSettings()).model_dump(mode="json")
     if tables:
         summary["metrics"] = tables
     matches = {case.identifier: case.instances for case in cases if case.instances is not None}

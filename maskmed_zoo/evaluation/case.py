@@ -159,11 +159,16 @@ class ScoredCase:
 
 
 def score_case(pair: LabelMapPair, metrics: Sequence[Metric]) -> ScoredCase:
-    """The scores of one case; raises `DataError` for maps of different shapes or that hold no integers."""
+    """The scores of one case; raises `DataError` for maps of different shapes, not 3-D, or that hold no integers."""
     if pair.prediction.shape != pair.reference.shape:
         raise DataError(
             f"case '{pair.identifier}': prediction {pair.prediction.shape} and reference {pair.reference.shape} differ "
             f"in shape"
+        )
+    if pair.reference.ndim != 3:
+        raise DataError(
+            f"case '{pair.identifier}': label maps are {pair.reference.ndim}-D, expected 3-D (z y x); give a slice an "
+            f"axis of length 1"
         )
     for side, array in (("prediction", pair.prediction), ("reference", pair.reference)):
         if array.dtype.kind not in "iub":

@@ -15,7 +15,8 @@ from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.aggregate import summarize
 from maskmed_zoo.evaluation.case import CaseScores
 from maskmed_zoo.evaluation.folders import evaluate_folders
-from maskmed_zoo.evaluation.table import score_table
+from maskmed_zoo.evaluation.metrics import chosen
+from maskmed_zoo.evaluation.table import distribution_line, score_table
 
 CASES = [
     CaseScores("a", {"liver": 0.8, "spleen": 0.4, "cyst": None}, absent=frozenset({"cyst"})),
@@ -97,6 +98,15 @@ def shown(summary: dict[str, object]) -> list[list[str]]:
     console = Console(file=io.StringIO(), width=100)
     console.print(score_table(summary))
     return [line.replace("│", " ").replace("┃", " ").split() for line in console.file.getvalue().splitlines()]
+
+
+def test_small_scores_of_probabilities_are_not_rounded_away() -> None:
+    brier = chosen("brier")[-1]
+    summary = summarize([CaseScores("a", {"liver": 2.5e-5}), CaseScores("b", {"liver": 3.5e-4})], ["liver"], brier)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(score_table(summary, brier))
+    assert "0.000188" in console.file.getvalue()
+    assert "worst: b 0.00035, a 2.5e-05" in distribution_line(summary, brier)
 
 
 def test_table_shows_every_number() -> None:
