@@ -123,8 +123,9 @@ class Calibration:
 def calibration(pair: LabelMapPair, probabilities: Probabilities) -> Calibration:
     """Of a case with probabilities on its voxels.
 
-    Memory: some 13 bytes per voxel, 18 with 'ignore', whatever the number of labels. Raises `DataError` for probabilities that cannot be
-    those of the label map: most voxels that have a label there have another one as the most probable.
+    Memory: some 13 bytes per voxel, 18 with 'ignore', and the probabilities of one label. Raises `DataError` for
+    probabilities that cannot be those of the label map: most voxels that have a label there have another one as the
+    most probable.
     """
     bins, names = pair.settings.calibration_bins, list(pair.labels.names)
     counted = None if pair.labels.ignore is None else pair.reference != pair.labels.ignore

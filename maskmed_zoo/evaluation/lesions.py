@@ -1,7 +1,8 @@
 """The lesions of a label: its connected parts (26 neighbours) in prediction and reference, and how they meet.
 
 BraTS counts lesions otherwise: see `brats_lesions`. Source: the rule that its organisers published for 2023
-(Synapse syn51156910, "lesion-wise metrics"; github.com/rachitsaluja/BraTS-2023-Metrics), with which it was compared.
+(Synapse syn51156910, "lesion-wise metrics"; github.com/rachitsaluja/BraTS-2023-Metrics). The tests take its steps one
+by one, with cc3d and `surface-distance`; the published program itself is not run.
 """
 
 from __future__ import annotations
