@@ -23,7 +23,7 @@ from maskmed_zoo.data.predicted import PredictedFolder, renumbered
 from maskmed_zoo.errors import DataError, UserError
 from maskmed_zoo.evaluation.calibration import curves
 from maskmed_zoo.evaluation.folders import evaluate_folders, known_labels
-from maskmed_zoo.files import make_folder
+from maskmed_zoo.files import make_folder, usable
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.report.canvas import require_matplotlib
 from maskmed_zoo.report.overview import ShownCase, overview_figure
@@ -79,7 +79,7 @@ def score_folders(
     if pictures is None:
         return evaluate_folders(pred, ref, labels, **how)
     require_matplotlib()
-    if Path(pictures).exists():
+    if usable(Path(pictures)).exists():
         make_folder(Path(pictures))  # refuses what is no folder, before anything is scored
     summary = evaluate_folders(pred, ref, labels, **how)
     draw_folders(Path(pictures), Path(pred), Path(ref), labels, summary)
