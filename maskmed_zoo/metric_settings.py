@@ -17,6 +17,7 @@ MOST_STEPS = 100
 MOST_BINS = 1000
 """Of a reliability curve: more than a picture shows."""
 Millimetres = Annotated[float, Field(ge=0, le=LARGEST, strict=True)]
+CubicMillimetres = Annotated[float, Field(ge=0, le=LARGEST, strict=True)]
 ByLabel = Annotated[
     Annotated[Millimetres, Tag("for all")] | Annotated[dict[str, Millimetres], Tag("by name")],
     Discriminator(lambda value: "by name" if isinstance(value, dict) else "for all"),  # one error, not one of each kind
@@ -35,16 +36,16 @@ class MetricSettings(Settings):
     lesion_overlap: Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
         default=0.1, description="lesion_f1: IoU above which two lesions can be a pair"
     )
-    brats_dilation: Annotated[int, Field(ge=0, le=MOST_STEPS)] = Field(
+    brats_dilation: Annotated[int, Field(ge=0, le=MOST_STEPS, strict=True)] = Field(
         default=3, description="brats_*: voxels by which the reference is dilated; in BraTS 3, for MEN and MET 1"
     )
-    brats_smallest: Millimetres = Field(
+    brats_smallest: CubicMillimetres = Field(
         default=50.0, description="brats_*: mm³ up to which a lesion does not count; in BraTS 50, for MET 2"
     )
     brats_penalty: Millimetres = Field(
         default=374.0, description="brats_hd95: mm for a lesion that is missed or false; in BraTS 374"
     )
-    calibration_bins: Annotated[int, Field(ge=1, le=MOST_BINS)] = Field(
+    calibration_bins: Annotated[int, Field(ge=1, le=MOST_BINS, strict=True)] = Field(
         default=15, description="ece: bins of equal width in which voxels are counted by their probability"
     )
 

@@ -28,6 +28,7 @@ from maskmed_zoo.evaluation.written import read_summary
 from maskmed_zoo.files import read_json, read_text, unwritable
 from maskmed_zoo.lock import holder
 from maskmed_zoo.recipe import Recipe
+from maskmed_zoo.recipe.difference import what_trains
 from maskmed_zoo.renamed import as_first_written
 from maskmed_zoo.runner.metrics_file import read_rows, trained_epochs
 from maskmed_zoo.runner.run_folder import RunFolder
@@ -133,9 +134,9 @@ class Task:
 class CellFolder:
     """The folder of all cells of an output folder, found by what they were trained with.
 
-    A cell's name is a checksum of its recipe as the version that made it wrote it. Where there is no folder of today's
-    name, the recipes that lie there are read again and compared, so that a setting that has been added since, with a
-    default that changes nothing, makes no new cell of a finished one.
+    A cell's name is a checksum of its recipe as the version that made it wrote it, without `evaluation`. Where there is
+    no folder of today's name, the recipes that lie there are read again and compared, so that a setting that has been
+    added since, with a default that changes nothing, makes no new cell of a finished one.
     """
 
     def __init__(self, out: Path, names: Sequence[str], fold: int) -> None:
@@ -143,14 +144,14 @@ class CellFolder:
 
     def cell(self, row: str, recipe: Recipe) -> Cell:
         """The cell of a recipe on the data sets and fold."""
-        content = [as_first_written(recipe.model_dump(mode="json")), list(self.names), self.fold]
+        content = [as_first_written(what_trains(recipe)), list(self.names), self.fold]
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         run = RunFolder(self.path / key)
         return Cell(row, recipe, run if run.exists() else self._known(recipe) or run)
 
     def _known(self, recipe: Recipe) -> RunFolder | None:
         """The run of an equal recipe; channels and labels left to the data set are what it gave."""
-        wanted = recipe.model_dump(mode="json")
+        wanted = what_trains(recipe)
         left_open = [key for key in ("channels", "labels") if wanted["data"][key] is None]
         for run, held in self._held:
             content = held | {"data": held["data"] | dict.fromkeys(left_open)}
@@ -168,7 +169,7 @@ class CellFolder:
                 manifest = run.manifest()
                 found = manifest["dataset"], manifest["fold"], manifest["preprocessing"]
                 if found == (" + ".join(self.names), self.fold, PREPROCESSING):
-                    held.append((run, run.recipe().model_dump(mode="json")))
+                    held.append((run, what_trains(run.recipe())))
             except UserError:
                 continue  # half-made, or of another world; the cell of its name says so itself
         return held

@@ -21,8 +21,9 @@ from maskmed_zoo.evaluation.metrics.objects import summarize_objects
 from maskmed_zoo.labels import BACKGROUND, IGNORE
 from maskmed_zoo.metric_settings import MetricSettings
 
-COUNTS = ("absent", "missed", "false", "unannotated")
-"""Pairs of case and label that neither map has, only the reference, only the prediction, or that nobody annotated."""
+COUNTS = ("absent", "missed", "false", "undefined", "unannotated")
+"""Pairs of case and label that neither map has, only the reference, only the prediction, for which the metric has no
+value although a map has the label, or that nobody annotated."""
 
 
 def summarize_cases(
@@ -33,7 +34,7 @@ def summarize_cases(
 ) -> dict[str, Any]:
     """The summary of the default metric, whose `cases` tell patient and checksum of the reference too.
 
-    Other metrics are under `metrics`, `instances` and `calibration` beside them.
+    Other metrics are under `metrics`, `instances` and `calibration` beside them, all settings under `metric_settings`.
     """
     patients = {case.identifier: case.patient for case in cases if case.patient is not None}
     tables = {
@@ -43,6 +44,7 @@ def summarize_cases(
     summary = tables.pop(DEFAULT)
     for row, case in zip(summary["cases"], cases, strict=True):
         row |= {"patient": case.patient, "reference": case.reference}
+    summary["metric_settings"] = (settings or MetricSettings()).model_dump(mode="json")
     if tables:
         summary["metrics"] = tables
     matches = {case.identifier: case.instances for case in cases if case.instances is not None}
@@ -63,12 +65,12 @@ def summarize(
 ) -> dict[str, Any]:
     """A JSON-able summary of one metric (Dice by default), here called M, over the foreground labels `label_names`.
 
-    Keys: `cases` (case, M, mean, and the labels unannotated, missed and false), `labels` (name to mean, std, n, the
-    counts and the `distribution`), `mean_M`, `mean_M_over_labels`, `over_cases`, the distribution behind mean_M,
-    `interval_warning`, the counts `absent`, `missed`, `false` and `unannotated`, `rules`, which say what a value is,
-    `definition`, which adds how they are averaged, `unit` and `higher_is_better`. `patients` maps cases to patients,
-    for the intervals. 'background' and 'ignore' are not scored. Raises `DataError` if a case lacks a label's score
-    altogether or two cases have one name.
+    Keys: `cases` (case, M, mean, and the labels unannotated, missed, false and absent), `labels` (name to mean, std, n,
+    the counts and the `distribution`), `mean_M`, `mean_M_over_labels`, `over_cases`, the distribution behind mean_M,
+    `interval_warning`, the sums of the counts `COUNTS`, `rules`, which say what a value is, `definition`, which
+    adds how they are averaged, `unit` and `higher_is_better`. `patients` maps cases to patients, for the intervals.
+    'background' and 'ignore' are not scored. Raises `DataError` if a case lacks a label's score altogether or two cases
+    have one name.
     """
     metric = metric or metrics()[DEFAULT]
     names = [name for name in label_names if name not in (BACKGROUND, IGNORE)]
@@ -85,6 +87,7 @@ def summarize(
             case.unannotated & set(names),
             case.missed & set(names) - case.unannotated,
             case.false & set(names) - case.unannotated,
+            case.absent & set(names) - case.unannotated,
         )
         for case in cases
     ]
@@ -108,6 +111,7 @@ def summarize(
         "cases": [
             {"case": c.identifier, metric.name: c.values, "mean": c.mean}
             | {"unannotated": sorted(c.unannotated), "missed": sorted(c.missed), "false": sorted(c.false)}
+            | {"absent": sorted(c.absent)}
             for c in scored
         ],
     }
@@ -146,8 +150,9 @@ def _statistics(name: str, cases: Sequence[CaseScores]) -> dict[str, Any]:
         "mean": mean(present),
         "std": stdev(present) if len(present) > 1 else None,
         "n": len(present),
-        "absent": len(values) - len(present),
+        "absent": sum(name in case.absent for case in cases),
         "missed": sum(name in case.missed for case in cases),
         "false": sum(name in case.false for case in cases),
+        "undefined": sum(case.values[name] is None and name not in case.absent | case.unannotated for case in cases),
         "unannotated": len(cases) - len(values),
     }

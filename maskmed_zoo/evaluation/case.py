@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import hypot, prod
-from threading import Lock
 from typing import Any
 
 from numpy.typing import NDArray
@@ -48,9 +47,7 @@ class LabelMapPair:
     probabilities: Probabilities | None = None
     patient: str | None = None
     _surfaces: dict[str, SurfacePair] = field(default_factory=dict[str, SurfacePair], init=False, repr=False)
-    _one_by_one: Lock = field(default_factory=Lock, init=False, repr=False)
     _lesions: dict[str, Overlaps] = field(default_factory=dict[str, Overlaps], init=False, repr=False)
-    _brats_lesions: dict[str, BratsLesions] = field(default_factory=dict[str, BratsLesions], init=False, repr=False)
 
     @property
     def diagonal(self) -> float:
@@ -72,8 +69,7 @@ class LabelMapPair:
 
     def masks(self, name: str) -> tuple[Mask, Mask]:
         """Where prediction and reference have a label, in the box (z y x) that holds both; without 'ignore'."""
-        with self._one_by_one:  # labels are scored side by side
-            box, value = self._boxes[name], self.labels[name]
+        box, value = self.boxes[name], self.labels[name]
         ours, theirs = self.prediction[box] == value, self.reference[box] == value
         if self.labels.ignore is not None:
             ours &= self.reference[box] != self.labels.ignore
@@ -99,16 +95,13 @@ class LabelMapPair:
         return self._lesions[name]
 
     def brats_lesions(self, name: str) -> BratsLesions:
-        """The lesions of a label as BraTS counts them; found once."""
-        if name not in self._brats_lesions:
-            how = self.settings
-            smallest = how.brats_smallest / prod(self.spacing)
-            self._brats_lesions[name] = brats_lesions(*self.masks(name), how.brats_dilation, smallest)
-        return self._brats_lesions[name]
+        """The lesions of a label as BraTS counts them; not kept, as they take 9 bytes per voxel of its box."""
+        how = self.settings
+        return brats_lesions(*self.masks(name), how.brats_dilation, how.brats_smallest / prod(self.spacing))
 
     @cached_property
-    def _boxes(self) -> dict[str, tuple[slice, ...]]:
-        """Of each foreground label that there is, around both sides."""
+    def boxes(self) -> dict[str, tuple[slice, ...]]:
+        """Of each foreground label that there is, (z y x) around both sides."""
         highest = max(self.labels.foreground.values())
         sides = [find_objects(side, highest) for side in (self.prediction, self.reference)]
         boxes: dict[str, tuple[slice, ...]] = {}
@@ -133,8 +126,8 @@ class Voxels:
 class CaseScores:
     """One metric's values of one case by label name, `None` where a label has none.
 
-    `unannotated` names the labels that were not annotated in the case; scores they may have do not count. `missed` and
-    `false` name those that only the reference and only the prediction has.
+    `unannotated` names the labels that were not annotated in the case; scores they may have do not count. `missed`,
+    `false` and `absent` name those that only the reference, only the prediction, and neither has.
     """
 
     identifier: str
@@ -142,6 +135,7 @@ class CaseScores:
     unannotated: frozenset[str] = frozenset()
     missed: frozenset[str] = frozenset()
     false: frozenset[str] = frozenset()
+    absent: frozenset[str] = frozenset()
 
     @property
     def mean(self) -> float | None:
@@ -165,11 +159,16 @@ class ScoredCase:
 
 
 def score_case(pair: LabelMapPair, metrics: Sequence[Metric]) -> ScoredCase:
-    """The scores of one case; raises `DataError` for maps of different shapes or that hold no integers."""
+    """The scores of one case; raises `DataError` for maps of different shapes, not 3-D, or that hold no integers."""
     if pair.prediction.shape != pair.reference.shape:
         raise DataError(
             f"case '{pair.identifier}': prediction {pair.prediction.shape} and reference {pair.reference.shape} differ "
             f"in shape"
+        )
+    if pair.reference.ndim != 3:
+        raise DataError(
+            f"case '{pair.identifier}': label maps are {pair.reference.ndim}-D, expected 3-D (z y x); give a slice an "
+            f"axis of length 1"
         )
     for side, array in (("prediction", pair.prediction), ("reference", pair.reference)):
         if array.dtype.kind not in "iub":
@@ -180,8 +179,9 @@ def score_case(pair: LabelMapPair, metrics: Sequence[Metric]) -> ScoredCase:
     there = {name: pair.voxels[name] for name in pair.scored}
     missed = frozenset(name for name, n in there.items() if n.reference and not n.prediction)
     false = frozenset(name for name, n in there.items() if n.prediction and not n.reference)
+    absent = frozenset(name for name, n in there.items() if not n.prediction and not n.reference)
     scores = {
-        metric.name: CaseScores(pair.identifier, _values(pair, metric), unannotated, missed, false)
+        metric.name: CaseScores(pair.identifier, _values(pair, metric), unannotated, missed, false, absent)
         for metric in metrics
     }
     instances = None

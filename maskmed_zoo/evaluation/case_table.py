@@ -14,22 +14,22 @@ from maskmed_zoo.files import write_atomically
 CASES = "evaluation.csv"
 """In a run's folder."""
 COLUMNS = ("case", "patient", "label", "metric", "value", "state")
-STATES = ("unannotated", "missed", "false")
-"""What may be said of a label in a case besides that it was scored, or absent from both maps."""
+STATES = ("unannotated", "missed", "false", "absent")
+"""What may be said of a label in a case besides that it was scored."""
 
 
 def rows(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Row by row, metric after metric, with the keys `COLUMNS`; `value` is None where there is none.
 
     `state`: `scored`; `missed` and `false`, in the reference or the prediction alone, whose value is the metric's rule;
-    `absent` from both; `unannotated`.
+    `absent` from both; `unannotated`; `undefined`, for which the metric has no value although both have the label.
     """
     patients = {case["case"]: case.get("patient") for case in summary["cases"]}
     for name, table in {DEFAULT: summary, **summary.get("metrics", {})}.items():
         for case in table["cases"]:
             for label, value in case[name].items():
                 state = next(
-                    (state for state in STATES if label in case[state]), "absent" if value is None else "scored"
+                    (state for state in STATES if label in case[state]), "undefined" if value is None else "scored"
                 )
                 known = {"case": case["case"], "patient": patients[case["case"]], "label": label, "metric": name}
                 yield known | {"value": value, "state": state}

@@ -74,23 +74,26 @@ def evaluate_folders(
     has_probabilities = any(metric.from_probabilities for metric in wanted)
     cases: list[ScoredCase] = []
     failures = Failures()
+
+    def pair_of(name: str, identifier: str) -> LabelMapPair:
+        reference = read_labels(ref / name)
+        prediction = _empty(reference, pred / name) if name in missing else read_labels(pred / name)
+        check_same_geometry(reference, prediction)
+        own = record.labels_of(name) if known else None
+        prediction = replace(prediction, array=renumbered(prediction.array, own, used))
+        there = annotated.get(identifier, frozenset(used.foreground))
+        _check_values(prediction, used)
+        check_annotated(_check_values(reference, used), reference.path, used, there)
+        separated = _separated(prediction, reference, used, names) if has_instances else None
+        given = _probabilities(prediction, own or used, used) if has_probabilities else None
+        arrays, patient = (prediction.array, reference.array), patients.get(identifier)
+        return LabelMapPair(
+            identifier, *arrays, used, there, reference.spacing, separated, used_settings, given, patient
+        )
+
     for name, identifier in zip(names, identifiers, strict=True):
         with failures.kept():
-            reference = read_labels(ref / name)
-            prediction = _empty(reference, pred / name) if name in missing else read_labels(pred / name)
-            check_same_geometry(reference, prediction)
-            own = record.labels_of(name) if known else None
-            prediction = replace(prediction, array=renumbered(prediction.array, own, used))
-            there = annotated.get(identifier, frozenset(used.foreground))
-            _check_values(prediction, used)
-            check_annotated(_check_values(reference, used), reference.path, used, there)
-            separated = _separated(prediction, reference, used, names) if has_instances else None
-            given = _probabilities(prediction, own or used, used) if has_probabilities else None
-            arrays, patient = (prediction.array, reference.array), patients.get(identifier)
-            pair = LabelMapPair(
-                identifier, *arrays, used, there, reference.spacing, separated, used_settings, given, patient
-            )
-            cases.append(score_case(pair, wanted))
+            cases.append(score_case(pair_of(name, identifier), wanted))  # a name for the pair would keep it too long
     failures.tell(len(names), NOTHING)
     summary = summarize_cases(cases, list(used.foreground), wanted, used_settings)
     predicted = {path.name for path in image_files(pred) if not is_objects_file(path, record)}

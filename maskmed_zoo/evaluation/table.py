@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import RenderableType
@@ -30,11 +30,14 @@ def score_table(summary: Mapping[str, Any], metric: Metric | None = None) -> Tab
     for heading in ("mean", *(["95 %"] if has_intervals else []), "sd", *counts):
         table.add_column(heading, justify="right")
 
+    number = _number_of(metric)
+
     def mean(value: float | None, found: Mapping[str, Any] | None) -> list[str]:
-        return [_number(value), *([_interval(found["interval"] if found else None)] if has_intervals else [])]
+        ends = found["interval"] if found else None
+        return [number(value), *([_interval(ends, metric)] if has_intervals else [])]
 
     for name, row in labels.items():
-        numbers = [*mean(row["mean"], row), _number(row["std"])]
+        numbers = [*mean(row["mean"], row), number(row["std"])]
         table.add_row(name, *numbers, *(str(row[count]) for count in counts))
     table.add_section()
     scored = sum(row["n"] > 0 for row in labels.values())
@@ -45,13 +48,14 @@ def score_table(summary: Mapping[str, Any], metric: Metric | None = None) -> Tab
     return table
 
 
-def distribution_line(summary: Mapping[str, Any]) -> str:
+def distribution_line(summary: Mapping[str, Any], metric: Metric | None = None) -> str:
     """Median, quartiles and worst cases of the cases' means, what the intervals are, and what they are worth."""
     found, means = summary["over_cases"], {case["case"]: case["mean"] for case in summary["cases"]}
     if found["median"] is None:
         return "No case has a score."
-    median, q1, q3 = (_number(found[key]) for key in ("median", "q1", "q3"))
-    worst = ", ".join(f"{case} {_number(means[case])}" for case in found["worst"])
+    number = _number_of(metric or metrics()[DEFAULT])
+    median, q1, q3 = (number(found[key]) for key in ("median", "q1", "q3"))
+    worst = ", ".join(f"{case} {number(means[case])}" for case in found["worst"])
     line = f"Means of cases: median {median}, quartiles {q1} and {q3}; worst: {worst}."
     if found["interval"] is not None:
         line += " 95 %: interval of the mean over other patients."
@@ -78,7 +82,7 @@ def calibration_table(summary: Mapping[str, Any]) -> Table:
     for heading in ("ece", "brier", "voxels"):
         table.add_column(heading, justify="right")
     for name, row in calibration.curves(summary).items():
-        table.add_row(name, _number(row["ece"]), _number(row["brier"]), str(row["voxels"]))
+        table.add_row(name, _significant(row["ece"]), _significant(row["brier"]), str(row["voxels"]))
     return table
 
 
@@ -87,7 +91,8 @@ def tables(summary: Mapping[str, Any]) -> list[RenderableType]:
     scores = {DEFAULT: summary, **summary.get("metrics", {})}
     shown: list[RenderableType] = []
     for name, table in scores.items():
-        shown += [score_table(table, metrics()[name]), distribution_line(table), f"{table['rules']}\n"]
+        metric = metrics()[name]
+        shown += [score_table(table, metric), distribution_line(table, metric), f"{table['rules']}\n"]
     if "instances" in summary:
         shown += [object_table(summary["instances"]), f"Objects: {DEFINITION}\n"]
     if "calibration" in summary:
@@ -99,5 +104,15 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:z.4f}"
 
 
-def _interval(ends: list[float] | None) -> str:
-    return "" if ends is None else f"{ends[0]:z.3f} to {ends[1]:z.3f}"
+def _significant(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _number_of(metric: Metric) -> Callable[[float | None], str]:
+    """Scores of probabilities are far below .0001 for a small organ: most voxels are background and known to be."""
+    return _significant if metric.from_probabilities else _number
+
+
+def _interval(ends: list[float] | None, metric: Metric) -> str:
+    form = ".3g" if metric.from_probabilities else "z.3f"
+    return "" if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}"

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskmed_zoo.recipe.schema import Recipe
+
+
+def what_trains(recipe: Recipe) -> dict[str, Any]:
+    """The content of a recipe without `evaluation`: that of another one is of the same training."""
+    return recipe.model_dump(mode="json", exclude={"evaluation"})
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:

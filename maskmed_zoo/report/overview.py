@@ -8,7 +8,7 @@ those of `report.figure`: arrays (z y x) in RAS order, radiological pictures, vo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ LONGEST_LINE = 24
 class ShownCase:
     """A case under a heading, and what is said of it, a line each; arrays (z y x), spacing (z, y, x) in mm.
 
-    Where the reference is `ignore`, nothing differs.
+    Nothing differs where the reference is `ignore`, nor where either map has one of the labels `unannotated`.
     """
 
     heading: str
@@ -49,12 +49,17 @@ class ShownCase:
     prediction: Array
     spacing: Spacing3
     ignore: int | None = None
+    unannotated: Collection[int] = ()
 
     @property
     def differs(self) -> Array:
         """Where the maps have different labels (z y x)."""
         differs = self.prediction != self.reference
-        return differs if self.ignore is None else differs & (self.reference != self.ignore)
+        if self.ignore is not None:
+            differs &= self.reference != self.ignore
+        for value in self.unannotated:
+            differs &= (self.reference != value) & (self.prediction != value)
+        return differs
 
 
 def overview_figure(path: Path, title: str, cases: Iterable[ShownCase], labels: Mapping[str, int]) -> Path:
@@ -91,9 +96,8 @@ def overview_figure(path: Path, title: str, cases: Iterable[ShownCase], labels: 
                 words = {"reference": "reference, labelled part", "prediction": "prediction, reference outlined"}
                 axes.set_title(words.get(name, name), fontsize=9, pad=5)
     sheet.legend(0.15, below, entries, columns=across)
-    caption = (
-        "Slices with most voxels that differ, as radiologists see them: the patient's right or front is on the left."
-    )
+    which = "most voxels that differ, else with most labelled ones"
+    caption = f"Slices with {which}, as radiologists see them: the patient's right or front is on the left."
     sheet.text(0.15, sheet.height - 0.28, caption, fontsize=7)
     return sheet.save(path)
 

@@ -6,7 +6,8 @@ mean probability of its voxels; the bars under the curves are the bins' shares o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def reliability_figure(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> P
         places = [entry["probability"] for entry in bins]
         axes.plot(places, [entry["frequency"] for entry in bins], marker="o", markersize=3, **style)
         shares = [entry["voxels"] / found["voxels"] for entry in bins]
-        under.step([entry["from"] for entry in bins] + [1], [*shares, shares[-1]], where="post", **style)
+        under.plot(*_steps(bins, shares), **style)
     axes.set(xlim=(0, 1), ylim=(0, 1), xticklabels=[])
     axes.set_ylabel("share that has the label", fontsize=9)
     under.set(xlim=(0, 1), yscale="log")
@@ -50,12 +51,24 @@ def reliability_figure(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> P
         each.tick_params(labelsize=8)
         each.grid(color="0.92")
     sheet.text(LEFT, 0.15, "Reliability of the probabilities, voxels of all cases together", fontsize=10)
-    entries = [(f"{_cut(name)}, ECE {found['ece']:.4f}", colors[name]) for name, found in shown.items()]
+    entries = [(f"{_cut(name)}, ECE {found['ece']:.3g}", colors[name]) for name, found in shown.items()]
     sheet.legend(LEFT + WIDE + 0.15, TOP + 0.1, entries)
     if len(curves) > len(shown):
         left_out = f"{len(curves) - len(shown)} more are in the table"
         sheet.text(LEFT + WIDE + 0.15, TOP + 0.2 + 0.24 * len(shown), left_out, fontsize=8)
     return sheet.save(path)
+
+
+def _steps(bins: Sequence[Mapping[str, Any]], shares: Sequence[float]) -> tuple[list[float], list[float]]:
+    """A line over bins at their shares, broken where bins without voxels, which are not listed, lie between."""
+    places, heights = list[float](), list[float]()
+    for entry, share in zip(bins, shares, strict=True):
+        if places and entry["from"] > places[-1]:
+            places.append(entry["from"])
+            heights.append(nan)
+        places += [entry["from"], entry["to"]]
+        heights += [share, share]
+    return places, heights
 
 
 def _cut(name: str) -> str:

@@ -80,15 +80,18 @@ def evaluate(
     patients, scored, seconds = _patients(cases), list[ScoredCase](), list[float]()
     has_probabilities = any(metric.from_probabilities for metric in wanted)
     failures = Failures()
+
+    def pair_of(name: str, case: Case, dataset: RawDataset) -> LabelMapPair:
+        before, start = _changed(targets[name]), time.perf_counter()
+        pair = _pair(predictor, name, case, dataset, targets[name], has_probabilities=has_probabilities)
+        if _changed(targets[name]) != before:
+            seconds.append(time.perf_counter() - start)
+        return replace(pair, settings=used_settings, patient=patients.get(name))
+
     with display.task("evaluating") as progress:
         for done, (name, (case, dataset)) in enumerate(cases.items(), start=1):
             with failures.kept(), within_memory(f"case '{name}'"):
-                before, start = _changed(targets[name]), time.perf_counter()
-                pair = _pair(predictor, name, case, dataset, targets[name], has_probabilities=has_probabilities)
-                if _changed(targets[name]) != before:
-                    seconds.append(time.perf_counter() - start)
-                pair = replace(pair, settings=used_settings, patient=patients.get(name))
-                scored.append(score_case(pair, wanted))
+                scored.append(score_case(pair_of(name, case, dataset), wanted))  # kept under no name for the next case
             progress(done, len(cases))
     failures.tell(len(cases), f"the others are predicted, in {run.predictions}, and nothing is scored")
     facts = {

@@ -13,7 +13,7 @@ from maskmed_zoo.data.preprocess import PREPROCESSING
 from maskmed_zoo.data.sources import Source, Split
 from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.recipe import Recipe
-from maskmed_zoo.recipe.difference import first_difference
+from maskmed_zoo.recipe.difference import first_difference, what_trains
 from maskmed_zoo.runner.run_folder import RunFolder
 
 
@@ -31,7 +31,10 @@ def run_facts(sources: Sequence[Source], splits: Sequence[Split], fold: int) -> 
 
 
 def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: bool) -> None:
-    """Raise `CheckpointError` unless `run` is free or, to `resume`, holds one of this recipe and these `run_facts`."""
+    """Raise `CheckpointError` unless `run` is free or, to `resume`, holds one of this recipe and these `run_facts`.
+
+    The recipe's `evaluation` may be another one.
+    """
     if run.is_exported:
         raise CheckpointError(
             f"{run.path}: holds exported weights, which are not trained further; give a new folder with --out, and "
@@ -49,7 +52,7 @@ def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: 
         raise CheckpointError(
             f"{run.path}: already holds a run; add --resume or resume=True to continue it, or give a new folder"
         )
-    difference = first_difference(run.recipe().model_dump(mode="json"), recipe.model_dump(mode="json"))
+    difference = first_difference(what_trains(run.recipe()), what_trains(recipe))
     if difference:
         raise CheckpointError(
             f"{run.path}: checkpoint of another recipe: {difference}; resume with the run's recipe.yaml"

@@ -8,7 +8,7 @@ reliability.png    where metrics took probabilities; see `report.reliability`
 
 from __future__ import annotations
 
-import importlib.util
+import logging
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,17 @@ from maskmed_zoo.data.case import image_files
 from maskmed_zoo.data.formats import ending_of, read_image, read_labels, stem_of
 from maskmed_zoo.data.image import Volume, is_same_grid
 from maskmed_zoo.data.predicted import PredictedFolder, renumbered
+from maskmed_zoo.errors import DataError, UserError
 from maskmed_zoo.evaluation.calibration import curves
 from maskmed_zoo.evaluation.folders import evaluate_folders, known_labels
-from maskmed_zoo.files import make_folder
+from maskmed_zoo.files import make_folder, usable
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.report.canvas import require_matplotlib
 from maskmed_zoo.report.overview import ShownCase, overview_figure
 from maskmed_zoo.report.reliability import reliability_figure
 from maskmed_zoo.settings import Spacing3
 
+log = logging.getLogger(__name__)
 OVERVIEW, RELIABILITY = "evaluation.png", "reliability.png"
 Maps = tuple[NDArray[Any] | None, NDArray[Any], NDArray[Any], Spacing3]
 """Image or None, reference and prediction (z y x), and spacing (z, y, x) in mm."""
@@ -36,7 +38,11 @@ Maps = tuple[NDArray[Any] | None, NDArray[Any], NDArray[Any], Spacing3]
 
 def can_draw() -> bool:
     """Whether matplotlib is there."""
-    return importlib.util.find_spec("matplotlib") is not None
+    try:
+        require_matplotlib()
+    except UserError:
+        return False
+    return True
 
 
 def clear(folder: Path) -> None:
@@ -48,8 +54,7 @@ def clear(folder: Path) -> None:
 def draw(folder: Path, summary: Mapping[str, Any], labels: Labels, maps_of: Callable[[str], Maps]) -> None:
     """The pictures of a summary of Dice scores; `maps_of` reads a case by its name, one at a time.
 
-    Raises what `maps_of` raises, `UserError` without matplotlib and
-    `OutputError`.
+    Raises what `maps_of` raises, `UserError` without matplotlib and `OutputError`.
     """
     clear(folder)
     chosen = extremes(summary)
@@ -74,7 +79,8 @@ def score_folders(
     if pictures is None:
         return evaluate_folders(pred, ref, labels, **how)
     require_matplotlib()
-    make_folder(Path(pictures))
+    if usable(Path(pictures)).exists():
+        make_folder(Path(pictures))  # refuses what is no folder, before anything is scored
     summary = evaluate_folders(pred, ref, labels, **how)
     draw_folders(Path(pictures), Path(pred), Path(ref), labels, summary)
     return summary
@@ -86,7 +92,7 @@ def draw_folders(
     """The pictures of what `evaluate_folders` made of the same arguments.
 
     Images are those of `imagesTs` beside a folder of references called `labelsTs`, and the like; without them label
-    maps are drawn alone, and so are they where an image lies on another grid.
+    maps are drawn alone, and so are they where an image lies on another grid or cannot be read, which is logged.
     """
     known, record = known_labels(ref, labels), PredictedFolder(pred)
     names = [int(name.removeprefix("label_")) for name in summary["labels"]] if known is None else []
@@ -121,7 +127,8 @@ def _shown(
     for heading, case in chosen.items():
         image, reference, prediction, spacing = maps_of(case["case"])
         lines = (case["case"], f"mean Dice {case['mean']:.4f}")
-        yield ShownCase(heading, lines, image, reference, prediction, spacing, labels.ignore)
+        unannotated = [labels[name] for name in case["unannotated"]]
+        yield ShownCase(heading, lines, image, reference, prediction, spacing, labels.ignore, unannotated)
 
 
 def _image(reference: Volume) -> NDArray[np.float32] | None:
@@ -130,5 +137,9 @@ def _image(reference: Volume) -> NDArray[np.float32] | None:
     path = folder.with_name(folder.name.replace("labels", "images", 1)) / f"{stem}_0000{ending}"
     if not folder.name.startswith("labels") or not path.is_file():
         return None
-    image = read_image(path)
+    try:
+        image = read_image(path)
+    except DataError as error:
+        log.warning("%s; its case is drawn without an image", error)
+        return None
     return image.array if is_same_grid(image.geometry, reference.geometry) else None

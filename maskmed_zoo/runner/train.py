@@ -117,6 +117,8 @@ def _train(
         }
         run.write_recipe(recipe)
         write_json(run.manifest_file, manifest)
+    elif recipe.evaluation != run.recipe().evaluation:
+        run.write_recipe(recipe)
     loop = Loop(
         trainer=trainer,
         run=run,

@@ -44,6 +44,14 @@ def test_a_setting_added_since_makes_no_new_cell(
     assert not other.path.exists()
 
 
+def test_how_scores_are_computed_makes_no_new_cell(tiny_recipe: Path, tmp_path: Path) -> None:
+    folder = CellFolder(tmp_path, ["Boxes"], 0)
+    plain, other = load_recipe(tiny_recipe), load_recipe(tiny_recipe, {"evaluation.tolerance": 0.5})
+    assert folder.cell("row", other).run == folder.cell("row", plain).run
+    run = held(tmp_path, "of_an_earlier_name", tiny_recipe)
+    assert CellFolder(tmp_path, ["Boxes"], 0).cell("row", other).run == run
+
+
 def test_another_data_set_fold_or_recipe_is_another_cell(tiny_recipe: Path, tmp_path: Path) -> None:
     run = held(tmp_path, "of_an_earlier_name", tiny_recipe)
     held(tmp_path, "other_data", tiny_recipe, dataset="Other")

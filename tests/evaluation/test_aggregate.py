@@ -15,12 +15,13 @@ from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.aggregate import summarize
 from maskmed_zoo.evaluation.case import CaseScores
 from maskmed_zoo.evaluation.folders import evaluate_folders
-from maskmed_zoo.evaluation.table import score_table
+from maskmed_zoo.evaluation.metrics import chosen
+from maskmed_zoo.evaluation.table import distribution_line, score_table
 
 CASES = [
-    CaseScores("a", {"liver": 0.8, "spleen": 0.4, "cyst": None}),
-    CaseScores("b", {"liver": 0.6, "spleen": None, "cyst": None}),
-    CaseScores("c", {"liver": None, "spleen": None, "cyst": None}),
+    CaseScores("a", {"liver": 0.8, "spleen": 0.4, "cyst": None}, absent=frozenset({"cyst"})),
+    CaseScores("b", {"liver": 0.6, "spleen": None, "cyst": None}, absent=frozenset({"spleen", "cyst"})),
+    CaseScores("c", {"liver": None, "spleen": None, "cyst": None}, absent=frozenset({"liver", "spleen", "cyst"})),
 ]
 ROW = {"mean": None, "std": None, "n": 0, "absent": 0, "missed": 0, "false": 0, "unannotated": 0}
 LIVER = {"mean": pytest.approx(0.7), "std": pytest.approx(0.2 / 2**0.5), "n": 2, "absent": 1}
@@ -47,8 +48,8 @@ def test_labels_that_were_not_annotated_are_neither_scored_nor_absent() -> None:
     some = [
         CaseScores("a", {"liver": 0.8, "spleen": 0.1}, frozenset({"spleen"})),
         CaseScores("b", {"liver": 0.6}, frozenset({"spleen", "other"})),
-        CaseScores("c", {"spleen": None}, frozenset({"liver"})),
-        CaseScores("d", {"spleen": 0.5, "liver": None}),
+        CaseScores("c", {"spleen": None}, frozenset({"liver"}), absent=frozenset({"spleen"})),
+        CaseScores("d", {"spleen": 0.5, "liver": None}, absent=frozenset({"liver"})),
     ]
     summary = summarize(some, ["liver", "spleen"])
     assert summary["labels"]["liver"].items() >= (ROW | LIVER | {"unannotated": 1}).items()
@@ -65,6 +66,19 @@ def test_labels_that_were_not_annotated_are_neither_scored_nor_absent() -> None:
     assert ["spleen", "0.5000", "–", "1", "1", "2"] in lines
     assert ["mean", "over", "cases", "0.6333", "3", "2", "3"] in lines
     assert ["label", "mean", "sd", "n", "absent"] in shown(summarize(some[3:], ["liver", "spleen"]))
+
+
+def test_absent_is_no_matter_of_the_value() -> None:
+    there = frozenset({"cyst"})
+    some = [CaseScores("a", {"liver": 0.8, "cyst": 1.0}, absent=there), CaseScores("b", {"liver": None, "cyst": 0.5})]
+    summary = summarize(some, ["liver", "cyst"])
+    assert (
+        summary["labels"]["cyst"].items()
+        >= (ROW | {"mean": 0.75, "std": pytest.approx(0.125**0.5), "n": 2, "absent": 1}).items()
+    )
+    assert summary["labels"]["liver"].items() >= (ROW | {"mean": 0.8, "n": 1, "undefined": 1}).items()
+    assert [case["absent"] for case in summary["cases"]] == [["cyst"], []]
+    assert ["label", "mean", "sd", "n", "absent", "undefined"] in shown(summary)
 
 
 def test_only_the_named_labels_enter_the_means() -> None:
@@ -84,6 +98,15 @@ def shown(summary: dict[str, object]) -> list[list[str]]:
     console = Console(file=io.StringIO(), width=100)
     console.print(score_table(summary))
     return [line.replace("│", " ").replace("┃", " ").split() for line in console.file.getvalue().splitlines()]
+
+
+def test_small_scores_of_probabilities_are_not_rounded_away() -> None:
+    brier = chosen("brier")[-1]
+    summary = summarize([CaseScores("a", {"liver": 2.5e-5}), CaseScores("b", {"liver": 3.5e-4})], ["liver"], brier)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(score_table(summary, brier))
+    assert "0.000188" in console.file.getvalue()
+    assert "worst: b 0.00035, a 2.5e-05" in distribution_line(summary, brier)
 
 
 def test_table_shows_every_number() -> None:

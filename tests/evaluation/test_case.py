@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from maskmed_zoo.evaluation.case import LabelMapPair, score_case
 from maskmed_zoo.evaluation.metrics import Metric, chosen, metrics
 from maskmed_zoo.evaluation.table import tables
 from maskmed_zoo.labels import Labels
+from maskmed_zoo.metric_settings import MetricSettings
 
 LABELS = Labels({"background": 0, "both": 1, "predicted": 2, "missed": 3, "neither": 4, "ignore": 5})
 REFERENCE = np.array([[[0, 1, 1, 3, 3, 0, 0, 5]]])
@@ -66,7 +68,7 @@ def test_summary_holds_every_metric_and_its_rules() -> None:
     other = summary["metrics"]["excess"]
     assert other["mean_excess"] == pytest.approx((-1 + 7 + 7) / 3)
     assert (other["unit"], other["higher_is_better"]) == ("voxels", False)
-    assert "Excess in voxels: voxels too many (lower is better)" in other["definition"]
+    assert "Excess (voxels, lower is better): voxels too many" in other["definition"]
     assert (
         "one that only the reference has (counted in missed) or only the prediction (counted in false) gets 7"
         in (other["definition"])
@@ -102,3 +104,15 @@ def test_maps_that_cannot_be_compared() -> None:
         wrong = LabelMapPair("a", prediction, REFERENCE, LABELS, frozenset(LABELS.foreground), (1.0, 1.0, 1.0))
         with pytest.raises(DataError, match=f"case 'a'.*{words}"):
             score_case(wrong, chosen([]))
+
+
+def test_a_slice_is_no_case() -> None:
+    flat = replace(pair(), prediction=PREDICTION[0], reference=REFERENCE[0])
+    with pytest.raises(DataError, match=r"case 'a': label maps are 2-D, expected 3-D \(z y x\)"):
+        score_case(flat, chosen([]))
+
+
+def test_settings_are_written_once_as_they_are() -> None:
+    how = MetricSettings(tolerance={"both": 1.5}, lesion_overlap=0.25)
+    summary = summarize_cases([score_case(pair(), chosen([]))], LABELS.names, chosen([]), how)
+    assert MetricSettings.model_validate(summary["metric_settings"]) == how

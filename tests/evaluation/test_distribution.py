@@ -66,7 +66,7 @@ def test_a_summary_says_how_sure_it_is(capsys: pytest.CaptureFixture[str]) -> No
 def scored(identifier: str, prediction: list[int], reference: list[int], annotated: set[str]) -> ScoredCase:
     maps = [np.array(values)[None, None] for values in (prediction, reference)]
     pair = LabelMapPair(identifier, maps[0], maps[1], LABELS, frozenset(annotated), (1, 1, 1), patient="p\n1")
-    return score_case(pair, chosen("volume_difference"))
+    return score_case(pair, chosen(["brats_dice", "lesion_sq"]))
 
 
 def test_rows_of_the_table_of_cases(tmp_path: Path) -> None:
@@ -75,9 +75,9 @@ def test_rows_of_the_table_of_cases(tmp_path: Path) -> None:
         scored("b", [2, 2, 0, 0], [1, 0, 0, 0], {"liver", "cyst"}),
         scored("c", [1, 0, 0, 0], [1, 0, 0, 0], {"liver"}),
     ]
-    summary = summarize_cases(cases, LABELS.names, chosen("volume_difference"))
+    summary = summarize_cases(cases, LABELS.names, chosen(["brats_dice", "lesion_sq"]))
     found = [tuple(row.values()) for row in rows(summary)]
-    assert len(found) == 2 * 3 * 2
+    assert len(found) == 3 * 3 * 2
     assert found[:6] == [
         ("a", "p\n1", "liver", "dice", pytest.approx(2 / 3), "scored"),
         ("a", "p\n1", "cyst", "dice", None, "absent"),
@@ -86,14 +86,16 @@ def test_rows_of_the_table_of_cases(tmp_path: Path) -> None:
         ("c", "p\n1", "liver", "dice", 1, "scored"),
         ("c", "p\n1", "cyst", "dice", None, "unannotated"),
     ]
-    assert {row[3] for row in found[6:]} == {"volume_difference"}
+    assert {row[3] for row in found[6:]} == {"brats_dice", "lesion_sq"}
+    assert found[7][2:] == ("cyst", "brats_dice", 1.0, "absent")
+    assert found[12][2:] == ("liver", "lesion_sq", None, "undefined")  # an IoU of 0.5, which is no pair
     path = tmp_path / "scores.csv"
     write_cases(summary, path)
     with path.open(newline="", encoding="utf-8") as file:
         read = list(csv.reader(file))
     assert tuple(read[0]) == COLUMNS
     assert read[2] == ["a", "p\\n1", "cyst", "dice", "", "absent"]
-    assert len(path.read_text().splitlines()) == 13
+    assert len(path.read_text().splitlines()) == 19
     assert is_case_table(path)
     path.write_text("case,mine\n")
     assert not is_case_table(path)

@@ -40,6 +40,8 @@ def test_a_file_a_mapping_or_an_object(tmp_path: Path) -> None:
         ("tolerance: true", r"s\.yaml:.*'tolerance' takes neither true nor false"),
         ("tolerance: {liver: true}", r"s\.yaml:1:1: tolerance: [^;]*number, got True$"),
         ("tolerance: {liver: wide}", r"s\.yaml:1:1: tolerance: [^;]*number, got 'wide'$"),
+        ("brats_dilation: '3'", r"s\.yaml:1:1: brats_dilation: .*integer, got '3'$"),
+        ("calibration_bins: '3'", r"s\.yaml:1:1: calibration_bins: .*integer, got '3'$"),
         ("", r"s\.yaml:1:1: settings of metrics are a mapping"),
         ("- 1", r"s\.yaml:1:1: settings of metrics are a mapping"),
         ("tolerance: {a: 1, a: 2}", "duplicate key 'a'"),

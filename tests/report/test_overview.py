@@ -52,6 +52,14 @@ def test_what_is_ignored_does_not_differ() -> None:
     assert overview._View.of(shown).index == 6
 
 
+def test_labels_that_nobody_annotated_do_not_differ() -> None:
+    shown = case(unannotated=[2])
+    assert not shown.differs.any()
+    shown.prediction[4, 8:20, 26:34] = 2  # where the reference has a liver
+    shown.prediction[7, 8, 26] = 0
+    assert np.argwhere(shown.differs).tolist() == [[7, 8, 26]]
+
+
 @pytest.mark.parametrize(
     ("spacing", "plane"),
     [

@@ -36,6 +36,15 @@ def test_too_sure_lies_below_the_diagonal(tmp_path: Path) -> None:
     assert heights == pytest.approx([0.5, 0.25, 0.5**0.5], abs=0.04)
 
 
+def test_empty_bins_have_no_share(tmp_path: Path) -> None:
+    bins = [{"from": 0.0, "to": 0.25}, {"from": 0.25, "to": 0.5}, {"from": 0.75, "to": 1.0}]
+    places, heights = reliability._steps(bins, [0.5, 0.3, 0.2])
+    assert places == [0.0, 0.25, 0.25, 0.5, 0.75, 0.75, 1.0]
+    np.testing.assert_array_equal(heights, [0.5, 0.5, 0.3, 0.3, np.nan, 0.2, 0.2])
+    nothing = Reliability.none(4).to_dict()
+    assert reliability_figure(tmp_path / "a.png", {"one": curve(1), "without a voxel": nothing}).is_file()
+
+
 def test_many_and_hostile_names(tmp_path: Path) -> None:
     names = ["\x1b[0m\n$\\frac$" + "x" * 200, *(f"label_{number}" for number in range(60))]
     one = curve(1)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +16,12 @@ from monai.metrics.meandice import compute_dice
 
 from maskmed_zoo.data.formats import read_labels
 from maskmed_zoo.errors import CheckpointError, DataError
+from maskmed_zoo.evaluation import folders
+from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.folders import evaluate_folders
+from maskmed_zoo.evaluation.metrics import Metric
 from maskmed_zoo.recipe import Recipe, load_recipe
+from maskmed_zoo.runner import evaluate as runner_evaluate
 from maskmed_zoo.runner.evaluate import evaluate
 from maskmed_zoo.runner.predict import predict
 from maskmed_zoo.runner.run_folder import RunFolder
@@ -46,6 +54,33 @@ def test_manifest_records_every_data_set(run: RunFolder, dataset: Path, partial:
     assert manifest["data"][1]["labels"] == {"background": 0, "right": 1, "third": 2, "left": 3}
     folders = [path.name for path in (run.path.parent / ".maskmed_cache").iterdir()]
     assert sorted("facts" in name for name in folders) == [False, False, True, True]
+
+
+def test_a_case_is_out_of_memory_before_the_next_is_read(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = list[weakref.ref[LabelMapPair]]()
+
+    def scoring(pair: LabelMapPair, wanted: Sequence[Metric]) -> ScoredCase:
+        pairs.append(weakref.ref(pair))
+        return score_case(pair, wanted)
+
+    def reading(function: Callable[..., Any]) -> Callable[..., Any]:
+        def read(*arguments: Any) -> Any:
+            gc.collect()
+            assert not any(pair() for pair in pairs)
+            return function(*arguments)
+
+        return read
+
+    monkeypatch.setattr(runner_evaluate, "score_case", scoring)
+    monkeypatch.setattr(runner_evaluate, "load_case", reading(runner_evaluate.load_case))
+    evaluate(run, device="cpu")
+    assert len(pairs) == 2
+    monkeypatch.setattr(folders, "score_case", scoring)
+    monkeypatch.setattr(folders, "read_labels", reading(folders.read_labels))
+    evaluate_folders(run.predictions, run.predictions, MERGED)
+    assert len(pairs) == 4
 
 
 def test_scores_are_of_the_labels_looked_for(run: RunFolder, partial: Path) -> None:

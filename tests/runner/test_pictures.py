@@ -13,7 +13,7 @@ import pytest
 
 import maskmed_zoo as zoo
 from maskmed_zoo.cli.main import main
-from maskmed_zoo.errors import ArgumentError, DataError, UserError
+from maskmed_zoo.errors import ArgumentError, DataError, OutputError, UserError
 from maskmed_zoo.report.overview import ShownCase
 from maskmed_zoo.runner import pictures
 from maskmed_zoo.runner.pictures import OVERVIEW, RELIABILITY, extremes, score_folders
@@ -81,6 +81,30 @@ def test_an_image_on_another_grid_is_left_out(
     assert [(case.lines[0], case.image is None) for case in shown] == [("b", True), ("d", False), ("c", False)]
 
 
+def test_an_image_that_cannot_be_read_is_left_out_and_told(
+    folders: tuple[Path, Path], tmp_path: Path, shown: list[ShownCase], caplog: pytest.LogCaptureFixture
+) -> None:
+    pred, ref = folders
+    broken = ref.parent / "imagesTs" / "c_0000.nii.gz"
+    broken.write_bytes(b"no image")
+    scores = score_folders(pred, ref, pictures=tmp_path)
+    assert len(scores["cases"]) == 5
+    assert [case.image is None for case in shown] == [True, False, True]
+    assert str(broken) in caplog.text
+    assert "drawn without an image" in caplog.text
+
+
+def test_labels_that_nobody_annotated_are_told_to_the_picture(
+    folders: tuple[Path, Path], tmp_path: Path, shown: list[ShownCase]
+) -> None:
+    pred, ref = folders
+    labels = {"background": 0, "liver": 1, "spleen": 2}
+    (ref.parent / "dataset.json").write_text(json.dumps({"labels": labels}))
+    (ref.parent / "annotated.json").write_text(json.dumps({name: [1] for name in "abcde"}))
+    score_folders(pred, ref, pictures=tmp_path)
+    assert [list(case.unannotated) for case in shown] == [[2]] * 3
+
+
 def test_label_maps_that_nothing_describes(folders: tuple[Path, Path], tmp_path: Path, shown: list[ShownCase]) -> None:
     pred, ref = folders
     (ref.parent / "dataset.json").unlink()
@@ -128,4 +152,9 @@ def test_nothing_is_made_where_nothing_can_be_drawn(
     with pytest.raises(UserError, match="pictures need matplotlib"):
         score_folders(pred, ref, pictures=tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    monkeypatch.undo()
+    monkeypatch.setattr(pictures, "evaluate_folders", lambda *_, **__: pytest.fail("scored in vain"))
+    with pytest.raises(OutputError):
+        score_folders(pred, ref, pictures=tmp_path / "file")

@@ -173,6 +173,8 @@ def test_refusals(tiny_recipe: Path, dataset: Path, tmp_path: Path) -> None:
     other = load_recipe(recipe, {"train.optimizer.lr": 1})
     with pytest.raises(CheckpointError, match=r"another recipe: train\.optimizer\.lr was 0\.003, now 1"):
         train(other, data=dataset, out=run.path, device="cpu", resume=True)
+    train(load_recipe(recipe, {"evaluation.tolerance": 0.5}), data=dataset, out=run.path, device="cpu", resume=True)
+    assert run.recipe().evaluation.tolerance == 0.5
     with pytest.raises(CheckpointError, match="the run is on fold 0, not 1"):
         train(recipe, data=dataset, out=run.path, device="cpu", fold=1, resume=True)
     with pytest.raises(CheckpointError, match="nothing to resume"):

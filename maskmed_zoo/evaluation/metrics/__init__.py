@@ -28,10 +28,11 @@ DEFAULT = "dice"
 class Metric:
     """What a number means, and how it is computed.
 
-    `compute` gives values for some labels, by name, of a `LabelMapPair`. `both_absent` and `one_absent` are the values
-    of a label that neither map has, or only one. `both_absent` None: the label is left out of averages and counted;
-    `one_absent` None: it is computed like any other; "diagonal": the image's diagonal in mm, the worst of distances.
-    `details` says what of the settings the values depend on. `from_probabilities`: it takes them, not the map.
+    `compute` gives values for some labels, by name, of a `LabelMapPair`, None where there is none by definition.
+    `both_absent` and `one_absent` are the values of a label that neither map has, or only one. `both_absent` None: the
+    label is left out of averages and counted; `one_absent` None: it is computed like any other; "diagonal": the image's
+    diagonal in mm, the worst of distances. `details` says what of the settings the values depend on.
+    `from_probabilities`: it takes them, not the map.
     """
 
     name: str
@@ -41,18 +42,22 @@ class Metric:
     definition: str
     both_absent: float | None
     one_absent: float | Literal["diagonal"] | None
-    compute: Callable[[LabelMapPair, Sequence[str]], Mapping[str, float]]
+    compute: Callable[[LabelMapPair, Sequence[str]], Mapping[str, float | None]]
     details: Callable[[MetricSettings], str] | None = None
     from_probabilities: bool = False
 
     def rules(self, settings: MetricSettings | None = None) -> str:
-        """Definition with these settings (default: the defaults), unit, direction, and what absent labels get."""
-        unit = f" in {self.unit}" if self.unit else ""
+        """Unit, direction, definition with these settings (default: the defaults), and what absent labels get."""
+        unit = f"{self.unit}, " if self.unit else ""
         details = f"; {self.details(settings or MetricSettings())}" if self.details else ""
         better = "higher" if self.higher_is_better else "lower"
-        both = "is left out and counted in absent" if self.both_absent is None else f"gets {self.both_absent:g}"
+        both = (
+            "is left out and counted in absent"
+            if self.both_absent is None
+            else f"(counted in absent) gets {self.both_absent:g}"
+        )
         return (
-            f"{self.title}{unit}: {self.definition}{details} ({better} is better). A label absent in reference and "
+            f"{self.title} ({unit}{better} is better): {self.definition}{details}. A label absent in reference and "
             f"prediction {both}; one that only the reference has (counted in missed) or only the prediction (counted "
             f"in false) {self.one_absent_words}."
         )

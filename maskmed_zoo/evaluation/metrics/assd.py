@@ -24,7 +24,7 @@ def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
         integral = distances.prediction @ areas.prediction + distances.reference @ areas.reference
         return float(integral / (areas.prediction.sum() + areas.reference.sum()))
 
-    return over_labels(names, average)
+    return over_labels(pair, names, average)
 
 
 METRIC = Metric(

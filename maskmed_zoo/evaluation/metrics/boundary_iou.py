@@ -43,7 +43,7 @@ def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
         ours, theirs = (band(mask, pair.spacing, pair.settings.boundary_width) for mask in pair.masks(name))
         return float((ours & theirs).sum() / (ours | theirs).sum())
 
-    return over_labels(names, score)
+    return over_labels(pair, names, score)
 
 
 METRIC = Metric(

@@ -18,7 +18,7 @@ def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
         found = pair.brats_lesions(name)
         return found.mean(found.dice.tolist(), false=0.0, nothing=1.0)
 
-    return over_labels(names, score)
+    return over_labels(pair, names, score)
 
 
 METRIC = Metric(

@@ -24,7 +24,7 @@ def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
         distances = [hd95(surface_pair(p, r, pair.spacing)) if p.any() else penalty for p, r in found.masks()]
         return found.mean(distances, false=penalty, nothing=0.0)
 
-    return over_labels(names, score)
+    return over_labels(pair, names, score)
 
 
 def _details(settings: MetricSettings) -> str:

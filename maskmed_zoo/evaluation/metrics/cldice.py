@@ -24,7 +24,7 @@ def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
         found = float(ours[skeleton(theirs)].mean())
         return 2 * inside * found / (inside + found) if inside + found else 0.0
 
-    return over_labels(names, score)
+    return over_labels(pair, names, score)
 
 
 METRIC = Metric(

@@ -20,7 +20,7 @@ def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
         distances = pair.surfaces(name).between_corners
         return float(max(distances.prediction.max(), distances.reference.max()))
 
-    return over_labels(names, largest)
+    return over_labels(pair, names, largest)
 
 
 METRIC = Metric(

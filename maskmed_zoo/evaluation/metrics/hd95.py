@@ -35,7 +35,7 @@ def _reached(distances: Lengths, areas: Lengths) -> float:
 
 
 def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
-    return over_labels(names, lambda name: hd95(pair.surfaces(name)))
+    return over_labels(pair, names, lambda name: hd95(pair.surfaces(name)))
 
 
 METRIC = Metric(

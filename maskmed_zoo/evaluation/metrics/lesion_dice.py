@@ -21,7 +21,7 @@ def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
         met = pair.lesions(name)
         return float(met.dice.sum()) / (len(met.reference) + met.false)
 
-    return over_labels(names, score)
+    return over_labels(pair, names, score)
 
 
 METRIC = Metric(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
-    return over_labels(names, lambda name: Quality.of(pair.lesions(name)).pq or 0.0)
+    return over_labels(pair, names, lambda name: Quality.of(pair.lesions(name)).pq or 0.0)
 
 
 METRIC = Metric(

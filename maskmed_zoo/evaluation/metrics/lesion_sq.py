@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from maskmed_zoo.evaluation.case import LabelMapPair
 
 
-def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
-    return over_labels(names, lambda name: Quality.of(pair.lesions(name)).sq or 0.0)
+def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float | None]:
+    return over_labels(pair, names, lambda name: Quality.of(pair.lesions(name)).sq)
 
 
 METRIC = Metric(
@@ -26,8 +26,9 @@ METRIC = Metric(
     title="lesion SQ",
     unit="",
     higher_is_better=True,
-    definition=f"segmentation quality, the mean IoU of the pairs, 0 without any. {PAIRS}",
+    definition=f"segmentation quality, the mean IoU of the pairs; without any it is left out and counted in "
+    f"undefined. {PAIRS}",
     both_absent=None,
-    one_absent=0.0,
+    one_absent=None,
     compute=_of_pair,
 )

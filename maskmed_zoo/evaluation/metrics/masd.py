@@ -24,7 +24,7 @@ def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
         theirs = distances.reference @ areas.reference / areas.reference.sum()
         return float((ours + theirs) / 2)
 
-    return over_labels(names, mean)
+    return over_labels(pair, names, mean)
 
 
 METRIC = Metric(

@@ -25,7 +25,7 @@ def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
         within += areas.reference[distances.reference <= tolerance].sum()
         return float(within / (areas.prediction.sum() + areas.reference.sum()))
 
-    return over_labels(names, share)
+    return over_labels(pair, names, share)
 
 
 def _tolerances(settings: MetricSettings) -> str:
