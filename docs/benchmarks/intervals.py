@@ -20,7 +20,8 @@ and .03. The columns:
 * `shifted_methods`: of the difference to a fourth method, which is better by half a unit;
 * `mean_width`, `difference_width`: median width of both intervals;
 * `signed_rank`: share of simulations in which Wilcoxon's test, corrected by Holm over the three pairs, tells at
-  least one pair of the three equal methods apart; where `run_sd` is 0 the networks are equal too, and it should be 5 % or less;
+  least one pair of the three equal methods apart; where `run_sd` is 0 the networks are equal too, and it should be 5 %
+  or less;
 * `methods`: the same of the test over cases and runs; none for one run.
 
 For cases of which there are too few for the interval of a mean, its columns are empty. Every case is a patient of its

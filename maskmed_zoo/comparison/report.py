@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maskmed_zoo.comparison.compare import FORMAT
+from maskmed_zoo.comparison.numbers import counted
 from maskmed_zoo.comparison.tables import TextTable, cost_table, heading, remarks, tables_of
 from maskmed_zoo.errors import DataError, OutputError, escaped
 from maskmed_zoo.files import is_there, make_folder, read_json, write_text
@@ -64,13 +65,13 @@ def markdown(comparison: Mapping[str, Any]) -> Iterator[str]:
 def data_line(comparison: Mapping[str, Any]) -> str:
     """On what was compared."""
     cases, patients = len(comparison["cases"]), comparison["patients"]
-    of = f" of {patients} patients" if patients is not None else ""
+    of = f" of {counted(patients, 'patient')}" if patients is not None else ""
     checked = (
         ""
         if comparison["references_checked"]
         else (" That the references are the same is not known: some scores do not tell theirs.")
     )
-    return f"{cases} cases{of}, {len(comparison['labels'])} labels.{checked}"
+    return f"{counted(cases, 'case')}{of}, {counted(len(comparison['labels']), 'label')}.{checked}"
 
 
 def latex(comparison: Mapping[str, Any]) -> Iterator[str]:

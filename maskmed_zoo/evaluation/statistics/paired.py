@@ -36,10 +36,10 @@ class PairedDifference:
 
     `mean` over `cases` cases of `patients` patients, each averaged over the `seeds` runs of both sides; `interval` its
     95 % interval, over runs too if `over_seeds`; None for one patient. `p` of the signed-rank test over patients.
-    `p_mean`: of the mean, by Student's t over patients, None for one patient. `p_methods`: of the mean over patients and
-    runs, None unless both sides have several runs. `std`: standard deviation
-    of the difference between one run of each, likewise. Cases in which the first is `higher`, `equal` or `lower`, and
-    those that some runs alone have a score of, `unpaired`, which are left out.
+    `p_mean`: of the mean, by Student's t over patients, None for one patient. `p_methods`: of the mean over patients
+    and runs, None unless both sides have several runs. `std`: standard deviation of the difference between one run of
+    each, likewise. Cases in which the first is `higher`, `equal` or `lower`, and those that some runs alone have a
+    score of, `unpaired`, which are left out.
     """
 
     mean: float
@@ -133,8 +133,8 @@ def _over_patients(sums: Vector, counts: Vector, differences: Vector) -> float |
 def _signed_rank(differences: Vector) -> float:
     """Two-sided p, of nothing but zeros 1; zeros are left out.
 
-    Differences that are equal but for rounding are ties. Exact up to `EXACT` patients, ties or not: SciPy, which goes through all signs where there are ties, takes a second
-    for 13. Its approximation beyond.
+    Differences that are equal but for rounding are ties. Exact up to `EXACT` patients, ties or not: SciPy, which goes
+    through all signs where there are ties, takes a second for 13. Its approximation beyond.
     """
     differences = np.rint(differences / EQUAL) * EQUAL
     differences = differences[differences != 0]
