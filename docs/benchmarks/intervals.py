@@ -159,8 +159,8 @@ def row_of(world: World, cases: int, seeds: int, simulations: int) -> Row:
 
 
 def lowest(rows: list[Row]) -> tuple[dict[str, dict[int, dict[int, float]]], dict[int, float]]:
-    """Lowest coverage by kind, cases and seeds, and by cases how often single runs of equal methods are told apart,
-    at least one of three pairs.
+    """Lowest coverage by kind, cases and seeds, and by cases how often at least one of three pairs of
+    single runs of equal methods is told apart.
 
     Of one run the truth is that of the networks, of several that of the methods.
     """

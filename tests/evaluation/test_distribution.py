@@ -72,6 +72,15 @@ def scored(identifier: str, prediction: list[int], reference: list[int], annotat
     return score_case(pair, chosen("volume_difference"))
 
 
+def test_names_are_no_formulas_of_a_spreadsheet(tmp_path: Path) -> None:
+    names = ["=1+1", "+a", "-b", "@c", "d=e"]
+    summary = summarize_cases([scored(name, [1], [1], {"liver", "cyst"}) for name in names], LABELS.names, chosen(()))
+    write_cases(summary, tmp_path / "cases.csv")
+    with (tmp_path / "cases.csv").open(newline="", encoding="utf-8") as file:
+        found = [row["case"] for row in csv.DictReader(file) if row["label"] == "liver"]
+    assert found == ["'=1+1", "'+a", "'-b", "'@c", "d=e"]
+
+
 def test_rows_of_the_table_of_cases(tmp_path: Path) -> None:
     cases = [
         scored("a", [1, 1, 0, 0], [1, 0, 0, 0], {"liver", "cyst"}),
