@@ -23,12 +23,12 @@ COSTS = {
 }
 
 
-def costs_of(runs: Sequence[Run]) -> dict[str, float | str | None]:
+def costs_of(runs: Sequence[Run]) -> dict[str, Any]:
     """Keys `COSTS`; None where a run does not tell, or is none of this package's."""
     networks: dict[str, dict[str, Any]] = {}
     found = [_of_run(run, networks) for run in runs]
     together = {"parameters": max, "macs": max, "seconds_per_case": median, "peak_memory_bytes": max}
-    costs: dict[str, float | str | None] = {}
+    costs: dict[str, Any] = {}
     for key in COSTS:
         if key == "memory":
             continue

@@ -56,7 +56,8 @@ def test_pages_escape_what_they_quote(files: list[Path], tmp_path: Path) -> None
     rows = [line for line in body if line.endswith(r"\\")]
     assert all(line.startswith("{}") for line in rows), "a name that begins with [ is no argument of the line break"
     assert "textquotedbl" not in tex
-    assert tex.count("held the truth in as few as") == tex.count("corrected for the pairs of this metric") == 2
+    assert tex.count("held the truth in as few as") == 4, "of means and differences, of both metrics"
+    assert tex.count("corrected for the pairs of this metric") == 2
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 8
     assert tex.replace(r"\{", "").replace(r"\}", "").count("{") == tex.replace(r"\{", "").replace(r"\}", "").count("}")
 
