@@ -76,7 +76,7 @@ def read_methods(given: Mapping[str, Sequence[Path]], wanted: Sequence[Metric], 
         _check_different(name, places, runs)
         _check_seeds(name, places, runs)
         for place in places:
-            if (other := of.setdefault(str(place.resolve()), name)) != name:
+            if (other := of.setdefault(_home(place), name)) != name:
                 raise DataError(f"{place}: in '{other}' and in '{name}'; give every run to one method")
         methods.append(Method(name, runs))
     check_alike([run.scores for method in methods for run in method.runs])
@@ -95,6 +95,12 @@ def _places(path: Path) -> list[Path]:
 
 def _is_run(path: Path) -> bool:
     return is_file(path / RECIPE) or is_file(path / SCORES)
+
+
+def _home(place: Path) -> str:
+    """The same for a run's folder and its scores."""
+    real = place.resolve()
+    return str(real.parent if real.name == SCORES else real)
 
 
 def _run(path: Path, wanted: Sequence[Metric], references: References) -> Run:
@@ -171,6 +177,6 @@ def _check_different(name: str, places: Sequence[Path], runs: Sequence[Run]) -> 
         raise ArgumentError(f"compare: '{name}' names no path")
     seen: dict[str, Path] = {}
     for place, run in zip(places, runs, strict=True):
-        for key in (str(place.resolve()), run.facts.get("weights_sha256")):
+        for key in (_home(place), run.facts.get("weights_sha256")):
             if isinstance(key, str) and seen.setdefault(key, place) is not place:
                 raise DataError(f"{place}: the same run as {seen[key]}, twice in '{name}'; seeds are different runs")

@@ -235,6 +235,8 @@ def test_runs_of_a_method_differ_by_their_seed_alone(tiny_recipe: Path, tmp_path
             zoo.compare({"both": [one, made("other", **(facts | change))], "third": third})
     with pytest.raises(DataError, match="third: in 'both' and in 'third'; give every run to one method"):
         zoo.compare({"both": [third], "third": third})
+    with pytest.raises(DataError, match="in 'both' and in 'scores'; give every run to one method"):
+        zoo.compare({"both": [third], "scores": third / "evaluation.json"})
 
 
 def test_a_folder_that_is_none_of_all_that(ref: Path, tmp_path: Path) -> None:
