@@ -100,11 +100,11 @@ def compare(
         metrics: further ones than Dice, by name; default: all that every run has scores of, with `ref` Dice alone.
         metric_settings: as in `evaluate`, with `ref`.
         missing_as_missed: as in `evaluate`, with `ref`.
-        out: folder for compare.md, compare.tex, compare.json and compare.png.
+        out: folder for compare.md, compare.tex, compare.json and, with matplotlib, compare.png.
 
     Returns a JSON-able document, the content of compare.json. Raises `ArgumentError` for arguments that do not go
     together, `DataError` for paths that cannot be used and for other cases, labels or references, `OutputError` for
-    files in `out` that are of no comparison, `UserError` for `out` without matplotlib.
+    files in `out` that are of no comparison.
     """
     from pathlib import Path
 
@@ -126,17 +126,21 @@ def compare(
     from maskmed_zoo.comparison.picture import PICTURE, draw
     from maskmed_zoo.comparison.report import check_folder, write
     from maskmed_zoo.evaluation.metrics import chosen
-    from maskmed_zoo.report.canvas import require_matplotlib
+    from maskmed_zoo.files import is_there
+    from maskmed_zoo.runner.pictures import can_draw
 
     wanted = chosen(metrics) if metrics else []
     if out is not None:
-        require_matplotlib()
         check_folder(Path(out), PICTURE)
     references = References(None if ref is None else Path(ref), labels, metric_settings, missing_as_missed)
     comparison = run(given, wanted, references)
     if out is not None:
+        picture = Path(out) / PICTURE
+        if can_draw():
+            draw(comparison, picture)
+        elif is_there(picture):
+            picture.unlink()  # of the comparison that is replaced
         write(comparison, Path(out))
-        draw(comparison, Path(out) / PICTURE)
     return comparison
 
 

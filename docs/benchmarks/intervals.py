@@ -1,7 +1,7 @@
 """Do the intervals of `evaluate` and `compare` hold what they say, and how often do equal methods differ by chance?
 
-Three methods that are equal, apart from chance, are simulated on the same cases, some thousand times, and
-their made-up Dice goes through the package's own functions. A score is the logistic of
+Three methods that are equal, apart from chance, are simulated on the same cases, as often as the column
+`simulations` says, and their made-up Dice goes through the package's own functions. A score is the logistic of
 
     level + case + case x method + run + case x run
 
@@ -18,11 +18,16 @@ and .03. The columns:
   networks, or of the method, whose other runs would be other networks;
 * `difference_networks`, `difference_methods`: the same of the paired difference;
 * `shifted_methods`: of the difference to a fourth method, which is better by half a unit;
-* `signed_rank`: share of simulations in which Wilcoxon's test, corrected by Holm over the three pairs, tells two of the
-  equal methods apart; where `run_sd` is 0 the networks are equal too, and it should be 5 % or less;
+* `mean_width`, `difference_width`: median width of both intervals;
+* `signed_rank`: share of simulations in which Wilcoxon's test, corrected by Holm over the three pairs, tells at
+  least one pair of the three equal methods apart; where `run_sd` is 0 the networks are equal too, and it should be 5 %
+  or less;
 * `methods`: the same of the test over cases and runs; none for one run.
 
-    python docs/benchmarks/intervals.py --simulations 4000 --csv docs/benchmarks/intervals.csv
+For cases of which there are too few for the interval of a mean, its columns are empty. Every case is a patient of its
+own: patients of several cases are not simulated.
+
+    python docs/benchmarks/intervals.py --csv docs/benchmarks/intervals.csv
     python docs/benchmarks/intervals.py --lowest docs/benchmarks/intervals.csv
 
 One core takes ten minutes for a thousand simulations. Random numbers are the same in every call. The second line prints
@@ -41,14 +46,19 @@ import numpy as np
 from measure import Row, write
 from scipy.special import expit
 
+from maskmed_zoo.evaluation.metrics import DEFAULT, metrics
 from maskmed_zoo.evaluation.statistics.holm import LEVEL, holm
-from maskmed_zoo.evaluation.statistics.interval import mean_interval
+from maskmed_zoo.evaluation.statistics.interval import FEWEST, mean_interval
 from maskmed_zoo.evaluation.statistics.paired import paired_difference
 
 METHODS = 3
 BETTER = 0.5
 """Of the fourth method, in the logistic's units."""
 CASES, SEEDS = (5, 10, 25, 100), (1, 2, 3, 5)
+COLUMNS = (
+    *("mean_networks", "mean_methods", "mean_width"),
+    *("difference_networks", "difference_methods", "difference_width", "shifted_methods", "signed_rank", "methods"),
+)
 
 
 @dataclass(frozen=True)
@@ -115,18 +125,27 @@ def row_of(world: World, cases: int, seeds: int, simulations: int) -> Row:
     random = np.random.default_rng([cases, seeds])
     truth, shift = world.method(0), world.method(BETTER) - world.method(0)
     hits: dict[str, list[bool]] = {}
+    widths: dict[str, list[float]] = {}
+    limits = metrics()[DEFAULT].limits
 
     def held(name: str, interval: tuple[float, float] | None, value: float) -> None:
-        hits.setdefault(name, []).append(interval is not None and interval[0] <= value <= interval[1])
+        if interval is not None:
+            hits.setdefault(name, []).append(interval[0] <= value <= interval[1])
+
+    def wide(name: str, interval: tuple[float, float] | None) -> None:
+        if interval is not None:
+            widths.setdefault(name, []).append(interval[1] - interval[0])
 
     for _ in range(simulations):
         table, networks = world.draw(random, cases, seeds)
         named = [[{str(case): float(dice) for case, dice in enumerate(run)} for run in method] for method in table]
-        interval = mean_interval(named[0])
+        interval = mean_interval(named[0], within=limits)
+        wide("mean_width", interval)
         held("mean_networks", interval, float(networks[0].mean()))
         held("mean_methods", interval, truth)
         pairs = [paired_difference(named[a], named[b]) for a, b in combinations(range(METHODS), 2)]
         found = [pair for pair in pairs if pair is not None]
+        wide("difference_width", found[0].interval)
         held("difference_networks", found[0].interval, float(networks[0].mean() - networks[1].mean()))
         held("difference_methods", found[0].interval, 0.0)
         better = paired_difference(named[-1], named[0])
@@ -135,11 +154,13 @@ def row_of(world: World, cases: int, seeds: int, simulations: int) -> Row:
             corrected = [p for p in holm(p_values) if p is not None]
             hits.setdefault(name, []).append(any(p < LEVEL for p in corrected))
     shares = {name: f"{np.mean(values):.3f}" for name, values in hits.items()}
-    return shares if seeds > 1 else shares | {"methods": ""}
+    shares |= {name: f"{np.median(values):.4f}" for name, values in widths.items()}
+    return dict.fromkeys(COLUMNS, "") | shares | ({} if seeds > 1 else {"methods": ""})
 
 
 def lowest(rows: list[Row]) -> tuple[dict[str, dict[int, dict[int, float]]], dict[int, float]]:
-    """Lowest coverage by kind, cases and seeds, and by cases how often single runs of equal methods are told apart.
+    """Lowest coverage by kind, cases and seeds, and by cases how often at least one of three pairs of
+    single runs of equal methods is told apart.
 
     Of one run the truth is that of the networks, of several that of the methods.
     """
@@ -150,6 +171,8 @@ def lowest(rows: list[Row]) -> tuple[dict[str, dict[int, dict[int, float]]], dic
         shares = {"mean": [row[f"mean_{of}"]], "difference": [row[f"difference_{of}"]]}
         if of == "methods" or float(row["run_sd"]) == 0:  # else the shift of methods is none of networks
             shares["difference"].append(row["shifted_methods"])
+        if cases < FEWEST:
+            del shares["mean"]
         for kind, found in shares.items():
             by_seeds = measured[kind].setdefault(cases, {})
             by_seeds[seeds] = min(by_seeds.get(seeds, 1.0), *map(float, found))
@@ -161,7 +184,7 @@ def lowest(rows: list[Row]) -> tuple[dict[str, dict[int, dict[int, float]]], dic
 def main() -> None:
     """Every cell in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--simulations", type=int, default=1000, metavar="N", help="per row (default: %(default)s)")
+    parser.add_argument("--simulations", type=int, default=4000, metavar="N", help="per row (default: %(default)s)")
     parser.add_argument("--cases", type=int, nargs="+", default=CASES, metavar="N")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, metavar="N")
     what = parser.add_mutually_exclusive_group(required=True)

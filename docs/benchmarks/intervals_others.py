@@ -5,6 +5,8 @@ BCa (Efron 1987) and the studentized bootstrap. Of a difference with three runs 
 truth being the methods': Student's t over the cases' means over runs, a bootstrap that draws cases and runs, and mean
 squares of both levels with Satterthwaite's degrees of freedom. All are written out here for many samples at once, but
 for the last, which is the package's. A row is the share of 95 % intervals that hold the truth.
+`difference` is that of two equal methods, whose differences are symmetric; `shifted` that to one that is better, whose
+are not.
 
     python docs/benchmarks/intervals_others.py --simulations 2000 --csv docs/benchmarks/intervals_others.csv
 """
@@ -16,7 +18,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from intervals import SCENES, World
+from intervals import BETTER, SCENES, World
 from measure import Row, write
 from scipy.special import ndtr, ndtri, stdtrit
 
@@ -88,10 +90,15 @@ def rows_of(name: str, cases: int, simulations: int) -> list[Row]:
     quiet, loud = World.of(scene, 0.0), World.of(scene, scene.run)
     one = np.stack([quiet.draw(random, cases, 1)[0][:2, 0] for _ in range(simulations)])
     many = np.stack([loud.draw(random, cases, RUNS)[0][:2] for _ in range(simulations)])
+    better = np.stack([quiet.draw(random, cases, 1)[0][[-1, 0], 0] for _ in range(simulations)])
+    several_better = np.stack([loud.draw(random, cases, RUNS)[0][[-1, 0]] for _ in range(simulations)])
+    shifts = [world.method(BETTER) - world.method(0) for world in (quiet, loud)]
     found = {
         ("mean", 1): (single(one[:, 0], random), quiet.method(0)),
         ("difference", 1): (single(one[:, 0] - one[:, 1], random), 0.0),
         ("difference", RUNS): (several(many[:, 0], many[:, 1], random), 0.0),
+        ("shifted", 1): (single(better[:, 0] - better[:, 1], random), shifts[0]),
+        ("shifted", RUNS): (several(several_better[:, 0], several_better[:, 1], random), shifts[1]),
     }
     return [
         {"scene": name, "cases": cases, "of": of, "runs": runs, "interval": interval, "simulations": simulations}

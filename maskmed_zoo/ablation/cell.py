@@ -18,32 +18,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import IO, Any
 
 from maskmed_zoo.data.preprocess import PREPROCESSING
 from maskmed_zoo.errors import DataError, UserError, printable
 from maskmed_zoo.evaluation.written import read_summary
-from maskmed_zoo.files import read_json, read_text, unwritable
+from maskmed_zoo.files import read_text, unwritable
 from maskmed_zoo.lock import holder
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.recipe.difference import what_trains
 from maskmed_zoo.renamed import as_first_written
 from maskmed_zoo.runner.metrics_file import read_rows, trained_epochs
+from maskmed_zoo.runner.resources import read_resources
 from maskmed_zoo.runner.run_folder import RunFolder
 
-RESOURCES = "resources.json"
-"""In the run folder: peak memory."""
 TAIL = 2**16
 """Bytes of a log in which its last line is looked for."""
-
-
-class _Resources(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    peak_memory_bytes: Annotated[int, Field(ge=0, lt=2**63)] | None
-    memory: str
 
 
 @dataclass(frozen=True)
@@ -92,12 +82,7 @@ class Cell:
 
     def resources(self) -> dict[str, Any]:
         """Peak memory of the training run, empty where it is not known."""
-        try:
-            content = read_json(self.run.path / RESOURCES)
-            _Resources.model_validate(content)
-        except (DataError, ValueError, OverflowError):
-            return {}
-        return content
+        return read_resources(self.run.path)
 
     def state(self) -> str:
         """Finished, running, failed, unfinished or new, in words."""

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from maskmed_zoo.ablation.cell import RESOURCES, Cell
+from maskmed_zoo.ablation.cell import Cell
 from maskmed_zoo.device import pick_device
 from maskmed_zoo.errors import ZooError
 from maskmed_zoo.files import write_json
 from maskmed_zoo.recipe.loader import parse_recipe
 from maskmed_zoo.runner.evaluate import evaluate
+from maskmed_zoo.runner.resources import RESOURCES
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 

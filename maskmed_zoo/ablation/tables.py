@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, median
 from typing import Any
 
 from maskmed_zoo.ablation.cell import Cell
@@ -16,7 +16,8 @@ from maskmed_zoo.comparison.differences import difference_row, with_holm
 from maskmed_zoo.comparison.numbers import p_value
 from maskmed_zoo.evaluation.aggregate import definition, headline, headline_by_case, patients_of
 from maskmed_zoo.evaluation.metrics import DEFAULT, metrics
-from maskmed_zoo.evaluation.statistics.coverage import told_apart
+from maskmed_zoo.evaluation.statistics.coverage import level_warning, told_apart
+from maskmed_zoo.evaluation.statistics.sample import spread
 from maskmed_zoo.files import write_atomically
 from maskmed_zoo.runner.manifest import now
 
@@ -32,6 +33,8 @@ DEFINITIONS = {
     "cases and other training runs where both have several; null for one case",
     "difference.p": "two-sided Wilcoxon signed-rank test over those cases; it speaks about other cases, not other "
     "seeds; p_holm is corrected by Holm for the number of rows",
+    "difference.p_mean": "Student's t test of the mean difference over those cases; p_mean_holm is corrected by Holm "
+    "for the number of rows",
     "difference.p_methods": "test of the difference over cases and training runs; null where a side has one seed; "
     "p_methods_holm is corrected by Holm for the number of rows",
     "difference.sd_over_seeds": "sample standard deviation of the difference between one run of each; null where a "
@@ -97,7 +100,7 @@ def _row(ablation: Ablation, name: str, cells: list[Scored], difference: dict[st
         "seeds": [cell.seed for cell, _ in cells],
         "runs": [cell.run.path.name for cell, _ in cells],
         "mean_dice": fmean(dice) if dice else None,
-        "sd_over_seeds": stdev(dice) if len(dice) > 1 else None,
+        "sd_over_seeds": spread(dice),
         "difference": difference,
         "parameters": network["total_parameters"],
         "macs": network["macs"],
@@ -128,8 +131,10 @@ def _remarks(differences: Iterable[dict[str, Any]]) -> list[str]:
         if row["interval_warning"]:
             found[row["interval_warning"]] = None
         if min(row["seeds"]) == 1:
-            single = f"p speaks about other cases alone where a side has one seed. {told_apart(row['patients'])}"
+            single = f"Where a side has one seed, nothing speaks about other seeds. {told_apart(row['patients'])}"
             found[single.rstrip()] = None
+        elif row["p_methods"] is not None and (warning := level_warning(min(row["seeds"]))):
+            found[warning] = None
     return [*found]
 
 

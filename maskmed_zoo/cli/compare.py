@@ -52,13 +52,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="also write compare.md, compare.tex, compare.json and compare.png here (the picture needs the extra "
-        "'report')",
+        "'report', and is left out without)",
     )
-    parser.add_argument("--labels", action="store_true", help="also print the tables by label")
+    parser.add_argument("--by-label", action="store_true", help="also print the tables by label")
 
 
 def run(args: argparse.Namespace) -> None:
     """Print tables and words, and write the files."""
+    from maskmed_zoo.comparison.picture import PICTURE
     from maskmed_zoo.comparison.report import data_line
     from maskmed_zoo.comparison.tables import cost_table, remarks, tables_of
 
@@ -71,12 +72,14 @@ def run(args: argparse.Namespace) -> None:
         out=args.out,
     )
     shown: list[RenderableType] = [data_line(comparison)]
-    for name, tables in tables_of(comparison, labels=args.labels).items():
+    for name, tables in tables_of(comparison, labels=args.by_label).items():
         metric = comparison["metrics"][name]
         shown += [_table(table) for table in tables]
         shown += [*remarks(metric), f"{metric['rules']}\n", *_words(metric["words"])]
     costs = cost_table(comparison)
     render(*shown, *([] if costs is None else [_table(costs)]))
+    if args.out and not is_there(args.out / PICTURE):
+        render('No picture, which needs matplotlib: pip install "maskmed-zoo[report]"')
 
 
 def _methods(texts: list[str]) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from maskmed_zoo.evaluation.metrics import Metric, metrics
 from maskmed_zoo.evaluation.statistics.coverage import shortfall
 from maskmed_zoo.evaluation.statistics.interval import mean_interval
 from maskmed_zoo.evaluation.statistics.ranks import rank_stability
-from maskmed_zoo.evaluation.statistics.sample import Scores, spread
+from maskmed_zoo.evaluation.statistics.sample import Scores, common_cases, spread, unpaired_cases
 
 FORMAT = "maskmed-zoo comparison 1"
 
@@ -32,7 +32,7 @@ def compare(
     """
     methods = read_methods(given, wanted, references or References())
     runs = [run.scores for method in methods for run in method.runs]
-    patients = next((run.patients for run in runs if run.patients), {})
+    patients = {case: patient for run in runs for case, patient in run.patients.items()}
     return {
         "format": FORMAT,
         "methods": [
@@ -68,8 +68,8 @@ def _compared(methods: Sequence[Method], name: str, patients: Mapping[str, str])
         "higher_is_better": metric.higher_is_better,
         "rules": first.metrics[name].rules,
         "methods": {
-            method.name: {"all": _mean(scores[None][method.name], patients)}
-            | {"labels": {label: _mean(scores[label][method.name], patients) for label in first.labels}}
+            method.name: {"all": _mean(scores[None][method.name], metric, patients)}
+            | {"labels": {label: _mean(scores[label][method.name], metric, patients) for label in first.labels}}
             for method in methods
         },
         "ranks": None
@@ -91,11 +91,11 @@ def _scores(method: Method, name: str, label: str | None) -> list[Scores]:
     return [metric.overall if label is None else metric.labels[label] for metric in found]
 
 
-def _mean(runs: Sequence[Scores], patients: Mapping[str, str]) -> dict[str, Any]:
-    """Mean over runs of each run's mean over cases, its interval, and the spread over runs."""
-    means = [mean(run.values()) for run in runs]
-    interval = mean_interval(runs, patients)
-    cases = {case for run in runs for case, score in run.items() if score is not None}
+def _mean(runs: Sequence[Scores], metric: Metric, patients: Mapping[str, str]) -> dict[str, Any]:
+    """Mean over runs of each run's mean over the cases all have scores of, its interval, and the spread over runs."""
+    cases = common_cases(runs)
+    means = [mean(run[case] for case in cases) for run in runs]
+    interval = mean_interval(runs, patients, metric.limits)
     count = len({patients.get(case, case) for case in cases})
     return {
         "mean": mean(means),
@@ -103,5 +103,6 @@ def _mean(runs: Sequence[Scores], patients: Mapping[str, str]) -> dict[str, Any]
         "interval_warning": None if interval is None else shortfall("mean", count, len(runs)),
         "sd_over_seeds": spread(means),
         "cases": len(cases),
+        "unpaired": unpaired_cases(runs),
         "seeds": len(runs),
     }

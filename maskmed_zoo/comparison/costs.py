@@ -8,30 +8,36 @@ from typing import Any
 
 from maskmed_zoo.build import network_facts
 from maskmed_zoo.comparison.methods import Run
-from maskmed_zoo.errors import DataError, UserError
-from maskmed_zoo.files import read_json
+from maskmed_zoo.errors import UserError
 from maskmed_zoo.runner.metrics_file import read_rows
+from maskmed_zoo.runner.resources import read_resources
 from maskmed_zoo.runner.run_folder import RunFolder
 
-RESOURCES = "resources.json"
 COSTS = {
     "parameters": "numbers in the network",
     "macs": "multiply-accumulate operations of one forward pass of one patch",
     "seconds_per_case": "wall-clock seconds from an image's file to its label map's, median over cases, then over runs",
-    "peak_memory_bytes": "of the process that trained, largest over runs",
+    "peak_memory_bytes": "of the process that trained, largest over runs; null where these are of different memory",
+    "memory": "of peak_memory_bytes: 'cuda', allocated for tensors on the card, or 'resident', main memory",
     "training_seconds": "wall-clock seconds of all epochs, mean over runs",
 }
 
 
-def costs_of(runs: Sequence[Run]) -> dict[str, float | None]:
+def costs_of(runs: Sequence[Run]) -> dict[str, Any]:
     """Keys `COSTS`; None where a run does not tell, or is none of this package's."""
     networks: dict[str, dict[str, Any]] = {}
     found = [_of_run(run, networks) for run in runs]
     together = {"parameters": max, "macs": max, "seconds_per_case": median, "peak_memory_bytes": max}
-    costs: dict[str, float | None] = {}
+    costs: dict[str, Any] = {}
     for key in COSTS:
+        if key == "memory":
+            continue
         values = [value for one in found if (value := one.get(key)) is not None]
         costs[key] = together.get(key, fmean)(values) if len(values) == len(runs) else None
+    kinds = {one.get("memory") for one in found}
+    costs["memory"] = kinds.pop() if len(kinds) == 1 else None
+    if costs["memory"] is None:
+        costs["peak_memory_bytes"] = None
     return costs
 
 
@@ -52,8 +58,4 @@ def _of_run(run: Run, networks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     epochs = read_rows(folder.metrics_file, recipe.train.iterations_per_epoch)
     if len(epochs) == recipe.train.epochs and all(row.get("seconds") for row in epochs):
         found["training_seconds"] = sum(float(row["seconds"]) for row in epochs)
-    try:
-        found["peak_memory_bytes"] = read_json(run.folder / RESOURCES)["peak_memory_bytes"]
-    except (DataError, KeyError, TypeError):
-        found["peak_memory_bytes"] = None
-    return found
+    return found | read_resources(run.folder)

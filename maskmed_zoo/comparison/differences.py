@@ -9,22 +9,29 @@ from maskmed_zoo.evaluation.metrics import Metric
 from maskmed_zoo.evaluation.statistics.coverage import shortfall
 from maskmed_zoo.evaluation.statistics.holm import holm
 from maskmed_zoo.evaluation.statistics.paired import paired_difference
-from maskmed_zoo.evaluation.statistics.sample import Scores
+from maskmed_zoo.evaluation.statistics.sample import Scores, unpaired_cases
 
+TESTS = ("p", "p_mean", "p_methods")
+"""Keys of a row that Holm's correction is made of."""
 DEFINITIONS = {
-    "mean": "mean over seeds of each run's mean over cases; over all labels: of each case's mean over its labels",
-    "interval": "95 %: of a mean, by the studentized bootstrap over patients; of a difference, by Student's t over "
+    "mean": "mean over seeds of each run's mean over the cases that all runs of the method have scores of; over all "
+    "labels: of each case's mean over its labels",
+    "interval": "95 %: of a mean, by the studentized bootstrap over patients, within what scores can be; "
+    "of a difference, by Student's t over "
     "patients. Over other patients where a side has one run; over other training runs too where each has several, "
     "with the variance between runs as a part of its own. Patients are cases where nothing tells of patients",
     "sd_over_seeds": "sample standard deviation over seeds of the mean; of a difference: of that between one run "
     "of each; null where a side has one run",
     "difference": "first minus second, over the cases that all runs of both have scores of, each averaged over seeds",
     "p": "two-sided Wilcoxon signed-rank test over patients: about these trained networks and other patients; "
-    "p_holm is corrected by Holm over the pairs of methods, in the rows by label over pairs and labels",
+    "p_holm is corrected by Holm over the pairs of methods, in the rows by label over pairs and labels. "
+    "Nothing is corrected for how many metrics are looked at",
+    "p_mean": "two-sided Student's t test of the mean difference over patients: about these trained networks too; null "
+    "for one patient; p_mean_holm as p_holm",
     "p_methods": "two-sided test of the difference over patients and runs, with Satterthwaite's degrees of freedom: "
     "about the methods; null where a side has one run; p_methods_holm as p_holm",
     "better, equal, worse": "cases in which the first is better, equal or worse",
-    "unpaired": "cases that one side alone has a score of, for instance where only one predicts a label that is not "
+    "unpaired": "cases that some runs alone have a score of, for instance where only one predicts a label that is not "
     "there; left out of the row",
     "ranks": "by the mean over the cases that all runs have scores of; shares: of bootstrap resamples, over patients "
     "and runs, in which a method has rank 1, 2, …; ranking_stable: in which all have their rank",
@@ -44,11 +51,18 @@ def difference_row(
     found = paired_difference(*runs, patients)
     row: dict[str, Any] = {"first": first, "second": second, "label": label}
     if found is None:
-        numbers = dict.fromkeys(("mean", "interval", "interval_warning", "sd_over_seeds", "p", "p_methods"))
+        numbers = dict.fromkeys(("mean", "interval", "interval_warning", "sd_over_seeds", *TESTS))
         return (
             row
             | numbers
-            | {"better": 0, "equal": 0, "worse": 0, "cases": 0, "patients": 0, "unpaired": 0}
+            | {
+                "better": 0,
+                "equal": 0,
+                "worse": 0,
+                "cases": 0,
+                "patients": 0,
+                "unpaired": unpaired_cases([*runs[0], *runs[1]]),
+            }
             | {"seeds": [len(side) for side in runs]}
         )
     better, worse = (found.higher, found.lower) if metric.higher_is_better else (found.lower, found.higher)
@@ -58,6 +72,7 @@ def difference_row(
         "interval_warning": found.interval and shortfall("difference", found.patients, min(found.seeds)),
         "sd_over_seeds": found.std,
         "p": found.p,
+        "p_mean": found.p_mean,
         "p_methods": found.p_methods,
         "better": better,
         "equal": found.equal,
@@ -70,6 +85,6 @@ def difference_row(
 
 
 def with_holm(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with `p_holm` and `p_methods_holm`, corrected over all of them."""
-    corrected = {f"{key}_holm": holm([row[key] for row in rows]) for key in ("p", "p_methods")}
+    """The rows with `p_holm`, `p_mean_holm` and `p_methods_holm`, corrected over all of them."""
+    corrected = {f"{key}_holm": holm([row[key] for row in rows]) for key in TESTS}
     return [row | {key: values[index] for key, values in corrected.items()} for index, row in enumerate(rows)]

@@ -34,5 +34,10 @@ def p_value(p: float | None, name: str = "") -> str:
     return f"{name}{' = ' if name else ''}{p:.{3 if p < 0.1 else 2}f}"
 
 
+def counted(number: int, word: str) -> str:
+    """As in `1 case` and `2 cases`."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def _with_unit(text: str, unit: str) -> str:
     return f"{text} {unit}" if unit else text

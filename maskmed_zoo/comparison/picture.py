@@ -14,6 +14,8 @@ PANEL, ROW, MARGIN = 3.4, 0.21, 0.35
 """Width of a panel, height of a row, and space around, in inches."""
 MOST_ROWS = 90
 """Rows beyond which labels are left out."""
+MOST_PAIRS = 150
+"""Pairs that are drawn, the first ones."""
 LONGEST = 34
 """Characters of a name that are drawn."""
 SHOWN, NOT_SHOWN = "#1f4e9c", "#9a9a9a"
@@ -21,12 +23,13 @@ SHOWN, NOT_SHOWN = "#1f4e9c", "#9a9a9a"
 
 
 def draw(comparison: Mapping[str, Any], path: Path) -> Path:
-    """Write a PNG: a row for every pair and, below it, for each of its labels; a panel for every metric.
+    """Write a PNG: a row for every pair, up to `MOST_PAIRS`, and, below it, for each of its labels; a panel for every
+    metric.
 
     Raises `UserError` without matplotlib.
     """
     rows = _rows(comparison)
-    texts = [f"{'    ' * is_label}{_cut(text)}" for text, is_label, _ in rows]
+    texts = [f"{'    ' * is_label}{text}" for text, is_label, _ in rows]
     left = MARGIN + 0.075 * max(map(len, texts))
     metrics = comparison["metrics"]
     height = ROW * (len(rows) + 1)
@@ -42,6 +45,9 @@ def draw(comparison: Mapping[str, Any], path: Path) -> Path:
     entries = [("told from chance (Holm, 5 %)", SHOWN), ("not told from chance", NOT_SHOWN)]
     sheet.legend(MARGIN, below, entries)
     caption = "First minus second, 95 % intervals: over cases, and over runs too where both sides have several."
+    pairs = len(next(iter(metrics.values()))["differences"])
+    if pairs > MOST_PAIRS:
+        caption = f"The first {MOST_PAIRS} of {pairs} pairs. {caption}"
     sheet.text(MARGIN, below + 0.42, caption, fontsize=7)
     return sheet.save(path)
 
@@ -53,12 +59,14 @@ def _rows(comparison: Mapping[str, Any]) -> list[tuple[str, bool, dict[str, Mapp
     labels, pairs = comparison["labels"], first["differences"]
     with_labels = len(pairs) * (len(labels) + 1) <= MOST_ROWS
     rows: list[tuple[str, bool, dict[str, Mapping[str, Any]]]] = []
-    for index, pair in enumerate(pairs):
+    for index, pair in enumerate(pairs[:MOST_PAIRS]):
         title = f"{_cut(pair['first'])} − {_cut(pair['second'])}"
         rows.append((title, False, {name: metric["differences"][index] for name, metric in metrics.items()}))
         for place, label in enumerate(labels if with_labels else []):
             at = index * len(labels) + place
-            rows.append((label, True, {name: metric["label_differences"][at] for name, metric in metrics.items()}))
+            rows.append(
+                (_cut(label), True, {name: metric["label_differences"][at] for name, metric in metrics.items()})
+            )
     return rows
 
 

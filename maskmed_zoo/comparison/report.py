@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maskmed_zoo.comparison.compare import FORMAT
+from maskmed_zoo.comparison.numbers import counted
 from maskmed_zoo.comparison.tables import TextTable, cost_table, heading, remarks, tables_of
 from maskmed_zoo.errors import DataError, OutputError, escaped
 from maskmed_zoo.files import is_there, make_folder, read_json, write_text
@@ -17,7 +18,7 @@ FILES = ("compare.md", "compare.tex", "compare.json")
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "−": "$-$", "–": "--",
+    "|": r"\textbar{}", '"': r"\char34{}", "−": "$-$", "–": "--",
 }  # fmt: skip
 
 
@@ -48,9 +49,9 @@ def markdown(comparison: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"## {_markdown(heading(metric))}", "")
         for words in metric["words"]:
             yield from (f"**{_markdown(words['first'])} and {_markdown(words['second'])}.** What follows:", "")
-            yield from (f"- {_markdown(line)}" for line in words["follows"])
+            yield from map(_item, words["follows"])
             if words["does_not_follow"]:
-                yield from ("", "What does not follow:", "", *(f"- {_markdown(x)}" for x in words["does_not_follow"]))
+                yield from ("", "What does not follow:", "", *map(_item, words["does_not_follow"]))
             yield ""
         for table in tables:
             yield from _markdown_table(table)
@@ -64,22 +65,25 @@ def markdown(comparison: Mapping[str, Any]) -> Iterator[str]:
 def data_line(comparison: Mapping[str, Any]) -> str:
     """On what was compared."""
     cases, patients = len(comparison["cases"]), comparison["patients"]
-    of = f" of {patients} patients" if patients is not None else ""
+    of = f" of {counted(patients, 'patient')}" if patients is not None else ""
     checked = (
         ""
         if comparison["references_checked"]
         else (" That the references are the same is not known: some scores do not tell theirs.")
     )
-    return f"{cases} cases{of}, {len(comparison['labels'])} labels.{checked}"
+    return f"{counted(cases, 'case')}{of}, {counted(len(comparison['labels']), 'label')}.{checked}"
 
 
 def latex(comparison: Mapping[str, Any]) -> Iterator[str]:
     """Tables to `\\input` into a document; they need no package."""
     yield "% Written by maskmed-zoo compare; \\input this file."
-    for tables in (*tables_of(comparison).values(), [cost_table(comparison)]):
+    for name, tables in tables_of(comparison).items():
         for table in tables:
-            if table is not None:
-                yield from _latex_table(table)
+            yield from _latex_table(table)
+        yield from (rf"{{\small {_latex(' '.join(remarks(comparison['metrics'][name])))}\par}}", "")
+    cost = cost_table(comparison)
+    if cost is not None:
+        yield from _latex_table(cost)
 
 
 def _markdown_table(table: TextTable) -> Iterator[str]:
@@ -95,7 +99,14 @@ def _row(cells: tuple[str, ...]) -> str:
 
 def _markdown(text: str) -> str:
     """One line that no character of it can change the meaning of."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!~&])", r"\\\1", escaped(text))
+    return re.sub(r"([\\`*_{}\[\]<>#|!~&$])", r"\\\1", escaped(text))
+
+
+def _item(text: str) -> str:
+    """A list's item, which a name at its beginning makes no list or heading of its own."""
+    return "- " + re.sub(
+        r"^(\d+)([.)])|^([-+=])", lambda found: rf"{found[1] or ''}\{found[2] or found[3]}", _markdown(text)
+    )
 
 
 def _latex_table(table: TextTable) -> Iterator[str]:
@@ -105,7 +116,12 @@ def _latex_table(table: TextTable) -> Iterator[str]:
 
 
 def _latex_row(cells: tuple[str, ...]) -> str:
-    return " & ".join("".join(LATEX.get(c, c) for c in escaped(cell)) for cell in cells) + r" \\"
+    """Behind `{}`, so that a cell which begins with [ or * is no argument of the line break before it."""
+    return "{}" + " & ".join(map(_latex, cells)) + r" \\"
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in escaped(text))
 
 
 def _is_comparison(path: Path) -> bool:

@@ -11,10 +11,13 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.evaluation.metrics import DEFAULT, Metric
+from maskmed_zoo.evaluation.metrics import metrics as known_metrics
 from maskmed_zoo.evaluation.statistics.sample import Scores
 from maskmed_zoo.files import read_json
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+LARGEST = 1e15
+"""In any unit; the squares of larger scores could not be added up."""
 _VALUES = TypeAdapter(dict[str, float | None], config=_STRICT)
 
 
@@ -33,6 +36,7 @@ class _Table(BaseModel):
 
     unit: str
     higher_is_better: bool
+    """Checked against the metric's."""
     rules: str
     cases: list[_Case]
 
@@ -80,12 +84,13 @@ def read_scores(path: Path, wanted: Sequence[Metric]) -> tuple[dict[str, Any], R
 def scores_of(document: Any, place: str, wanted: Sequence[Metric]) -> RunScores:
     """The scores of the `wanted` metrics in a summary of `evaluate`, or of all that it has where none are wanted.
 
-    Raises `DataError` for a document of another form, without cases or labels, with a case twice, and for a wanted
-    metric that it does not have.
+    Metrics that this version does not know are left out. Raises `DataError` for a document of another form, without
+    cases or labels, with a case twice, with a score that its metric cannot have, or with tables of other cases or
+    labels, and for a wanted metric that it does not have.
     """
     try:
         tables: dict[str, Any] = {DEFAULT: document, **document.get("metrics", {})}
-        names = [metric.name for metric in wanted] or list(tables)
+        names = [metric.name for metric in wanted] or [name for name in tables if name in known_metrics()]
         for name in names:
             if name not in tables:
                 known = ", ".join(tables)
@@ -93,7 +98,7 @@ def scores_of(document: Any, place: str, wanted: Sequence[Metric]) -> RunScores:
                     f"{place}: no scores of '{name}', only of {known}; evaluate again with --metrics {name}, or give "
                     f"--ref, which scores all anew"
                 )
-        metrics = {name: _metric(tables[name], name) for name in names}
+        metrics = {name: _metric(tables[name], known_metrics()[name]) for name in names}
         cases = _Table.model_validate(document).cases
     except (ValidationError, ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
         raise DataError(f"{place}: no scores as 'evaluate' of this version writes them; evaluate again") from error
@@ -107,15 +112,26 @@ def scores_of(document: Any, place: str, wanted: Sequence[Metric]) -> RunScores:
     )
     if not cases or not found.labels:
         raise DataError(f"{place}: no cases or no labels are scored; there is nothing to compare")
+    for name, metric in metrics.items():
+        if list(metric.overall) != found.cases or list(metric.labels) != found.labels:
+            raise DataError(f"{place}: '{name}' is of other cases or labels than '{DEFAULT}'; evaluate again")
     return found
 
 
-def _metric(table: Any, name: str) -> MetricScores:
-    """Raises `ValueError` for a table of another form, with a case twice, or without a score of some label."""
+def _metric(table: Any, metric: Metric) -> MetricScores:
+    """Raises `ValueError` for a table of another form, with a case twice, without a score of some label, with a score
+    that the metric cannot have, or in another unit or direction.
+    """
     checked = _Table.model_validate(table)
-    values = {case.case: _VALUES.validate_python((case.model_extra or {})[name]) for case in checked.cases}
+    values = {case.case: _VALUES.validate_python((case.model_extra or {})[metric.name]) for case in checked.cases}
     labels = list(next(iter(values.values()), {}))
     if len(values) != len(checked.cases) or any(list(row) != labels for row in values.values()):
+        raise ValueError
+    low, high = metric.limits[0], min(metric.limits[1], LARGEST)
+    scores = [*(case.mean for case in checked.cases), *(score for row in values.values() for score in row.values())]
+    if any(score is not None and not low <= score <= high for score in scores):
+        raise ValueError
+    if (checked.unit, checked.higher_is_better) != (metric.unit, metric.higher_is_better):
         raise ValueError
     by_label: dict[str, Scores] = {label: {case: row[label] for case, row in values.items()} for label in labels}
     return MetricScores(checked.rules, {case.case: case.mean for case in checked.cases}, by_label)
@@ -127,8 +143,11 @@ def common_metrics(runs: Sequence[RunScores]) -> list[str]:
 
 
 def check_alike(runs: Sequence[RunScores]) -> None:
-    """Raise `DataError` unless all are of the same cases, labels, references, annotated labels and rules of metrics."""
+    """Raise `DataError` unless all are of the same cases, labels, references, annotated labels and rules of metrics,
+    and none contradicts another about a case's patient.
+    """
     first = runs[0]
+    patients, references = dict(first.patients), dict(first.references)
     for other in runs[1:]:
         where = f"{other.place} and {first.place}"
         for ours, theirs in ((first, other), (other, first)):
@@ -143,7 +162,11 @@ def check_alike(runs: Sequence[RunScores]) -> None:
                     f"{theirs.place}: no scores of {_some(names, 'label')} of {ours.place}; score the same labels"
                 )
         remedy = "score both against the same references (--ref)"
-        _check_same(where, "reference", remedy, first.references, other.references)
+        _check_same(where, "reference", remedy, references, other.references)
+        remedy = "score both with the same groups.json"
+        _check_same(where, "patient", remedy, patients, other.patients)
+        patients |= other.patients
+        references |= other.references
         remedy = "score both with the same annotated.json"
         _check_same(where, "set of annotated labels", remedy, first.unannotated, other.unannotated)
         for name in common_metrics(runs):

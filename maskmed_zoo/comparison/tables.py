@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskmed_zoo.comparison.numbers import interval, number, p_value
+from maskmed_zoo.evaluation.statistics.coverage import level_warning
 
+FAMILY = "p is corrected for the pairs of this metric, by label for pairs and labels, and not for other metrics."
 COST_HEADINGS = {
     "parameters": ("parameters", lambda value: f"{value:,.0f}"),
     "macs": ("GMACs", lambda value: f"{value / 1e9:,.1f}"),
@@ -39,19 +41,26 @@ def cost_table(comparison: Mapping[str, Any]) -> TextTable | None:
     if not known:
         return None
     shown = {key: COST_HEADINGS[key][1] for key in known}
-    rows = [(method["name"], *(_cost(method["costs"][key], show) for key, show in shown.items())) for method in methods]
+    rows = [(method["name"], *(_cost(method["costs"], key, show) for key, show in shown.items())) for method in methods]
     return TextTable("Costs", ("method", *(COST_HEADINGS[key][0] for key in known)), rows)
 
 
-def _cost(value: float | None, show: Any) -> str:
-    return "–" if value is None else show(value)
+def _cost(costs: Mapping[str, Any], key: str, show: Any) -> str:
+    """Peak memory with its kind: that of a card and of a process are no numbers to compare."""
+    if costs[key] is None:
+        return "–"
+    kind = f" ({costs['memory']})" if key == "peak_memory_bytes" else ""
+    return f"{show(costs[key])}{kind}"
 
 
 def remarks(table: Mapping[str, Any]) -> list[str]:
-    """What is to be said of a metric's intervals that hold less than they say, each once."""
+    """What is to be said of a metric's intervals that hold less than they say and of its p, each once."""
     means = [found for method in table["methods"].values() for found in (method["all"], *method["labels"].values())]
     rows = [*means, *table["differences"], *table["label_differences"]]
-    return [*dict.fromkeys(row["interval_warning"] for row in rows if row["interval_warning"])]
+    said = dict.fromkeys(row["interval_warning"] for row in rows if row["interval_warning"])
+    tested = [min(row["seeds"]) for row in table["differences"] if row["p_methods"] is not None]
+    said |= dict.fromkeys(warning for runs in tested if (warning := level_warning(runs)))
+    return [*said, FAMILY]
 
 
 def heading(table: Mapping[str, Any]) -> str:

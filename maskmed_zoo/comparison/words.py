@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from maskmed_zoo.comparison.numbers import p_value, signed, size
+from maskmed_zoo.comparison.numbers import counted, p_value, signed, size
 from maskmed_zoo.evaluation.metrics import Metric
-from maskmed_zoo.evaluation.statistics.coverage import told_apart
+from maskmed_zoo.evaluation.statistics.coverage import level_warning, told_apart
 from maskmed_zoo.evaluation.statistics.holm import LEVEL
 
 
@@ -36,26 +36,27 @@ def sentences(row: Mapping[str, Any], metric: Metric) -> dict[str, list[str]]:
         follows = (
             f"The trained networks of {first} and {second} differ in {metric.title} over other cases ({p}); {seen}."
         )
-        limits.append(
-            f"That one is the better method: runs of one method differ so much that their choice may explain it "
-            f"({p_methods} over cases and runs)."
-        )
+        limits.append(f"That one is the better method ({p_methods} over cases and runs): {_why(row)}.")
     elif networks:
         follows = (
-            f"The trained network of {better} is better than that of {worse} in {metric.title}, {by}; {p} over other "
-            f"cases."
+            f"{_networks(row, better)} better than {_those(row, worse)} in {metric.title}, {by}; {p} over other cases."
         )
     elif differ:
         follows = (
             f"The trained networks of {first} and {second} differ in {metric.title} over other cases ({p}), but not "
-            f"surely in the mean: {seen}. {first} is better in {row['better']} cases and worse in {row['worse']}."
+            f"surely in the mean: {seen}. {first} is better in {counted(row['better'], 'case')} and worse in "
+            f"{row['worse']}."
         )
     else:
         follows = (
             f"No difference between {first} and {second} in {metric.title} is shown ({p_methods if tested else p}); "
             f"{seen}."
         )
-        limits.append("That they are equal: every difference in the interval goes with these scores.")
+        limits.append(
+            "That they are equal: one patient cannot show that."
+            if row["interval"] is None
+            else "That they are equal: every difference in the interval goes with these scores."
+        )
     return {
         "follows": [follows],
         "does_not_follow": [*limits, *_limits(row, metric, better if methods or (networks and not tested) else None)],
@@ -78,10 +79,31 @@ def _limits(row: Mapping[str, Any], metric: Metric, better: str | None) -> list[
     if better and more < fewer:
         found.append(f"That {better} is better in most cases: it is in {more}, and worse in {fewer}.")
     if row["unpaired"]:
-        found.append(f"Anything about {row['unpaired']} cases that only one of the two has a score of.")
+        found.append(f"Anything about {counted(row['unpaired'], 'case')} that not every run has a score of.")
+    if row["p_methods_holm"] is not None and (warning := level_warning(min(row["seeds"]))):
+        found.append(f"That p over runs is exact. {warning}")
     if row["interval_warning"]:
         found.append(f"That the interval is exact. {row['interval_warning']}")
     return found
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    """What keeps networks that differ from showing that the methods do."""
+    if row["p_mean_holm"] is not None and row["p_mean_holm"] < LEVEL:
+        return "runs of one method differ so much that their choice may explain it"
+    p = p_value(row["p_mean_holm"], "p")
+    return (
+        f"the mean is not sure over cases alone either ({p}, Student's t); a few of them may weigh as much as the rest"
+    )
+
+
+def _networks(row: Mapping[str, Any], name: str) -> str:
+    several = row["seeds"][0 if name == row["first"] else 1] > 1
+    return f"The trained networks of {name} are" if several else f"The trained network of {name} is"
+
+
+def _those(row: Mapping[str, Any], name: str) -> str:
+    return f"{'those' if row['seeds'][0 if name == row['first'] else 1] > 1 else 'that'} of {name}"
 
 
 def _interval(row: Mapping[str, Any], metric: Metric, direction: float) -> str:

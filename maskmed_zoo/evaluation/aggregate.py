@@ -91,7 +91,7 @@ def summarize(
         )
         for case in cases
     ]
-    facts: dict[str, Any] = {"higher_is_better": metric.higher_is_better, "patients": patients}
+    facts: dict[str, Any] = {"higher_is_better": metric.higher_is_better, "patients": patients, "within": metric.limits}
     labels = {
         name: _statistics(name, scored) | distribution({c.identifier: c.values[name] for c in scored}, **facts)
         for name in names

@@ -14,6 +14,8 @@ from maskmed_zoo.files import write_atomically
 CASES = "evaluation.csv"
 """In a run's folder."""
 COLUMNS = ("case", "patient", "label", "metric", "value", "state")
+FORMULA = ("=", "+", "-", "@")
+"""Characters with which a spreadsheet's formulas begin."""
 STATES = ("unannotated", "missed", "false", "absent")
 """What may be said of a label in a case besides that it was scored."""
 
@@ -51,4 +53,9 @@ def _write(summary: Mapping[str, Any], path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for row in rows(summary):
-            writer.writerow(escaped(cell) if isinstance(cell, str) else cell for cell in row.values())
+            writer.writerow(_text(cell) if isinstance(cell, str) else cell for cell in row.values())
+
+
+def _text(cell: str) -> str:
+    """In one line, and behind a quote where a spreadsheet would take it for a formula."""
+    return f"{chr(39) if cell[:1] in FORMULA else ''}{escaped(cell)}"

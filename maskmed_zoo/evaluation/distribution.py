@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from maskmed_zoo.evaluation.statistics.coverage import shortfall
-from maskmed_zoo.evaluation.statistics.interval import FEWEST, mean_interval
+from maskmed_zoo.evaluation.statistics.interval import ANY, FEWEST, mean_interval
 from maskmed_zoo.evaluation.statistics.sample import Scores
 
 WORST = 5
@@ -22,16 +22,20 @@ DEFINITION = (
 
 
 def distribution(
-    scores: Scores, *, higher_is_better: bool, patients: Mapping[str, str] | None = None
+    scores: Scores,
+    *,
+    higher_is_better: bool,
+    patients: Mapping[str, str] | None = None,
+    within: tuple[float, float] = ANY,
 ) -> dict[str, Any]:
     """Keys `median`, `q1`, `q3`, `interval` (both ends), `patients` behind it, and `worst` (cases); null where none is.
 
-    Cases that `patients` does not name are patients of their own.
+    Cases that `patients` does not name are patients of their own. `within`: as in `mean_interval`.
     """
     present = {case: score for case, score in scores.items() if score is not None}
     q1, median, q3 = np.quantile([*present.values()], (0.25, 0.5, 0.75)).tolist() if present else (None,) * 3
     ordered = sorted(present, key=lambda case: present[case], reverse=not higher_is_better)
-    interval = mean_interval([present], patients)
+    interval = mean_interval([present], patients, within)
     return {
         "median": median,
         "q1": q1,

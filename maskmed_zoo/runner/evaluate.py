@@ -137,7 +137,9 @@ def _patients(cases: dict[str, tuple[Case, RawDataset]]) -> dict[str, str]:
         if is_file(dataset.root / GROUPS):
             own = {name: case.identifier for name, (case, there) in cases.items() if there is dataset}
             known = read_groups(dataset.root / GROUPS, list(own.values()))
-            prefix = f"{dataset.root.name}/" if len(datasets) > 1 else ""
+            same = [other for other in datasets if other.root.name == dataset.root.name]
+            number = f"{same.index(dataset) + 1}/" if len(same) > 1 else ""
+            prefix = f"{dataset.root.name}/{number}" if len(datasets) > 1 else ""
             patients |= {name: f"{prefix}{known[case]}" for name, case in own.items()}
     return patients
 

@@ -9,13 +9,14 @@ from typing import Any, Literal
 import pytest
 from pydantic import create_model
 
-from maskmed_zoo.ablation.cell import RESOURCES, Cell, CellFolder, Task, run_in_process
+from maskmed_zoo.ablation.cell import Cell, CellFolder, Task, run_in_process
 from maskmed_zoo.data.preprocess import PREPROCESSING
 from maskmed_zoo.files import write_json
 from maskmed_zoo.lock import locked
 from maskmed_zoo.necks import fsad
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.runner.metrics_file import write_rows
+from maskmed_zoo.runner.resources import RESOURCES
 from maskmed_zoo.runner.run_folder import RunFolder
 
 MANIFEST: dict[str, Any] = {"data": [], "dataset": "Boxes", "fold": 0, "seed": 0, "validation": [], "fingerprint": []}

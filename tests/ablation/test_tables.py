@@ -27,9 +27,12 @@ def test_what_single_runs_cannot_say_is_said_once() -> None:
     rows: list[dict[str, Any]] = [
         {"interval_warning": None, "seeds": [1, 3], "patients": 25},
         {"interval_warning": "With 3 cases", "seeds": [1, 1], "patients": 25},
-        {"interval_warning": None, "seeds": [2, 3], "patients": 25},
+        {"interval_warning": None, "seeds": [2, 3], "patients": 25, "p_methods": 0.03},
+        {"interval_warning": None, "seeds": [2, 2], "patients": 1, "p_methods": None},
+        {"interval_warning": None, "seeds": [3, 3], "patients": 25, "p_methods": 0.03},
     ]
     remarks = _remarks(rows)
-    assert len(remarks) == 2
+    assert len(remarks) == 3
     assert "25 cases" in remarks[0]
     assert remarks[1] == "With 3 cases"
+    assert remarks[2].startswith("With two runs the test over cases and runs")

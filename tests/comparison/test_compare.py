@@ -21,7 +21,7 @@ BASE = RNG.uniform(0.5, 0.9, (12, 2))
 
 
 def better(by: float, seed: int = 1, noise: float = 0.02) -> np.ndarray:
-    return BASE + by + np.random.default_rng(seed).normal(0, noise, BASE.shape)
+    return np.clip(BASE + by + np.random.default_rng(seed).normal(0, noise, BASE.shape), 0, 1)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_several_seeds_are_a_group(tmp_path: Path) -> None:
     assert row["p_holm"] < 0.05 < row["p_methods_holm"]
     assert unsure["words"][0]["follows"][0].startswith("The trained networks of one and three differ in Dice over")
     limits = " ".join(unsure["words"][0]["does_not_follow"])
-    assert "That one is the better method: runs of one method differ so much" in limits
+    assert "over cases and runs): runs of one method differ so much" in limits
     assert "smaller than the spread over seeds" in limits
 
 
@@ -141,7 +141,7 @@ def test_mean_and_most_cases_may_disagree(tmp_path: Path) -> None:
     (line,) = words["follows"]
     assert line.startswith("The trained networks of steady and wild differ in Dice over other cases (p = 0.03")
     assert "but not surely in the mean: steady minus wild is +0.0" in line
-    assert line.endswith("steady is better in 1 cases and worse in 11.")
+    assert line.endswith("steady is better in 1 case and worse in 11.")
 
 
 def test_a_label_that_one_side_alone_has_a_score_of_is_counted(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_label_that_one_side_alone_has_a_score_of_is_counted(tmp_path: Path) -
     nowhere[:, 1] = np.nan
     write(paths[0], document(nowhere))
     (_, row) = zoo.compare(paths)["metrics"]["dice"]["label_differences"]
-    assert (row["mean"], row["p"], row["p_holm"], row["cases"], row["unpaired"]) == (None, None, None, 0, 0)
+    assert (row["mean"], row["p"], row["p_holm"], row["cases"], row["unpaired"]) == (None, None, None, 0, 12)
 
 
 def test_patients_are_counted_where_they_are_known(tmp_path: Path) -> None:
@@ -168,6 +168,61 @@ def test_patients_are_counted_where_they_are_known(tmp_path: Path) -> None:
     assert (found["patients"], row["cases"], row["patients"]) == (6, 12, 6)
     differences = (BASE.mean(1) - better(0.05).mean(1)).reshape(6, 2).mean(1)
     assert row["p"] == pytest.approx(wilcoxon(differences).pvalue)
+
+
+def test_every_number_of_a_method_is_over_the_cases_that_all_its_runs_have_scores_of(tmp_path: Path) -> None:
+    holes = BASE.copy()
+    holes[3] = np.nan
+    runs = [write(tmp_path / f"{name}.json", document(table)) for name, table in (("a", BASE), ("b", holes))]
+    other = write(tmp_path / "c.json", document(better(0.1)))
+    table = zoo.compare({"two": runs, "one": other})["metrics"]["dice"]
+    found, (row,) = table["methods"]["two"]["all"], table["differences"]
+    assert found["mean"] == pytest.approx(np.delete(BASE, 3, 0).mean())
+    assert (found["cases"], found["unpaired"], row["unpaired"]) == (11, 1, 1)
+
+
+def test_a_metric_of_another_version_is_left_out(tmp_path: Path) -> None:
+    paths = [
+        write(tmp_path / f"{name}.json", document(table, hd95=10 * table))
+        for name, table in (("a", BASE), ("b", better(0.05)))
+    ]
+    for path in paths:
+        content = json.loads(path.read_text())
+        content["metrics"]["dice_of_tomorrow"] = content["metrics"]["hd95"]
+        write(path, content)
+    assert list(zoo.compare(paths)["metrics"]) == ["dice", "hd95"]
+
+
+HD95: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "case gone": (lambda d: d["cases"].pop(), "'hd95' is of other cases or labels than 'dice'; evaluate again"),
+    "label gone": (lambda d: [case["hd95"].pop("liver") for case in d["cases"]], "'hd95' is of other cases or labels"),
+    "huge": (lambda d: d["cases"][0]["hd95"].update(liver=1e200), "no scores as 'evaluate' of this version"),
+    "below 0": (lambda d: d["cases"][0]["hd95"].update(liver=-1.0), "no scores as 'evaluate' of this version"),
+    "other unit": (lambda d: d.update(unit="cm"), "no scores as 'evaluate' of this version"),
+    "other direction": (lambda d: d.update(higher_is_better=True), "no scores as 'evaluate' of this version"),
+}
+
+
+@pytest.mark.parametrize("change", HD95)
+def test_tables_that_do_not_belong_to_dice_are_one_line(tmp_path: Path, change: str) -> None:
+    paths = [write(tmp_path / f"{name}.json", document(BASE, hd95=10 * BASE)) for name in "ab"]
+    edit, words = HD95[change]
+    content = json.loads(paths[1].read_text())
+    edit(content["metrics"]["hd95"])
+    write(paths[1], content)
+    with pytest.raises(DataError, match=words):
+        zoo.compare(paths)
+
+
+def test_patients_that_contradict_each_other(tmp_path: Path) -> None:
+    known = [[f"p{i // 2}" for i in range(12)], [f"q{i // 2}" for i in range(12)]]
+    paths = [
+        write(tmp_path / f"{name}.json", document(BASE, patients=patients))
+        for name, patients in (("a", None), ("b", known[0]), ("c", known[1]))
+    ]
+    with pytest.raises(DataError, match=r"another patient in cases 'case_00'.*; score both with the same groups\.json"):
+        zoo.compare(paths)
+    assert zoo.compare(paths[:2])["patients"] == 6
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
@@ -195,6 +250,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "no scores as 'evaluate' of this version writes them; evaluate again",
     ),
     "label gone": (lambda d: d["cases"][0]["dice"].pop("liver"), "no scores as 'evaluate' of this version"),
+    "Dice below 0": (lambda d: d["cases"][0]["dice"].update(liver=-3.0), "no scores as 'evaluate' of this version"),
+    "mean above 1": (lambda d: d["cases"][0].update(mean=7.0), "no scores as 'evaluate' of this version"),
     "metrics are text": (lambda d: d.update(metrics="x"), "no scores as 'evaluate' of this version"),
 }
 

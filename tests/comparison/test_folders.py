@@ -12,12 +12,13 @@ import pytest
 
 import maskmed_zoo as zoo
 from maskmed_zoo.cli.main import main
-from maskmed_zoo.comparison.costs import RESOURCES, costs_of
+from maskmed_zoo.comparison.costs import costs_of
 from maskmed_zoo.comparison.methods import References, read_methods
 from maskmed_zoo.errors import DataError, UserError
 from maskmed_zoo.evaluation.folders import evaluate_folders
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.runner.metrics_file import write_rows
+from maskmed_zoo.runner.resources import RESOURCES
 from maskmed_zoo.runner.run_folder import RunFolder
 from tests.comparison.made import LABELS, document, write
 
@@ -165,6 +166,11 @@ def test_runs_are_scored_by_their_label_maps_where_there_are_references(ref: Pat
     assert methods[0].runs[0].folder == run
     assert methods[0].runs[0].scores.place == str(run / "predictions")
     assert methods[1].runs[0].folder is None
+    write(run / "evaluation.json", document(np.full((6, 2), 0.5), labels=LABELS) | {"seconds_per_case": 1.5})
+    methods = read_methods({"run": [run], "bad": [tmp_path / "bad"]}, [], References(ref))
+    assert methods[0].runs[0].facts["seconds_per_case"] == 1.5, "of its own files, whoever scores it"
+    with pytest.raises(DataError, match="mistyped: is not there"):
+        zoo.compare([run, tmp_path / "mistyped"], ref=ref)
 
 
 def test_costs_are_those_the_folder_of_a_run_tells(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -178,13 +184,21 @@ def test_costs_are_those_the_folder_of_a_run_tells(tiny_recipe: Path, tmp_path: 
         return run.path
 
     one, other = made("one", 2.0, seconds_per_case=1.5), made("other", 4.0, seconds_per_case=2.5)
+    third = made("third", 1.0)
     write(one / RESOURCES, {"peak_memory_bytes": 7, "memory": "resident"})
-    first, second = read_methods({"one": [one], "both": [one, other]}, [], References())
+    (first, _), (second, _) = (
+        read_methods({"method": paths, "third": [third]}, [], References()) for paths in ([one], [one, other])
+    )
     costs = costs_of(first.runs)
     assert (costs["parameters"] or 0) > 1000
     assert (costs["macs"] or 0) > 1000
     del costs["parameters"], costs["macs"]
-    assert costs == {"seconds_per_case": 1.5, "peak_memory_bytes": 7, "training_seconds": 4.0}
+    assert costs == {
+        "seconds_per_case": 1.5, "peak_memory_bytes": 7, "memory": "resident", "training_seconds": 4.0
+    }  # fmt: skip
+    write(other / RESOURCES, {"peak_memory_bytes": 9, "memory": "cuda"})
+    assert costs_of(second.runs)["peak_memory_bytes"] is None, "of different memory"
+    (other / RESOURCES).unlink()
     costs = costs_of(second.runs)
     assert (costs["seconds_per_case"], costs["training_seconds"]) == (2.0, 6.0)
     assert costs["peak_memory_bytes"] is None, "the second run does not tell"
@@ -194,6 +208,35 @@ def test_costs_are_those_the_folder_of_a_run_tells(tiny_recipe: Path, tmp_path: 
     assert (costs["training_seconds"], costs["peak_memory_bytes"]) == (None, None)
     (one / "recipe.yaml").write_text("name: [")
     assert costs_of(first.runs)["parameters"] is None
+
+
+def test_runs_of_a_method_differ_by_their_seed_alone(tiny_recipe: Path, tmp_path: Path) -> None:
+    def made(name: str, *, epochs: int = 2, **facts: Any) -> Path:
+        run = RunFolder(tmp_path / name)
+        recipe = load_recipe(tiny_recipe)
+        seed = facts.get("seed", 0)
+        run.write_recipe(
+            recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed, "epochs": epochs})})
+        )
+        write(run.evaluation_file, document(np.full((6, 2), 0.5), labels=LABELS) | facts)
+        return run.path
+
+    facts = {"recipe": "tiny", "dataset": "d", "fold": 0, "weights": "last"}
+    one, two, third = made("one", seed=0, **facts), made("two", seed=1, **facts), made("third", seed=0)
+    assert len(zoo.compare({"both": [one, two], "third": third})["methods"][0]["runs"]) == 2
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"seed": 0}, "other: seed 0, as .*one; runs of 'both' need seeds of their own"),
+        ({"seed": 2, "epochs": 3}, "other: another recipe than .*one; runs of 'both' may differ by their seed alone"),
+        ({"seed": 2, "fold": 1}, "other: another fold than"),
+        ({"seed": 2, "dataset": "e"}, "other: another data set than"),
+    ]
+    for change, words in cases:
+        with pytest.raises(DataError, match=words):
+            zoo.compare({"both": [one, made("other", **(facts | change))], "third": third})
+    with pytest.raises(DataError, match="third: in 'both' and in 'third'; give every run to one method"):
+        zoo.compare({"both": [third], "third": third})
+    with pytest.raises(DataError, match="in 'both' and in 'scores'; give every run to one method"):
+        zoo.compare({"both": [third], "scores": third / "evaluation.json"})
 
 
 def test_a_folder_that_is_none_of_all_that(ref: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from matplotlib.image import imread
 
 import maskmed_zoo as zoo
 from maskmed_zoo.cli.main import main
-from maskmed_zoo.comparison import picture
+from maskmed_zoo.comparison import picture, report
 from maskmed_zoo.comparison.numbers import interval, number, p_value, signed, size
+from maskmed_zoo.runner import pictures
 from tests.comparison.made import document, write
 
 EVIL = "a|b_$x$%&#{}~^\\<i>*`![l](u)"
@@ -22,7 +23,7 @@ EVIL = "a|b_$x$%&#{}~^\\<i>*`![l](u)"
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
     """Scores of two methods on labels of which one has a hostile name."""
-    base = np.random.default_rng(0).uniform(0.5, 0.9, (8, 2))
+    base = np.random.default_rng(0).uniform(0.5, 0.9, (10, 2))
     tables = {"a": base, "b": base + 0.05}
     return [
         write(tmp_path / f"{name}.json", document(dice, labels=("liver", EVIL), hd95=10 - dice))
@@ -52,6 +53,11 @@ def test_pages_escape_what_they_quote(files: list[Path], tmp_path: Path) -> None
             columns = len(begun[1])
         elif line.endswith(r"\\"):
             assert len(re.findall(r"(?<!\\)&", line)) == columns - 1
+    rows = [line for line in body if line.endswith(r"\\")]
+    assert all(line.startswith("{}") for line in rows), "a name that begins with [ is no argument of the line break"
+    assert "textquotedbl" not in tex
+    assert tex.count("held the truth in as few as") == 4, "of means and differences, of both metrics"
+    assert tex.count("corrected for the pairs of this metric") == 2
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 8
     assert tex.replace(r"\{", "").replace(r"\}", "").count("{") == tex.replace(r"\{", "").replace(r"\}", "").count("}")
 
@@ -65,7 +71,7 @@ def test_numbers_of_the_page_are_those_of_the_document(files: list[Path], tmp_pa
     for definition in found["definitions"]:
         assert f"- {definition}: " in page
     warning = found["metrics"]["dice"]["methods"]["a"]["all"]["interval_warning"]
-    assert warning, "of eight cases"
+    assert warning, "of ten cases"
     assert warning in page.replace("\\", "")
 
 
@@ -80,6 +86,31 @@ def test_the_picture_has_a_row_for_all(files: list[Path], tmp_path: Path) -> Non
     assert blue.sum() > 100, "differences that are told from chance"
 
 
+def test_names_that_begin_as_lists_do() -> None:
+    assert report._item("1. x is better") == r"- 1\. x is better"
+    assert report._item("- x is better") == r"- \- x is better"
+    assert report._item("$x$ is better") == r"- \$x\$ is better"
+
+
+def test_without_matplotlib_the_rest_is_written(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["compare", *map(str, files), "--out", str(out)]) == 0
+    assert "matplotlib" not in capsys.readouterr().out
+    monkeypatch.setattr(pictures, "can_draw", lambda: False)
+    assert main(["compare", *map(str, files), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["compare.json", "compare.md", "compare.tex"]
+    assert "No picture, which needs matplotlib" in " ".join(capsys.readouterr().out.split())
+
+
+def test_pairs_beyond_the_most_are_not_drawn(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = zoo.compare([*files, write(files[0].with_name("c.json"), json.loads(files[0].read_text()))])
+    monkeypatch.setattr(picture, "MOST_PAIRS", 2)
+    texts = [text for text, is_label, _ in picture._rows(found) if not is_label]
+    assert texts == ["a − b", "a − c"]
+
+
 def test_many_rows_are_drawn_without_labels(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     found = zoo.compare(files)
     monkeypatch.setattr(picture, "MOST_ROWS", 2)
@@ -87,10 +118,10 @@ def test_many_rows_are_drawn_without_labels(files: list[Path], monkeypatch: pyte
 
 
 def test_on_the_terminal(files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", f"mine={files[0]}", str(files[1]), "--metrics", "hd95", "--labels"]) == 0
+    assert main(["compare", f"mine={files[0]}", str(files[1]), "--metrics", "hd95", "--by-label"]) == 0
     text = capsys.readouterr().out
     for words in (
-        "8 cases, 2 labels",
+        "10 cases, 2 labels",
         "Dice (higher is better)",
         "HD95, mm (lower is better)",
         "mine − b",
@@ -98,7 +129,7 @@ def test_on_the_terminal(files: list[Path], capsys: pytest.CaptureFixture[str]) 
     ):
         assert words in text
     assert "Does not follow: " in text
-    assert "With 8 cases these 95 % intervals held the truth" in " ".join(text.split())
+    assert "With 10 cases these 95 % intervals held the truth" in " ".join(text.split())
     assert text.count("By label") == 2
     assert main(["compare", *map(str, files)]) == 0
     assert "By label" not in capsys.readouterr().out

@@ -11,8 +11,8 @@ from maskmed_zoo.evaluation.metrics import metrics
 
 ROW: dict[str, Any] = {
     "first": "A", "second": "B", "label": None, "mean": 0.02, "interval": [0.01, 0.03], "interval_warning": None,
-    "sd_over_seeds": None, "p_holm": 0.004, "p_methods_holm": None, "better": 20, "equal": 0, "worse": 5, "cases": 25,
-    "patients": 25, "unpaired": 0, "seeds": [1, 1],
+    "sd_over_seeds": None, "p_holm": 0.004, "p_mean_holm": 0.004, "p_methods_holm": None, "better": 20,
+    "equal": 0, "worse": 5, "cases": 25, "patients": 25, "unpaired": 0, "seeds": [1, 1],
 }  # fmt: skip
 SEVERAL = {"seeds": [3, 3], "p_methods_holm": 0.02, "sd_over_seeds": 0.005}
 CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
@@ -30,7 +30,7 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     ),
     "one single run": (
         {"seeds": [3, 1]},
-        "The trained network of A",
+        "The trained networks of A are better than that of B in Dice",
         ["That other training runs would show the same: B has one run."],
     ),
     "methods": (
@@ -38,6 +38,11 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "A is better than B in Dice, by 0.0200 (95 % interval over cases and runs +0.0100 to +0.0300); p = 0.020 over "
         "other cases and other training runs.",
         ["That it holds for cases of another kind, or for every label"],
+    ),
+    "methods of two runs": (
+        SEVERAL | {"seeds": [2, 3]},
+        "A is better than B in Dice",
+        ["That it holds", "That p over runs is exact. With two runs the test over cases and runs told at least one of"],
     ),
     "methods, more than it varies by": (
         SEVERAL | {"sd_over_seeds": 0.05},
@@ -48,7 +53,18 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         SEVERAL | {"p_methods_holm": 0.3, "interval": [-0.01, 0.05]},
         "The trained networks of A and B differ in Dice over other cases (p = 0.004); A minus B is +0.0200 (95 % "
         "interval over cases and runs −0.0100 to +0.0500).",
-        ["That one is the better method: runs of one method differ so much that their choice may explain it (p = 0.30"],
+        [
+            "That one is the better method (p = 0.30 over cases and runs): runs of one method differ so much that "
+            "their choice may explain it.",
+        ],
+    ),
+    "networks alone, by outliers": (
+        SEVERAL | {"p_methods_holm": 0.3, "p_mean_holm": 0.4, "interval": [-0.01, 0.05]},
+        "The trained networks of A and B differ in Dice over other cases (p = 0.004)",
+        [
+            "That one is the better method (p = 0.30 over cases and runs): the mean is not sure over cases alone "
+            "either (p = 0.40, Student's t)",
+        ],
     ),
     "not in the mean": (
         {"interval": [-0.01, 0.05], "better": 5, "worse": 20},
@@ -68,16 +84,19 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         ["That it holds", "That A is better in most cases: it is in 5, and worse in 20."],
     ),
     "one patient": (
-        {"p_holm": 1.0, "interval": None, "patients": 1},
+        {"p_holm": 1.0, "p_mean_holm": None, "interval": None, "patients": 1},
         "No difference between A and B in Dice is shown (p = 1.00); A minus B is +0.0200 (one patient, no interval).",
-        ["That they are equal", "That other training runs would show the same: A and B have one run."],
+        [
+            "That they are equal: one patient cannot show that.",
+            "That other training runs would show the same: A and B have one run.",
+        ],
     ),
     "what is left out, and what the interval is worth": (
         SEVERAL | {"unpaired": 3, "interval_warning": "With 5 cases."},
         "A is better than B",
         [
             "That it holds",
-            "Anything about 3 cases that only one of the two",
+            "Anything about 3 cases that not every run has a score of.",
             "That the interval is exact. With 5 cases.",
         ],
     ),

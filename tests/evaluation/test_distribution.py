@@ -21,14 +21,17 @@ from maskmed_zoo.labels import Labels
 
 LABELS = Labels({"background": 0, "liver": 1, "cyst": 2})
 SCORES = {"a": 0.9, "b": 0.5, "c": 0.7, "d": None, "e": 0.8, "f": 0.6, "g": 1.0, "h": 0.4}
+MORE = {f"x{i}": 0.45 + i / 100 for i in range(4)}
+"""Further cases, with which there are enough for an interval."""
 
 
 def test_by_hand() -> None:
     found = distribution(SCORES, higher_is_better=True)
     assert (found["median"], found["q1"], found["q3"]) == pytest.approx((0.7, 0.55, 0.85))
     assert found["worst"] == ["h", "b", "f", "c", "e"]
-    assert found["interval"] == list(mean_interval([SCORES]) or ())
-    assert found["patients"] == 7
+    assert (found["interval"], found["patients"]) == (None, 7)
+    found = distribution(SCORES | MORE, higher_is_better=True, within=(0.6, 1))
+    assert found["interval"] == [0.6, (mean_interval([SCORES | MORE]) or (0, 0))[1]]
     assert distribution(SCORES, higher_is_better=False)["worst"] == ["g", "a", "e", "c", "f"]
 
 
@@ -46,14 +49,14 @@ def test_patients_stand_for_their_cases() -> None:
 
 
 def test_a_summary_says_how_sure_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    cases = [CaseScores(case, {"liver": dice, "cyst": None}) for case, dice in SCORES.items()]
+    cases = [CaseScores(case, {"liver": dice, "cyst": None}) for case, dice in (SCORES | MORE).items()]
     summary = summarize(cases, LABELS.names)
     assert summary["over_cases"] == {key: summary["labels"]["liver"][key] for key in summary["over_cases"]}
-    assert "7 cases" in summary["interval_warning"]
+    assert "11 cases" in summary["interval_warning"]
     assert "studentized bootstrap" in summary["definition"]
     line = distribution_line(summary)
-    assert "median 0.7000" in line
-    assert "worst: h 0.4000, b 0.5000" in line
+    assert "median 0.5000" in line
+    assert "worst: h 0.4000, x0 0.4500" in line
     assert line.endswith(summary["interval_warning"])
     assert "95 %" in [column.header for column in score_table(summary).columns]
     many = [CaseScores(f"{i}", {"liver": i / 200}) for i in range(200)]
@@ -67,6 +70,15 @@ def scored(identifier: str, prediction: list[int], reference: list[int], annotat
     maps = [np.array(values)[None, None] for values in (prediction, reference)]
     pair = LabelMapPair(identifier, maps[0], maps[1], LABELS, frozenset(annotated), (1, 1, 1), patient="p\n1")
     return score_case(pair, chosen(["brats_dice", "lesion_sq"]))
+
+
+def test_names_are_no_formulas_of_a_spreadsheet(tmp_path: Path) -> None:
+    names = ["=1+1", "+a", "-b", "@c", "d=e"]
+    summary = summarize_cases([scored(name, [1], [1], {"liver", "cyst"}) for name in names], LABELS.names, chosen(()))
+    write_cases(summary, tmp_path / "cases.csv")
+    with (tmp_path / "cases.csv").open(newline="", encoding="utf-8") as file:
+        found = [row["case"] for row in csv.DictReader(file) if row["label"] == "liver"]
+    assert found == ["'=1+1", "'+a", "'-b", "'@c", "d=e"]
 
 
 def test_rows_of_the_table_of_cases(tmp_path: Path) -> None:

@@ -233,7 +233,9 @@ def test_memory_of_a_label_all_over_an_image() -> None:
     pred, ref = np.zeros((2, 80, 100, 100), bool)
     pred[20:50, 20:60, 20:60] = ref[25:55, 20:60, 20:60] = True
     pred[-1, -1, -1] = ref[0, 0, 0] = True
-    pair = LabelMapPair("a", pred.astype(np.uint8), ref.astype(np.uint8), LABELS, frozenset({"lesion"}), (1.0,) * 3)
+    pair = LabelMapPair(
+        "a", pred.astype(np.uint8), ref.astype(np.uint8), LABELS, frozenset({"lesion"}), (1.0, 1.0, 1.0)
+    )
     tracemalloc.start()
     score_case(pair, chosen(["lesion_f1", "brats_dice"]))
     kept, peak = tracemalloc.get_traced_memory()
@@ -245,7 +247,7 @@ def test_memory_of_a_label_all_over_an_image() -> None:
 def test_fewer_threads_where_boxes_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     array = np.zeros((10, 10, 10), np.uint8)
     array[::9, ::9, ::9], array[4, 4, 4] = 1, 2
-    pair = LabelMapPair("a", array, array, LABELS, frozenset({"lesion", "cyst"}), (1.0,) * 3)
+    pair = LabelMapPair("a", array, array, LABELS, frozenset({"lesion", "cyst"}), (1.0, 1.0, 1.0))
     monkeypatch.setattr(parallel.os, "cpu_count", lambda: 6)
     monkeypatch.setattr(parallel, "VOXELS_AT_ONCE", 3500)
     assert parallel.threads(pair, ["cyst"]) == 6

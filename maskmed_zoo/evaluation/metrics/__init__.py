@@ -8,6 +8,7 @@ with every table and written into every file.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ class Metric:
             f"prediction {both}; one that only the reference has (counted in missed) or only the prediction (counted "
             f"in false) {self.one_absent_words}."
         )
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Lowest and highest value there can be: what has no unit is a share, what has one begins at 0."""
+        return 0.0, math.inf if self.unit else 1.0
 
     @property
     def one_absent_words(self) -> str:

@@ -19,23 +19,29 @@ from maskmed_zoo.evaluation.statistics.sample import Sample, Scores, Vector, com
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-FEWEST = 5
-"""Patients below which a mean of skewed scores gets no interval."""
+FEWEST = 10
+"""Patients below which a mean of skewed scores gets no interval: its width is then chance's."""
+ANY = (-np.inf, np.inf)
 
 
-def mean_interval(runs: Sequence[Scores], patients: Mapping[str, str] | None = None) -> tuple[float, float] | None:
+def mean_interval(
+    runs: Sequence[Scores], patients: Mapping[str, str] | None = None, within: tuple[float, float] = ANY
+) -> tuple[float, float] | None:
     """The 95 % interval of the mean over cases and runs; None for fewer than `FEWEST` patients.
+
+    `within`: lowest and highest value that a score can have, and so its mean; the interval ends there.
 
     Over other patients for one run; over other patients and other training runs for several. Cases without a score in
     some run are left out.
     """
     cases = common_cases(runs)
     found = sample(runs, cases, patients) if cases else None
-    return None if found is None else interval_of(found)
+    ends = None if found is None else interval_of(found)
+    return None if ends is None else (max(ends[0], within[0]), min(ends[1], within[1]))
 
 
 def interval_of(found: Sample) -> tuple[float, float] | None:
-    """The same of a `Sample`."""
+    """The same of a `Sample`, of scores without limits."""
     values = found.over_runs
     mean = float(values.mean())
     sums, counts = found.by_patient(values - mean), found.by_patient(np.ones_like(values))

@@ -22,7 +22,7 @@ from scipy.special import stdtr
 from scipy.stats import rankdata, wilcoxon
 
 from maskmed_zoo.evaluation.statistics.interval import run_variance, standard_error, student
-from maskmed_zoo.evaluation.statistics.sample import Sample, Scores, Vector, common_cases, sample
+from maskmed_zoo.evaluation.statistics.sample import Sample, Scores, Vector, common_cases, sample, unpaired_cases
 
 EXACT = 50
 """Patients up to which the signed-rank test counts, as SciPy's without ties."""
@@ -36,14 +36,16 @@ class PairedDifference:
 
     `mean` over `cases` cases of `patients` patients, each averaged over the `seeds` runs of both sides; `interval` its
     95 % interval, over runs too if `over_seeds`; None for one patient. `p` of the signed-rank test over patients.
-    `p_methods`: of the mean over patients and runs, None unless both sides have several runs. `std`: standard deviation
-    of the difference between one run of each, likewise. Cases in which the first is `higher`, `equal` or `lower`, and
-    those with a score on one side alone, `unpaired`, which are left out.
+    `p_mean`: of the mean, by Student's t over patients, None for one patient. `p_methods`: of the mean over patients
+    and runs, None unless both sides have several runs. `std`: standard deviation of the difference between one run of
+    each, likewise. Cases in which the first is `higher`, `equal` or `lower`, and those that some runs alone have a
+    score of, `unpaired`, which are left out.
     """
 
     mean: float
     interval: tuple[float, float] | None
     p: float
+    p_mean: float | None
     p_methods: float | None
     std: float | None
     higher: int
@@ -77,11 +79,11 @@ def paired_difference(
     sums, counts = one.by_patient(differences), one.by_patient(np.ones_like(differences))
     interval, p_methods = _interval(one, other, differences)
     means: list[list[float]] = [side.table.mean(1).tolist() for side in (one, other)]
-    there = [set(common_cases(side)) for side in (first, second)]
     return PairedDifference(
         mean=fmean(differences),
         interval=interval,
         p=_signed_rank(sums / counts),
+        p_mean=_over_patients(sums, counts, differences),
         p_methods=p_methods,
         std=hypot(*map(stdev, means)) if min(map(len, means)) > 1 else None,
         higher=int((differences > 0).sum()),
@@ -89,7 +91,7 @@ def paired_difference(
         lower=int((differences < 0).sum()),
         cases=len(cases),
         patients=len(sums),
-        unpaired=len(there[0] ^ there[1]),
+        unpaired=unpaired_cases([*first, *second]),
         seeds=(len(first), len(second)),
     )
 
@@ -119,12 +121,22 @@ def _interval(one: Sample, other: Sample, differences: Vector) -> tuple[tuple[fl
     return (mean - width, mean + width), p
 
 
+def _over_patients(sums: Vector, counts: Vector, differences: Vector) -> float | None:
+    """Two-sided p of the mean difference, by Student's t; None for one patient."""
+    mean = float(differences.mean())
+    if len(sums) == 1:
+        return None
+    error = standard_error(sums - mean * counts, counts)
+    return float(2 * stdtr(len(sums) - 1, -abs(mean) / error)) if error else float(mean == 0)
+
+
 def _signed_rank(differences: Vector) -> float:
     """Two-sided p, of nothing but zeros 1; zeros are left out.
 
-    Exact up to `EXACT` patients, ties or not: SciPy, which goes through all signs where there are ties, takes a second
-    for 13. Its approximation beyond.
+    Differences that are equal but for rounding are ties. Exact up to `EXACT` patients, ties or not: SciPy, which goes
+    through all signs where there are ties, takes a second for 13. Its approximation beyond.
     """
+    differences = np.rint(differences / EQUAL) * EQUAL
     differences = differences[differences != 0]
     if len(differences) > EXACT:
         test: Any = wilcoxon(differences)

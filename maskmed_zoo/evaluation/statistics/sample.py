@@ -42,6 +42,12 @@ def common_cases(runs: Sequence[Scores]) -> list[str]:
     return [case for case in runs[0] if all(case in cases for cases in there)] if runs else []
 
 
+def unpaired_cases(runs: Sequence[Scores]) -> int:
+    """How many cases have a score in some run, and none in another."""
+    there = {case for run in runs for case, score in run.items() if score is not None}
+    return len(there) - len(common_cases(runs))
+
+
 def sample(runs: Sequence[Scores], cases: Sequence[str], patients: Mapping[str, str] | None = None) -> Sample:
     """The scores of these cases, which every run has; `patients` maps cases to patients."""
     numbers: dict[str, int] = {}

@@ -11,7 +11,15 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from maskmed_zoo.evaluation.statistics.coverage import ENOUGH, MEASURED, ONE_RUN, shortfall, told_apart
+from maskmed_zoo.evaluation.statistics.coverage import (
+    ENOUGH,
+    MEASURED,
+    ONE_RUN,
+    TWO_RUNS,
+    level_warning,
+    shortfall,
+    told_apart,
+)
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "docs" / "benchmarks"
 
@@ -46,6 +54,9 @@ def test_the_test_over_runs_holds_its_level() -> None:
     methods = [float(row["methods"]) for row in rows if row["methods"]]
     assert len(methods) == 72
     assert max(methods) <= 0.05 + chance
+    assert max(float(row["methods"]) for row in rows if row["seeds"] == "2") == TWO_RUNS
+    assert f"{100 * TWO_RUNS:.1f} %" in (level_warning(2) or "")
+    assert level_warning(3) is None
     equal = [float(row["signed_rank"]) for row in rows if float(row["run_sd"]) == 0]
     assert max(equal) <= 0.05 + chance
     assert max(float(row["signed_rank"]) for row in rows if float(row["run_sd"]) > 0) > 0.5
@@ -59,7 +70,10 @@ def test_one_cell_of_the_simulation(script: ModuleType) -> None:
     assert world.method(0) == pytest.approx(0.86, abs=0.005)
     row = script.row_of(world, cases=10, seeds=2, simulations=10)
     assert set(row) >= {"mean_methods", "difference_methods", "shifted_methods", "signed_rank", "methods"}
+    assert set(row) >= {"mean_width", "difference_width"}
     assert all(0 <= float(share) <= 1 for share in row.values())
+    few = script.row_of(world, cases=5, seeds=1, simulations=2)
+    assert (few["mean_networks"], few["mean_width"], few["methods"]) == ("", "", "")
 
 
 def test_words_where_the_share_is_too_small() -> None:
@@ -73,13 +87,13 @@ def test_words_where_the_share_is_too_small() -> None:
         assert (words is None) == (share >= ENOUGH)
         if words is not None:
             assert f"With {cases} cases" in words
-            assert f"{100 * share:.1f} %" in words
+            assert f"in as few as {100 * share:.1f} %" in words
     assert any(words for *_, words in found)
     assert shortfall("mean", 12) == (shortfall("mean", 10) or "").replace("10 cases", "12 cases")
-    assert "not simulated" in (shortfall("difference", 3) or "")
+    assert "so few were not simulated" in (shortfall("difference", 3) or "")
 
 
 def test_single_runs_of_equal_methods() -> None:
     assert told_apart(9) == ""
-    assert "25 cases" in told_apart(40)
+    assert "25 cases the test told at least one of three pairs" in told_apart(40)
     assert f"{100 * ONE_RUN[100]:.0f} %" in told_apart(1000)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, norm, t
 
+from maskmed_zoo.evaluation.metrics import metrics
 from maskmed_zoo.evaluation.statistics.interval import FEWEST, RESAMPLES, mean_interval, resamples
 
 
@@ -63,8 +64,20 @@ def test_few_cases_and_equal_scores() -> None:
     assert mean_interval([as_scores(skewed(FEWEST - 1))]) is None
     assert mean_interval([]) is None
     assert mean_interval([{"a": None}]) is None
-    assert mean_interval([as_scores(np.full(6, 0.7))]) == pytest.approx((0.7, 0.7))
-    assert mean_interval([as_scores(skewed(5)) | {"none": None}]) is not None
+    assert mean_interval([as_scores(np.full(10, 0.7))]) == pytest.approx((0.7, 0.7))
+    assert mean_interval([as_scores(skewed(10)) | {"none": None}]) is not None
+
+
+def test_the_interval_ends_where_scores_do() -> None:
+    """Few cases with one failure: the studentized bootstrap alone leaves the range of Dice on both sides."""
+    dice = as_scores(np.array([0.95, 0.97, 0.2, 0.96, 0.99] * 2))
+    low, high = mean_interval([dice]) or (0, 0)
+    assert low < 0
+    assert mean_interval([dice], within=(0, 0.9)) == (0, 0.9)
+    assert mean_interval([dice], within=metrics()["dice"].limits) == (0, high)
+    assert mean_interval([{case: dice[case] for case in list(dice)[:5]}]) is None
+    limits = [(metrics()[name].limits) for name in ("dice", "brier", "hd95")]
+    assert limits == [(0, 1), (0, 1), (0, np.inf)]
 
 
 def test_where_most_resamples_hold_one_value_the_end_is_students() -> None:
@@ -89,9 +102,9 @@ def test_runs_that_differ_make_the_interval_wider() -> None:
 
 def test_patients_are_drawn_and_not_their_cases() -> None:
     """Patients with three equal cases say as much as patients with one; and cases that differ share their patient."""
-    values = skewed(9)
+    values = skewed(10)
     once = mean_interval([as_scores(values)])
-    patients = {f"case{i}": f"patient{i // 3}" for i in range(27)}
+    patients = {f"case{i}": f"patient{i // 3}" for i in range(30)}
     three = mean_interval([as_scores(np.repeat(values, 3))], patients)
     assert three == pytest.approx(once)
     low, high = mean_interval([as_scores(np.repeat(values, 3))]) or (0, 0)

@@ -49,7 +49,7 @@ def test_only_cases_with_scores_everywhere_count() -> None:
     assert found is not None
     assert (found.cases, found.mean) == (1, pytest.approx(0.1))
     assert found.unpaired == 3, "b, which the second alone has a score of, c and d"
-    assert found.interval is None, "of one case"
+    assert (found.interval, found.p_mean) == (None, None), "of one case"
     assert paired_difference([{"a": None}], [{"a": 0.4}]) is None
     assert paired_difference([], []) is None
 
@@ -80,11 +80,33 @@ def as_scores(table: np.ndarray) -> list[dict[str, float]]:
     return [{f"case{i}": float(v) for i, v in enumerate(run)} for run in table]
 
 
+def test_cases_that_some_runs_of_a_side_alone_have_scores_of_are_counted() -> None:
+    whole, part = {"a": 0.5, "b": 0.4, "c": 0.2}, {"a": 0.5, "b": None, "c": 0.3}
+    found = paired_difference([whole, part], [{"a": 0.4, "c": 0.1}])
+    assert found is not None
+    assert (found.cases, found.unpaired) == (2, 1)
+
+
+def test_rounding_breaks_no_ties() -> None:
+    """0.1 + 0.2 - 0.2 and 0.1 are the same difference."""
+    first, second = [0.3, 0.8, 0.1, 0.6, 0.2], [0.2, 0.7, 0.2, 0.5, 0.1]
+    noisy = np.array(first) - np.array(second)
+    assert len(set(np.abs(noisy).tolist())) > 1
+    found = paired_difference(as_scores(np.array([first])), as_scores(np.array([second])))
+    assert found is not None
+    assert found.p == pytest.approx(signed_rank_p(np.array([0.1, 0.1, -0.1, 0.1, 0.1])))
+    other = [1.1, 0.3 - 0.2, 0.5]
+    found = paired_difference(as_scores(np.array([other])), as_scores(np.array([[1.0, 0.2, 0.4]])))
+    assert found is not None
+    assert found.p == 1
+
+
 def test_the_interval_of_single_runs_is_students() -> None:
     pairs = np.random.default_rng(1).normal(size=(2, 12))
     found = paired_difference(as_scores(pairs[:1]), as_scores(pairs[1:]))
     assert found is not None
     assert found.interval == pytest.approx(ttest_rel(*pairs).confidence_interval(0.95))
+    assert found.p_mean == pytest.approx(ttest_rel(*pairs).pvalue)
     assert (found.p_methods, found.std, found.over_seeds) == (None, None, False)
 
 
