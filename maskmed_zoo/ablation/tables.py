@@ -13,7 +13,7 @@ from typing import Any
 from maskmed_zoo.ablation.cell import Cell
 from maskmed_zoo.ablation.plan import Ablation
 from maskmed_zoo.comparison.differences import difference_row, with_holm
-from maskmed_zoo.comparison.numbers import p_value
+from maskmed_zoo.comparison.numbers import interval, number, p_value
 from maskmed_zoo.evaluation.aggregate import definition, headline, headline_by_case, patients_of
 from maskmed_zoo.evaluation.metrics import DEFAULT, metrics
 from maskmed_zoo.evaluation.statistics.coverage import level_warning, told_apart
@@ -153,7 +153,7 @@ NAMES = ("first", "second", "label")
 """Keys of a difference that a row of the table says already."""
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "row": lambda r: r["row"],
-    "Dice (seeds)": lambda r: f"{_number(r['mean_dice'])}{_spread(r)} ({len(r['seeds'])})",
+    "Dice (seeds)": lambda r: f"{number(r['mean_dice'])}{_spread(r)} ({len(r['seeds'])})",
     "difference (95 %)": lambda r: _difference(r["difference"]) if r["difference"] else "",
     "p, Holm (cases, seeds)": lambda r: _p_value(r["difference"]) if r["difference"] else "",
     "p over seeds too": lambda r: p_value(r["difference"]["p_methods_holm"]) if r["difference"] else "",
@@ -219,14 +219,14 @@ def _write_markdown(summary: dict[str, Any], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _number(value: float | None, style: str = "z.4f") -> str:
+def _number(value: float | None, style: str) -> str:
     return "–" if value is None else f"{value:{style}}"
 
 
 def _difference(difference: dict[str, Any]) -> str:
     ends = difference["interval"]
-    interval = "" if ends is None else f" ({_number(ends[0], '+z.4f')} to {_number(ends[1], '+z.4f')})"
-    return f"{_number(difference['mean'], '+z.4f')}{interval}"
+    around = "" if ends is None else f" ({interval(ends, sign='+')})"
+    return f"{number(difference['mean'], sign='+')}{around}"
 
 
 def _p_value(difference: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ def test_zero_has_no_sign_and_differences_say_of_how_many() -> None:
     difference: dict[str, Any] = {"mean": -0.00001, "interval": [-0.02, 0.00001], "p_holm": 0.125, "cases": 5}
     difference |= {"seeds": [3, 3], "p_methods_holm": 0.0004}
     row: dict[str, Any] = {"mean_dice": -0.00001, "sd_over_seeds": None, "seeds": [0, 1, 2], "difference": difference}
-    assert COLUMNS["difference (95 %)"](row) == "+0.0000 (-0.0200 to +0.0000)"
+    assert COLUMNS["difference (95 %)"](row) == "+0.0000 (−0.0200 to +0.0000)"
     assert COLUMNS["Dice (seeds)"](row) == "0.0000 (3)"
     assert COLUMNS["p, Holm (cases, seeds)"](row) == "0.12 (5, 3)"
     assert COLUMNS["p over seeds too"](row) == "< 0.001"
