@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 MOST_THREADS = 8
 VOXELS_AT_ONCE = 2**27
-"""Of the boxes of labels that are scored side by side; the hungriest metric takes some 20 bytes for each."""
+"""Of the boxes of labels that are scored side by side; lesions take the most, some 17 bytes for each."""
 Value = TypeVar("Value")
 
 
