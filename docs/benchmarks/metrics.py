@@ -1,6 +1,6 @@
 """What Dice, NSD and HD95 of a large label map cost, beside MONAI and surface-distance.
 
-    python docs/benchmarks/metrics.py --machine "2 CPU cores (AVX2)"
+    python docs/benchmarks/metrics.py
 
 A made-up map of 300 x 512 x 512 voxels of 2.5 x 0.8 x 0.8 mm with 15 organs from an adrenal gland's size to a liver's,
 and a prediction whose surfaces lie some millimetres beside. Every way scores all labels in a process of its own with as
@@ -14,10 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
-import subprocess
-import sys
 import time
 import warnings
 from importlib.metadata import version
@@ -44,7 +40,6 @@ WAYS = ("ours", "surface-distance", "MONAI")
 def main() -> None:
     """Time every way in turn, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--machine", default=platform.processor() or platform.machine(), metavar="TEXT")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--shrink", type=int, default=1, metavar="N")
     parser.add_argument("--maps", type=Path, default=Path("/tmp/metrics_maps"), metavar="DIR", help="kept there")
@@ -60,10 +55,9 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(args.rounds):
         for way in WAYS:
-            words = [sys.executable, str(Path(__file__).resolve()), "--one", way, "--maps", str(args.maps)]
-            done = subprocess.run(words, capture_output=True, text=True, check=True)
-            found[way].append(json.loads(done.stdout.splitlines()[-1]))
-    facts = {"date": time.strftime("%Y-%m-%d"), "machine": args.machine, "cores": os.cpu_count()}
+            found[way].append(measure.in_fresh_process(__file__, "--one", way, "--maps", str(args.maps)))
+    facts = {key: value for key, value in measure.machine().items() if key in ("date", "machine")}
+    facts |= {"cores": os.cpu_count()}
     facts |= {name: version(name) for name in ("numpy", "scipy", "monai", "surface-distance")}
     shape = "x".join(str(side) for side in np.load(args.maps / "reference.npy", mmap_mode="r").shape)
     rows = [
@@ -77,7 +71,7 @@ def main() -> None:
 def compared(runs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the rounds, ratios within a round, and the largest difference of a value."""
     row: dict[str, Any] = {"rounds": len(runs)}
-    for key, digits in (("seconds", 2), ("cpu_seconds", 2), ("mib", 0)):
+    for key, digits in (("seconds", 2), ("cpu_seconds", 2), ("mb", 0)):
         row[key] = f"{median(run[key] for run in runs):.{digits}f}"
         row[f"{key}_over_ours"] = f"{median(run[key] / own[key] for run, own in zip(runs, ours, strict=True)):.2f}"
     for name in ("dice", "nsd", "hd95"):
@@ -115,20 +109,19 @@ def made_up(shrink: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scored(way: str, maps: Path) -> dict[str, Any]:
-    """The values of all labels, seconds, CPU-seconds and MiB beyond the maps."""
+    """The values of all labels, seconds, CPU-seconds and MB beyond the maps."""
     reference, prediction = (np.load(maps / f"{name}.npy") for name in ("reference", "prediction"))
     shrink = SHAPE[0] // reference.shape[0]
     spacing = tuple(mm * shrink for mm in SPACING)
     score = {"ours": by_us, "surface-distance": by_surface_distance, "MONAI": by_monai}[way]()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start, cpu = time.perf_counter(), time.process_time()
-    values = score(prediction, reference, spacing)
-    return {
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": time.process_time() - cpu,
-        "mib": max(1, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
-        "values": values,
-    }
+    found: dict[str, Any] = {}
+
+    def measured() -> None:
+        start, cpu = time.perf_counter(), time.process_time()
+        found["values"] = score(prediction, reference, spacing)
+        found.update(seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)
+
+    return {"mb": measure.peak(measured)} | found
 
 
 def by_us() -> Any:
