@@ -143,7 +143,7 @@ def test_summary_pools_the_voxels_of_all_cases() -> None:
         console.print(part)
     text = console.file.getvalue()
     assert "most probable label" in text
-    assert f"{pooled.ece:.4f}" in text
+    assert f"{pooled.ece:.3g}" in text
 
 
 def test_memory_does_not_grow_with_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
