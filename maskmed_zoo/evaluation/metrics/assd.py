@@ -2,7 +2,7 @@
 
 Source: Heimann et al. 2009 (SLIVER07), as an integral over area and not as a mean over voxels. The integral has one
 point per element, the centre of its patch. Deviation from `surface-distance` 0.1, whose points are corners of voxels:
-concentric spheres come out within 1 % from gaps of 15 voxels on, where corners need 60; see the tests.
+concentric spheres come out within 1 % from gaps of some 20 voxels on, where corners need 60; see the tests.
 """
 
 from __future__ import annotations
