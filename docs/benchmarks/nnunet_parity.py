@@ -82,7 +82,11 @@ def turned(configuration: dict[str, Any], axes: Sequence[int]) -> dict[str, Any]
     return result
 
 
-def our_recipe(peer: Peer, configuration: dict[str, Any]) -> Recipe:
+def our_recipe(peer: Peer, source: Path, configuration: dict[str, Any]) -> Recipe:
+    """The twin of nnU-Net's plan, with its settings of training."""
+    plans = json.loads((peer.preprocessed / f"{PLANNED}.json").read_text())
+    first = sorted((source / "imagesTr").glob("*_0000.nii.gz"))[0]
+    configuration = turned(configuration, axes_of(plans, first))
     optimizer = {"kind": "sgd", "lr": 1e-2, "momentum": 0.99, "weight_decay": 3e-5, "gradient_clip": 12}
     settings = {
         "data.mirror_axes": ["z", "y", "x"],
@@ -99,9 +103,7 @@ def our_recipe(peer: Peer, configuration: dict[str, Any]) -> Recipe:
 
 
 def run_ours(peer: Peer, source: Path, configuration: dict[str, Any]) -> tuple[dict[str, Any], float]:
-    plans = json.loads((peer.preprocessed / f"{PLANNED}.json").read_text())
-    first = sorted((source / "imagesTr").glob("*_0000.nii.gz"))[0]
-    recipe = our_recipe(peer, turned(configuration, axes_of(plans, first)))
+    recipe = our_recipe(peer, source, configuration)
     out = peer.work / "ours" / peer.dataset / f"{peer.plans}_{peer.epochs}x{peer.iterations}_seed{peer.seed}"
     zoo.train(recipe, data=source, out=out, fold=peer.fold, device="cpu", workers=0, resume=out.exists())
     with (out / "metrics.csv").open(newline="") as file:
@@ -118,10 +120,8 @@ def run_theirs(peer: Peer, number: int, source: Path) -> tuple[dict[str, Any], f
 
 def run_ported(peer: Peer, source: Path, configuration: dict[str, Any]) -> tuple[dict[str, Any], float]:
     """nnU-Net's network in our predictor; it cost what nnU-Net's training did."""
-    plans = json.loads((peer.preprocessed / f"{PLANNED}.json").read_text())
     dataset = open_dataset(source)
-    first = dataset.cases[0].images[0]
-    recipe = bind(our_recipe(peer, turned(configuration, axes_of(plans, first))), dataset)
+    recipe = bind(our_recipe(peer, source, configuration), dataset)
     model = zoo.create(recipe, pretrained=peer.results / "checkpoint_final.pth").eval()
     statistics = fingerprint_dataset(dataset).intensities
     references = references_of(peer, source)

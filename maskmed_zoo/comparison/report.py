@@ -41,7 +41,7 @@ def write(comparison: Mapping[str, Any], out: Path) -> list[Path]:
 
 def markdown(comparison: Mapping[str, Any]) -> Iterator[str]:
     """Lines of a page: in words, then the tables of every metric, costs, and what the numbers are."""
-    names = " , ".join(method["name"] for method in comparison["methods"]).replace(" ,", ",")
+    names = ", ".join(method["name"] for method in comparison["methods"])
     yield from (f"# Comparison of {_markdown(names)}", "", _markdown(data_line(comparison)), "")
     cost = cost_table(comparison)
     for name, tables in tables_of(comparison).items():

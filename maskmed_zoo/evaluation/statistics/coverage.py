@@ -42,7 +42,7 @@ def shortfall(kind: Kind, patients: int, runs: int = 1) -> str | None:
     if share >= ENOUGH:
         return None
     return (
-        f"With {_count(patients, 'case')}{f' and {runs} runs' if runs > 1 else ''} these 95 % intervals held the "
+        f"With {patients} cases{f' and {runs} runs' if runs > 1 else ''} these 95 % intervals held the "
         f"truth in as few as {100 * share:.1f} % of simulations: read them as wider."
     )
 
@@ -66,7 +66,3 @@ def level_warning(runs: int) -> str | None:
         f"With two runs the test over cases and runs told at least one of three pairs of equal methods apart in up to "
         f"{100 * TWO_RUNS:.1f} % of simulations, not 5 %; three runs or more are safer."
     )
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
