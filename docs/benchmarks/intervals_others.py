@@ -3,8 +3,8 @@
 Of a mean and of a difference with one run each, the truth being the networks': Student's t, the percentile bootstrap,
 BCa (Efron 1987), the studentized bootstrap, and Student's t with Hall's correction of skewness (1992). Of a difference
 with three runs each that differ as the scene says, the truth being the methods': Student's t over the cases' means over
-runs, a bootstrap that draws cases and runs, and mean squares of both levels with Satterthwaite's degrees of freedom. All
-are written out here for many samples at once, but for the last, which is the package's. A row is the share of 95 %
+runs, a bootstrap that draws cases and runs, and mean squares of both levels with Satterthwaite's degrees of freedom.
+All are written out here for many samples at once, but for the last, which is the package's. A row is the share of 95 %
 intervals that hold the truth, with their median width, and their largest.
 `difference` is that of two equal methods, whose differences are symmetric; `shifted` that to one that is better, whose
 are not.
