@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -79,8 +80,9 @@ class Sessions:
             _train(words, log, steps, within)
         if interrupt is not None:
             interrupt(pid, lambda: len(_steps(steps)))
-        at = time.monotonic()
+        sent = time.monotonic()
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        at = sent if interrupt is not None else time.monotonic()
         self.ended.append(Ended(how, code, at, _steps(steps), log.read_text()))
         return self.ended[-1]
 
@@ -95,12 +97,12 @@ class Sessions:
         ended, first = self.ended[number], self.ended[number + 1].steps[0][0] - 1
         made = [made for session in self.ended[: number + 1] for step, _, made in session.steps if step == first]
         since = made[-1] if made else ended.steps[0][1]
-        return ended.done - first, ended.at - since
+        return ended.done - first, max(0.0, ended.at - since)
 
     def longest_step(self, number: int) -> float:
         """Seconds from the end of one step to the end of the next in a session, at most."""
         ends = [made for _, _, made in self.ended[number].steps]
-        return max((after - before for before, after in zip(ends, ends[1:], strict=False)), default=0.0)
+        return max((after - before for before, after in pairwise(ends)), default=0.0)
 
 
 def _train(words: list[str], log: Path, steps: Path, within: Callable[[], None] | None) -> None:
