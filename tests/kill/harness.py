@@ -190,7 +190,7 @@ def differences(one: RunFolder, other: RunFolder) -> list[str]:
         ours, theirs = load_file(one.weights_file(which)), load_file(other.weights_file(which))
         if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
             found.append(f"{which} weights")
-    rows = [list(csv.DictReader(run.metrics_file.open(newline=""))) for run in (one, other)]
+    rows = [list(csv.DictReader(run.metrics_file.read_text().splitlines())) for run in (one, other)]
     kept = [[{key: value for key, value in row.items() if key not in TIMES} for row in table] for table in rows]
     if kept[0] != kept[1] or [*rows[0][0]] != [*rows[1][0]]:
         found.append("metrics.csv")
