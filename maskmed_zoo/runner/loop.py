@@ -67,8 +67,8 @@ class Loop:
                 row = self._epoch(feed, pauses, session)
                 progress.epoch, progress.begun = progress.epoch + 1, None
                 progress.rows.append(row)
-                save(self.run, self.trainer, progress)
-                pauses.saved()
+                with pauses.saving():
+                    save(self.run, self.trainer, progress)
                 session.note(self.trainer.iteration)
                 show(row)
             if pauses.ask() is Turn.STOP:  # while the last epoch was saved: evaluation is not to begin
@@ -109,8 +109,8 @@ class Loop:
         turn = pauses.ask()
         if turn is Turn.GO_ON:
             return
-        save_state(self.run, self.trainer, self.progress)
-        pauses.saved()
+        with pauses.saving():
+            save_state(self.run, self.trainer, self.progress)
         step = self.trainer.iteration
         session.note(step)
         if turn is Turn.STOP:
