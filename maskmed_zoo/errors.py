@@ -96,6 +96,10 @@ class WorkerError(ZooError):
     """A process at work for this one that crashed."""
 
 
+class PeerError(ZooError):
+    """A process that trained the same run and is gone."""
+
+
 class FoundError(ZooError):
     """What a check was looking for, and found."""
 
