@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import atexit
 import logging
-import time
 import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -99,6 +98,14 @@ def add_up_gradients(parameters: Sequence[Tensor], *, failed: bool = False) -> b
     for parameter, row, total, is_used in zip(parameters, rows, sums, used, strict=True):
         parameter.grad = row.copy_(total.view_as(row)) if is_used else None
     return failures > 0
+
+
+def same_as_first(tensors: Iterable[Tensor]) -> None:
+    """Give tensors the values that they have in rank 0."""
+    if size() > 1:
+        with _together(), torch.no_grad():
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
 
 def gathered(thing: _T) -> list[_T]:

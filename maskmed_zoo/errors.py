@@ -120,6 +120,12 @@ class Failures:
             self._kinds.add(type(error))
             self.lines += str(error).split("\n")  # not the error itself: it holds on to the arrays of its case
 
+    def take(self, others: Iterable[Failures]) -> None:
+        """Those of the same work elsewhere."""
+        for other in others:
+            self._kinds |= other._kinds
+            self.lines += other.lines
+
     def tell(self, cases: int, others: str, *, in_one_line: bool = False) -> None:
         """Raise a `DataError` with a line for each, of so many `cases`, and what became of the `others`.
 

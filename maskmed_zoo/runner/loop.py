@@ -9,10 +9,12 @@ from itertools import cycle
 from statistics import fmean
 from typing import Any
 
+from maskmed_zoo import distributed
 from maskmed_zoo.data.cache import Parts
 from maskmed_zoo.data.patches import PatchDataset
 from maskmed_zoo.runner.checkpoint import Progress, load, save
 from maskmed_zoo.runner.display import Display
+from maskmed_zoo.runner.divided import own_indices
 from maskmed_zoo.runner.feed import Feed, Part, Stream
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.trainer import Trainer
@@ -49,7 +51,8 @@ class Loop:
 
     def resume(self) -> None:
         """Continue after the last whole epoch of the run."""
-        self.progress = load(self.run, self.trainer)
+        with distributed.first_alone():  # who may have to mend files
+            self.progress = load(self.run, self.trainer)
 
     def run_to_end(self, display: Display) -> None:
         """The epochs that are left."""
@@ -62,7 +65,8 @@ class Loop:
                 row = self._epoch(feed)
                 progress.epoch += 1
                 progress.rows.append(row)
-                save(self.run, self.trainer, progress)
+                if distributed.is_first():
+                    save(self.run, self.trainer, progress)
                 show(row)
 
     def _epoch(self, feed: Feed) -> dict[str, Any]:
@@ -96,9 +100,10 @@ class Loop:
         first, last = (
             n * config.iterations_per_epoch * config.batch_size for n in (self.progress.epoch, config.epochs)
         )
-        parts: dict[Stream, Part] = {"train": Part(self.patches["train"], range(first, last))}
+        parts: dict[Stream, Part] = {"train": Part(self.patches["train"], own_indices(first, last))}
         if config.validation_iterations:
-            indices = range(config.validation_iterations * config.batch_size)
+            indices = own_indices(0, config.validation_iterations * config.batch_size)
             parts["validation"] = Part(self.patches["validation"], cycle(indices))
         is_cuda = self.trainer.device.type == "cuda"
-        return Feed(parts, batch_size=config.batch_size, workers=self.workers, pin_memory=is_cuda)
+        own = config.batch_size // distributed.size()
+        return Feed(parts, batch_size=own, workers=self.workers, pin_memory=is_cuda)
