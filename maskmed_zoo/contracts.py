@@ -245,7 +245,7 @@ class Loss(Component, ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Labels (b d h w) integer; returns the loss and its detached parts by name.
 
-        `counts`: those of the whole batch, if this is a piece of it; loss and parts are then its addends to the whole's.
+        `counts`: those of the whole batch, if this is a piece of it; loss and parts are then its share of them.
         """
 
     def counts(

@@ -51,11 +51,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the table; a run also gets its predictions/, evaluation.json and evaluation.csv. Of several processes, all
     predict and score a run, and rank 0 does the rest."""
+    if args.run is None:
+        _run(args, is_first=True)
+        return
     from maskmed_zoo import distributed
 
     with distributed.one_voice():
-        if args.run is not None or distributed.is_first():
-            _run(args, is_first=distributed.is_first())
+        _run(args, is_first=distributed.is_first())
 
 
 def _run(args: argparse.Namespace, *, is_first: bool) -> None:

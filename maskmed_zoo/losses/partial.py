@@ -57,7 +57,9 @@ def unmatched_class_loss(class_logits: Tensor, annotated: Tensor) -> Tensor:
 @torch.no_grad()
 def claimed_share(class_logits: Tensor, annotated: Tensor) -> Tensor:
     """(b n) each query's probability of being one of U; class logits (b n k+1), annotated (b k)."""
-    return at_least_float32(class_logits).softmax(-1)[..., :-1].masked_fill(annotated.unsqueeze(1), 0).sum(-1).clamp_max(1)
+    return (
+        at_least_float32(class_logits).softmax(-1)[..., :-1].masked_fill(annotated.unsqueeze(1), 0).sum(-1).clamp_max(1)
+    )
 
 
 @torch.no_grad()

@@ -48,4 +48,6 @@ def at_points(volumes: Tensor, points: Tensor | None) -> Tensor:
     if points is None:
         return volumes.flatten(2)
     volumes = at_least_float32(volumes)
-    return F.grid_sample(volumes, points[:, None, None].to(volumes.dtype), padding_mode="border", align_corners=False).flatten(2)
+    return F.grid_sample(
+        volumes, points[:, None, None].to(volumes.dtype), padding_mode="border", align_corners=False
+    ).flatten(2)

@@ -121,7 +121,7 @@ class SetCriterion(Loss):
         annotated: Tensor | None = None,
         instances: Tensor | None = None,
     ) -> Tensor:
-        """Matched queries, and unmatched ones of samples with a target; every target has a query if there are enough."""
+        """Matched queries, as many as targets if there are enough, and unmatched ones of samples with a target."""
         given = self.check.look(output, labels, annotated, instances)
         queries = _query_tensors(output.stages[0])[0].shape[1]
         matched = self.targets(given.labels, given.annotated, given.instances).present.sum(1).clamp_max(queries)

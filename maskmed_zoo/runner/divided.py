@@ -1,11 +1,11 @@
-"""The batch of a step, divided among processes and, in each, into pieces whose gradients are added (`train.accumulate`).
+"""The batch of a step, divided among processes and, in each, into pieces whose gradients add up.
 
 `train.batch_size` is the whole batch. Process r of n takes its patches r, r + n, r + 2 n, … and goes through them in
-`accumulate` pieces. Loss and gradients are those of the undivided batch, because losses divide by what they count in
-the whole of it (`Loss.counts`).
+`train.accumulate` pieces. Loss and gradients are those of the undivided batch, because losses divide by what they count
+in the whole of it (`Loss.counts`).
 
-What is drawn at random in a step (dropout, sampled points) follows from the seed, the step and the piece, so a run can
-go on with another number of processes: exactly as before where nothing is drawn, else with other draws of the same kind.
+What is drawn at random in a step (dropout, sampled points) follows from the seed, the step and the piece, so a run goes
+on with another number of processes as if nothing had happened where nothing is drawn, else with other draws.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def number_of_pieces(recipe: Recipe) -> int:
 
 
 def check_divisible(recipe: Recipe, model: nn.Module, loss: Loss) -> None:
-    """Raise `RecipeError` or `JointError` if the batch, or the training of this network, cannot be divided as asked."""
+    """Raise `RecipeError` or `JointError` if a batch of this recipe, network and loss cannot be divided as asked."""
     pieces, config = number_of_pieces(recipe), recipe.train
     if pieces == 1:
         return
@@ -42,8 +42,8 @@ def check_divisible(recipe: Recipe, model: nn.Module, loss: Loss) -> None:
     if config.batch_size % pieces:
         near = max(pieces, round(config.batch_size / pieces) * pieces)
         raise RecipeError(
-            f"train.batch_size: {config.batch_size} patches cannot be divided among {asked} = {pieces}; give a multiple "
-            f"of {pieces}, such as {near}, or other numbers of these"
+            f"train.batch_size: {config.batch_size} patches cannot be divided among {asked} = {pieces}; give a "
+            f"multiple of {pieces}, such as {near}, or other numbers of these"
         )
     kind = getattr(recipe.model.loss, "kind", type(loss).__name__)
     if type(loss).counts is Loss.counts:
@@ -68,7 +68,7 @@ def in_pieces(image: Tensor, *others: Tensor | None, pieces: int) -> list[Piece]
     """This process's samples of a batch in so many equal pieces."""
     size = len(image) // pieces
     return [
-        tuple(None if x is None else x[start : start + size] for x in (image, *others))  # pyright: ignore
+        tuple(None if x is None else x[start : start + size] for x in (image, *others))
         for start in range(0, len(image), size)
     ]
 

@@ -67,7 +67,7 @@ def evaluate(
     others are predicted; `evaluation.json` is then left as it was.
     """
     distributed.join()
-    display, wanted = display or Display(), chosen(metrics)
+    display, wanted = display or Display(quiet=not distributed.is_first()), chosen(metrics)
     given = None if settings is None else metric_settings(settings)
     predictor, manifest = load(run, which=which, device=device), run.manifest()
     used_settings = given or predictor.recipe.evaluation

@@ -48,13 +48,14 @@ def train(
 
     Of a folder given as `DIR@all` every case trains and none validates. Labels of several data sets are merged by
     name. `resume` continues an interrupted run after its last whole epoch. Of several processes that `torchrun` has
-    started, rank 0 prepares the cases and writes; `out` and `data` are to be the same folders for all. Raises `DataError` for data sets that cannot
-    be used or contradict the recipe, naming all cases at fault, `CheckpointError` if `out` holds a run and `resume` is
-    not given, or one of another recipe, data set, fold or seed, or another process trains there; `OutputError` where
-    nothing can be written, `NonFiniteError` if training diverges, `MemoryShortageError`.
+    started, rank 0 prepares the cases and writes; `out` and `data` are the same folders for all.
+    Raises `DataError` for data sets that cannot be used or contradict the recipe, naming all cases at fault,
+    `CheckpointError` if `out` holds a run and `resume` is not given, or one of another recipe, data set, fold or seed,
+    or another process trains there; `OutputError` where nothing can be written, `NonFiniteError` if training diverges,
+    `MemoryShortageError`.
     """
     distributed.join()
-    display = display or Display()
+    display = display or Display(quiet=not distributed.is_first())
     target = pick_device(device)
     sources = open_sources(data)
     for remark in (line for source in sources for line in source.dataset.remarks):
@@ -92,7 +93,7 @@ def _train(
 ) -> None:
     """Prepare the cases, write down what the run is made from, and train."""
     is_first, folder, instances = distributed.is_first(), run.path.parent / CACHE, trainer.recipe.data.instances
-    how = distributed.from_first(_prepare(run, trainer, parts, facts, display, workers) if is_first else None)
+    how = distributed.from_first(_prepare(run, trainer, parts, facts, display, workers=workers) if is_first else None)
     if how is None:
         raise PeerError("rank 0 has prepared nothing")
     caches = [CaseCache(folder, source.dataset, how, instances) for source, _ in parts]
@@ -115,6 +116,7 @@ def _prepare(
     parts: Sequence[tuple[Source, Split]],
     facts: dict[str, Any],
     display: Display,
+    *,
     workers: int,
 ) -> Preprocessing:
     """Prepare the cases of every data set, write recipe and manifest of a new run; returns how they were prepared."""

@@ -50,9 +50,9 @@ class Trainer:
     ) -> dict[str, float]:
         """One optimiser step on image (b c d h w) and labels (b d h w); returns the loss, its parts, the gradient norm.
 
-        `annotated` and `instances` are those of `Loss`. All are this process's share of the batch. A step whose costs, loss or gradients are not finite changes
-        nothing but the schedule, is reported and skipped, and returns nothing; raises `NonFiniteError`, naming the step
-        and the tensor, after `max_skipped_steps` such steps in a row.
+        All are this process's share of the batch, `annotated` and `instances` those of `Loss`. A step whose costs, loss
+        or gradients are not finite changes nothing but the schedule, is reported and skipped, and returns nothing;
+        raises `NonFiniteError`, naming the step and the tensor, after `max_skipped_steps` such steps in a row.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -93,10 +93,9 @@ class Trainer:
     def gradients(
         self, image: Tensor, labels: Tensor, annotated: Tensor | None = None, instances: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Add the gradients of a batch, of which this is the process's share, to those there are; returns its loss
-        and the loss's parts.
+        """Make the gradients of a batch, of which this is the process's share; returns loss and parts of the whole.
 
-        Scaled as the `scaler` scales. Raises `NonFiniteError`, in all processes, if costs or loss are not finite in one.
+        They are scaled as by `scaler`. Raises `NonFiniteError` in all processes if costs or loss are not finite in one.
         """
         tensors = [None if x is None else x.to(self.device, non_blocking=True) for x in (labels, annotated, instances)]
         pieces = in_pieces(image, *tensors, pieces=self.recipe.train.accumulate)
@@ -135,7 +134,8 @@ class Trainer:
     def validate(self, batches: Iterable[Patch]) -> float:
         """Mean over foreground labels of the Dice over all voxels of the patches; labels in none are left out.
 
-        The patches are those of all processes. A label counts in the patches alone in which it was annotated, so that to find it elsewhere is no mistake.
+        The patches are those of all processes. A label counts in the patches alone in which it was annotated, so that
+        to find it elsewhere is no mistake.
         """
         self.model.eval()
         classes = self.model.num_classes
