@@ -158,7 +158,7 @@ class SetCriterion(Loss):
         matched = 0 if self.config.assigner == "fixed" else len(stages) if self.config.match == "per_stage" else 1
         costs = [self._costs(*pair, annotated) for pair in zip(stages[:matched], targets, strict=False)]
         # Finite where every number is, and so far from overflow that the loss is finite too.
-        norms = [torch.linalg.vector_norm(x.detach(), dtype=torch.float32) for s in stages for x in _query_tensors(s)]
+        norms = [_norm(x.detach()) for stage in stages for x in _query_tensors(stage)]
         seen = present.new_zeros(0) if seen is None else seen
         on_host = to_host(seen, present, partial, torch.stack(norms), *costs)
         self.check.judge(on_host[0])
@@ -263,6 +263,10 @@ def _query_tensors(stage: StageOutput) -> tuple[Tensor, Tensor]:
     if stage.masks is None or stage.class_logits is None:
         raise JointError("loss 'set_criterion' needs masks and class logits; use 'ce_dice' for heads that give logits")
     return stage.masks, stage.class_logits
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_finite(norms: Tensor) -> None:

@@ -1,0 +1,136 @@
+"""A batch divided among processes and into pieces: the training of one process with the whole batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maskmed_zoo import registry
+from maskmed_zoo.cli.main import main
+from maskmed_zoo.contracts import Loss
+from maskmed_zoo.errors import JointError, RecipeError
+from maskmed_zoo.losses.ce_dice import CEDiceLoss
+from maskmed_zoo.recipe import load_recipe
+from maskmed_zoo.runner import divided
+from maskmed_zoo.runner.metrics_file import read_rows
+from maskmed_zoo.runner.run_folder import RunFolder
+from maskmed_zoo.runner.trainer import Trainer
+from tests.conftest import TINY
+from tests.runner import two_processes as two
+
+CASES = two.cases()
+ROOT = Path(__file__).resolve().parents[2]
+EXACT, ROUNDED = 1e-9, 2e-3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the tiny recipe."""
+    path = tmp_path_factory.mktemp("two")
+    (path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def together(folder: Path) -> list[dict[str, Any]]:
+    """What the two processes found."""
+    command = [sys.executable, "-m", "tests.runner.two_processes"]
+    started = [subprocess.Popen([*command, str(rank), str(folder)], cwd=ROOT) for rank in range(2)]
+    try:
+        assert [process.wait(600) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / a.norm())
+
+
+def test_gradients_are_those_of_the_whole_batch(folder: Path, together: list[dict[str, Any]]) -> None:
+    """1 x 4 = 2 x 2 = accumulation 2 x 2 = 4 x 1 in float64; naive means of halves are not."""
+    naive: dict[tuple[str, str, str], float] = {}
+    for case in CASES:
+        batch = two.batch_of(case[2])
+        trainer = two.trainer_of(folder, *case)
+        values, whole = two.gradients(trainer, batch)
+        assert whole.norm() > 0.1
+        divisions = [two.gradients(two.trainer_of(folder, *case, pieces), batch) for pieces in (2, 4)]
+        divisions += [found[str((*case, pieces))] for pieces in (1, 2) for found in together]
+        assert len(divisions) == 6
+        for parts, gradients in divisions:
+            assert difference(whole, gradients) < EXACT, case
+            assert parts == pytest.approx(values, rel=EXACT), case
+        halves = [{name: tensor[half] for name, tensor in batch.items()} for half in (slice(2), slice(2, 4))]
+        means = sum(two.gradients(trainer, half)[1] for half in halves) / 2
+        naive[case] = difference(whole, means)
+    assert len(CASES) >= 27
+    assert {head for head, _, _ in CASES} == {*registry.names("head")}
+    assert {trainer_loss for _, trainer_loss, _ in CASES} == {"ce_dice", "once", "fixed", "per_stage"}
+    assert {*registry.names("loss")} == {"ce_dice", "set_criterion"}
+    assert all(naive[case] > 1e-3 for case in CASES if case[1] != "ce_dice" or case[2] in ("partial", "ignore"))
+
+
+def test_sixty_steps_and_another_number_of_processes_on_the_way(folder: Path, together: list[dict[str, Any]]) -> None:
+    first = two.weights(two.learner(folder))
+    alone = two.weights(two.trained(two.learner(folder), range(60)))
+    pieces = two.weights(two.trained(two.learner(folder, accumulate=2), range(60)))
+    torch.set_num_threads(2)
+    threads = two.weights(two.trained(two.learner(folder), range(60)))
+    moved = float((alone - first).norm())
+    found = {"pieces": pieces, "threads": threads} | {name: together[0][name] for name in ("60", "2-1-2")}
+    far = {name: float((alone - w).norm()) / moved for name, w in found.items()}
+    print(far)
+    assert max(far.values()) < ROUNDED
+    assert all(torch.equal(*(t[name] for t in together)) for name in ("60", "2-1-2"))
+
+
+def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_both(together: list[dict[str, Any]]) -> None:
+    (values, said, is_same), other = (found["skipped"] for found in together)
+    assert values == other[0] == {}
+    assert said == other[1]
+    assert said.startswith("step 0: matching cost or loss is not finite: NaN or infinity in masks of stage 0")
+    assert is_same
+    assert other[2]
+
+
+def test_validation_counts_the_patches_of_all_processes(folder: Path, together: list[dict[str, Any]]) -> None:
+    batches: Any = [two.batch_of("plain", step) | {"annotated": torch.ones(4, 3).bool()} for step in range(3)]
+    assert together[0]["dice"] == together[1]["dice"] == two.learner(folder).validate(batches) > 0
+
+
+def test_words_of_processes_and_one_voice_at_the_end(together: list[dict[str, Any]]) -> None:
+    assert [found["words"] for found in together] == [([0, 1], 0)] * 2
+    assert together[1]["ended"] == "DataError a case of process 1"
+    assert together[0]["ended"] == "SystemExit 1"  # in silence
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tiny_recipe: Path, tmp_path: Path, capsys: Any) -> None:
+    words = ["train", str(tiny_recipe), "--data", str(two.ROOT if hasattr(two, "ROOT") else tmp_path)]
+    del words
+    with pytest.raises(RecipeError, match="2 patches cannot be divided among 1 processes x train.accumulate 4 = 4"):
+        Trainer(load_recipe(tiny_recipe, ["train.accumulate=4"]), two.CPU)
+    del capsys, main
+
+
+def test_a_loss_or_a_network_that_cannot_be_divided_is_refused(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(tiny_recipe, ["train.accumulate=2", "model.head.kind=pointwise", "model.loss.kind=ce_dice"])
+    trainer = Trainer(recipe, two.CPU)
+    trainer.model.neck.add_module("norm", nn.BatchNorm3d(4))
+    with pytest.raises(JointError, match=r"has batch norm \('neck.norm'\).*without it"):
+        divided.check_divisible(recipe, trainer.model, trainer.loss)
+    monkeypatch.setattr(CEDiceLoss, "counts", Loss.counts)
+    with pytest.raises(JointError, match="loss 'ce_dice' does not say what it divides by"):
+        Trainer(recipe, two.CPU)
+    assert Trainer(load_recipe(recipe, {"train.accumulate": 1}), two.CPU).step(
+        torch.randn(2, 1, 8, 16, 16), torch.ones(2, 8, 16, 16).long()
+    )
