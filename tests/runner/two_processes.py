@@ -1,6 +1,6 @@
 """What two processes compute together, and one alone, for `test_processes`; run as a module it is one of the two.
 
-`python -m tests.runner.two_processes RANK FOLDER` writes FOLDER/RANK.pt.
+`torchrun --nproc-per-node 2 -m tests.runner.two_processes FOLDER` writes FOLDER/0.pt and 1.pt.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from maskmed_zoo import distributed, registry
+from maskmed_zoo.cli.main import main
 from maskmed_zoo.contracts import Head
-from maskmed_zoo.errors import DataError, NonFiniteError, PeerError
 from maskmed_zoo.recipe import load_recipe
 from maskmed_zoo.runner.trainer import Trainer
 
@@ -51,14 +51,18 @@ def trainer_of(folder: Path, head: str, loss: str, variant: str, accumulate: int
     """The trainer of the tiny recipe with another head, in batches of four."""
     gives = registry.component(head, "head").gives  # type: ignore[attr-defined]
     changes = [f"model.head={{kind: {head}}}", LOSSES[gives][loss], "train.batch_size=4"]
-    changes += [f"train.accumulate={accumulate}", "train.optimizer.warmup_iterations=0", "train.iterations_per_epoch=60"]
+    changes += [
+        f"train.accumulate={accumulate}",
+        "train.optimizer.warmup_iterations=0",
+        "train.iterations_per_epoch=60",
+    ]
     if variant == "ignore":
         changes.append(f"data.labels={{background: 0, left: 1, right: 2, ignore: {IGNORE}}}")
     return Trainer(load_recipe(folder / "tiny.yaml", changes), CPU)
 
 
 def batch_of(variant: str, step: int = 0) -> dict[str, Tensor]:
-    """Four samples that count differently: of one label, of two, of three, and of one and many ids or ignored voxels."""
+    """Four samples that count differently: of one label, of two, of three, and of one, many ids or ignored voxels."""
     generator = torch.Generator().manual_seed(step)
     labels = torch.zeros(4, 8, 16, 16, dtype=torch.int64)
     labels[1, 2:6, 3:9, 2:7] = 1
@@ -107,13 +111,8 @@ def weights(trainer: Trainer) -> Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
-def _meet(folder: Path, rank: int, name: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder / name}", rank=rank, world_size=2)
-    distributed._Group.words = None
-
-
 def _skipped(folder: Path, rank: int) -> tuple[dict[str, float], str, bool]:
-    """A step that is not finite in process 1 alone: what it gives and says here, and whether the weights are as before."""
+    """A step that is not finite in process 1 alone: what it gives and says here, and whether the weights stay."""
     trainer, said = learner(folder), list[str]()
     trainer.say, before = said.append, weights(trainer)
     batch = own(batch_of("plain"))
@@ -128,49 +127,47 @@ def _validated(folder: Path) -> float:
     return trainer.validate(batches)
 
 
-def _ended(folder: Path, rank: int) -> str:
-    """What comes out of `one_voice` here when process 1 fails."""
-    distributed._Group.store = dist.FileStore(str(folder / "spoken"), 2)
+def command(folder: Path, out: str) -> int | str:
+    """The exit code of `train` on the data set in the folder."""
+    words = ["train", str(folder / "tiny.yaml"), "--data", str(folder / "Dataset001_Boxes"), "--device", "cpu"]
     try:
-        with distributed.one_voice():
-            if rank:
-                raise DataError("a case of process 1")
-            distributed.wait()
-    except (DataError, PeerError, SystemExit) as error:
-        return f"{type(error).__name__} {error}"
-    return "nothing"
+        return main([*words, "--out", str(folder / out)])
+    except SystemExit as error:
+        return f"silent {error.code}"
 
 
-def main(rank: int, folder: Path) -> None:
-    """All of it; what is said of the end comes last, because process 1 does not answer afterwards."""
+def run(folder: Path) -> None:
+    """All of it; the command that is refused comes last, because process 0 does not answer afterwards."""
     torch.set_num_threads(1)
-    result: dict[str, Any] = {}
-    _meet(folder, rank, "first")
+    distributed.join()
+    rank, result = distributed.rank(), dict[str, Any]()
     for accumulate in (1, 2):
         for case in cases():
             result[str((*case, accumulate))] = gradients(trainer_of(folder, *case, accumulate), own(batch_of(case[2])))
     result["skipped"], result["dice"] = _skipped(folder, rank), _validated(folder)
-    run = trained(learner(folder), range(STEPS))
+    result["words"] = (distributed.gathered(rank), distributed.from_first(rank))
+    result["train"] = command(folder, "together")
+    trainer = trained(learner(folder), range(STEPS))
     if not rank:
-        torch.save(run.state(), folder / "after_two.pt")
-    result["60"] = weights(trained(run, range(STEPS, 3 * STEPS)))
+        torch.save(trainer.state(), folder / "after_two.pt")
+    result["60"] = weights(trained(trainer, range(STEPS, 3 * STEPS)))
     distributed.wait()
     dist.destroy_process_group()
     if not rank:  # alone for a while
-        run = learner(folder)
-        run.load_state(torch.load(folder / "after_two.pt", weights_only=True))
-        torch.save(trained(run, range(STEPS, 2 * STEPS)).state(), folder / "alone.pt")
+        trainer = learner(folder)
+        trainer.load_state(torch.load(folder / "after_two.pt", weights_only=True))
+        torch.save(trained(trainer, range(STEPS, 2 * STEPS)).state(), folder / "alone.pt")
         (folder / "alone.pt").replace(folder / "after_one.pt")
     while not (folder / "after_one.pt").exists():
         time.sleep(0.1)
-    _meet(folder, rank, "second")
-    run = learner(folder)
-    run.load_state(torch.load(folder / "after_one.pt", weights_only=True))
-    result["2-1-2"] = weights(trained(run, range(2 * STEPS, 3 * STEPS)))
-    result["words"] = (distributed.gathered(rank), distributed.from_first(rank))
-    result["ended"] = _ended(folder, rank)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'again'}", rank=rank, world_size=2)
+    distributed._Group.words = None
+    trainer = learner(folder)
+    trainer.load_state(torch.load(folder / "after_one.pt", weights_only=True))
+    result["2-1-2"] = weights(trained(trainer, range(2 * STEPS, 3 * STEPS)))
+    result["refused"] = command(folder, "together")
     torch.save(result, folder / f"{rank}.pt")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    run(Path(sys.argv[1]))
