@@ -20,13 +20,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maskmed_zoo.errors import PeerError, UserError, first_line
+from maskmed_zoo.errors import PeerError, StoppedError, UserError, first_line
 
 _T = TypeVar("_T")
 _AS_LONG_AS_IT_TAKES = timedelta(days=30)
 _SPOKEN = "spoken"
 """Key of the store that all processes share: how many of them had something to say of the end."""
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class _Group:
@@ -118,6 +118,16 @@ def gathered(thing: _T) -> list[_T]:
     return things
 
 
+def largest(number: int) -> int:
+    """The largest of the numbers that the processes have."""
+    if size() == 1:
+        return number
+    found = torch.tensor(number)
+    with _together():
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=_words())
+    return int(found)
+
+
 def from_first(thing: _T) -> _T:
     """What rank 0 has."""
     if size() == 1:
@@ -183,6 +193,8 @@ def _code(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
+    if isinstance(error, StoppedError) or not isinstance(error, Exception):
+        return TERMINATED
     return 2 if isinstance(error, UserError) else 1
 
 

@@ -100,6 +100,14 @@ class PeerError(ZooError):
     """A process that trained the same run and is gone."""
 
 
+class StoppedError(ZooError):
+    """Training that was told to stop and has saved its state; `by` names what told it, SIGTERM as a rule."""
+
+    def __init__(self, message: str, *, by: str) -> None:
+        self.by = by
+        super().__init__(message)
+
+
 class FoundError(ZooError):
     """What a check was looking for, and found."""
 

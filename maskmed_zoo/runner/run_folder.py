@@ -1,6 +1,6 @@
-"""A run on disk: `recipe.yaml, manifest.json, metrics.csv, weights_*.safetensors, state_last.pt, evaluation.json,
-evaluation.csv, evaluation.png, predictions/`. Files are replaced as a whole, so a killed run leaves the last complete
-one.
+"""A run on disk: `recipe.yaml, manifest.json, metrics.csv, weights_*.safetensors, state_last.pt, state_previous.pt,
+evaluation.json, evaluation.csv, evaluation.png, predictions/`. Files are replaced as a whole, so a killed run leaves
+the last complete one.
 
 Exported weights are a folder of another shape that predicts too: `card.json, recipe.yaml, weights.safetensors`."""
 
@@ -63,8 +63,23 @@ class RunFolder:
         return self.path / "state_last.pt"
 
     @property
+    def previous_state_file(self) -> Path:
+        """The state before the last."""
+        return self.path / "state_previous.pt"
+
+    def has_state(self) -> bool:
+        """Whether there is something to continue from, damaged or not."""
+        return self.state_file.exists() or self.previous_state_file.exists()
+
+    @property
     def evaluation_file(self) -> Path:
         return self.path / "evaluation.json"
+
+    @property
+    def trained_files(self) -> tuple[Path, ...]:
+        """What nobody writes but the process that trains."""
+        weights = (self.weights_file("last"), self.weights_file("best"))
+        return (*weights, self.metrics_file, self.state_file, self.manifest_file)
 
     @property
     def predictions(self) -> Path:
@@ -187,7 +202,7 @@ class RunFolder:
             return f"no run, and no {CARD} beside {WEIGHTS}: an exported folder that is not whole; get it again"
         if which == "best" and self.weights_file("last").is_file():
             return "is missing, though the run has its last weights; copy it back, or take the last ones"
-        if self.state_file.is_file():
+        if self.has_state() and self.metrics_file.is_file():
             return f"is missing, though {self.state_file.name} is there; resume the training, which writes it again"
         if self.metrics_file.is_file() or self.evaluation_file.is_file():
             return "is missing, though the run has finished epochs; copy it back, or train the run again"
