@@ -67,6 +67,8 @@ class Loop:
         if progress.epoch >= total:
             display.say(f"{self.run.path}: all {total} epochs are trained")
             return
+        model = self.trainer.model
+        distributed.same_as_first([*model.parameters(), *model.buffers()])
         try:
             self._run(total, display)
         except (StoppedError, KeyboardInterrupt) as error:

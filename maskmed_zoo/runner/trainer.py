@@ -37,7 +37,6 @@ class Trainer:
         classes = self.model.num_classes
         self.loss = build_loss(recipe.model, num_classes=classes, ignore_label=self.ignore_label).to(device)
         check_divisible(recipe, self.model, self.loss)
-        distributed.same_as_first([*self.model.parameters(), *self.model.buffers()])
         self.optimizer = build_optimizer(self.model, recipe.train.optimizer)
         self.schedule = build_schedule(self.optimizer, recipe.train)
         self.dtype = autocast_dtype(recipe.train.amp, device)
