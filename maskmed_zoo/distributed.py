@@ -38,14 +38,17 @@ class _Group:
 
 def join() -> None:
     """Meet the other processes, where `torchrun` has started some; they part when the process ends."""
-    if not (dist.is_available() and dist.is_torchelastic_launched()) or dist.is_initialized() or _Group.store:
+    if not dist.is_available():
         return
-    _Group.store, rank_, size_ = next(iter(dist.rendezvous("env://")))
-    if size_ == 1:
-        return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("run", _Group.store), rank=rank_, world_size=size_)
-    atexit.register(dist.destroy_process_group)
+    if dist.is_torchelastic_launched() and not dist.is_initialized() and _Group.store is None:
+        _Group.store, rank_, size_ = next(iter(dist.rendezvous("env://")))
+        if size_ > 1:
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            store = dist.PrefixStore("run", _Group.store)
+            dist.init_process_group(backend, store=store, rank=rank_, world_size=size_)
+            atexit.register(dist.destroy_process_group)
+    if size() > 1:
+        _words()  # now, while nobody is busy with something else
 
 
 def rank() -> int:
