@@ -26,7 +26,8 @@ from tests.runner import two_processes as two
 
 CASES = two.cases()
 ROOT = Path(__file__).resolve().parents[2]
-EXACT, ROUNDED = 1e-9, 2e-3
+EXACT, ROUNDED = 1e-9, 0.03
+"""Of gradients in float64, and of the way that the weights went in sixty steps in float32."""
 
 
 @pytest.fixture(scope="module")
@@ -60,40 +61,44 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def test_gradients_are_those_of_the_whole_batch(folder: Path, together: list[dict[str, Any]]) -> None:
-    """1 x 4 = 2 x 2 = accumulation 2 x 2 = 4 x 1 in float64; naive means of halves are not."""
-    naive: dict[tuple[str, str, str], float] = {}
+    """1 x 4 = 2 x 2 = accumulation 2 x 2 = 2 x 2 x 1 in float64, though a mean over halves is something else."""
+    naive: dict[str, float] = {}
     for case in CASES:
-        batch = two.batch_of(case[2])
-        trainer = two.trainer_of(folder, *case)
+        batch, trainer = two.batch_of(case[2]), two.trainer_of(folder, *case)
         values, whole = two.gradients(trainer, batch)
         assert whole.norm() > 0.1
-        divisions = [two.gradients(two.trainer_of(folder, *case, pieces), batch) for pieces in (2, 4)]
+        divisions = [two.gradients(two.trainer_of(folder, *case, 2), batch)]
         divisions += [found[str((*case, pieces))] for pieces in (1, 2) for found in together]
-        assert len(divisions) == 6
+        assert len(divisions) == 5
         for parts, gradients in divisions:
             assert difference(whole, gradients) < EXACT, case
             assert parts == pytest.approx(values, rel=EXACT), case
-        halves = [{name: tensor[half] for name, tensor in batch.items()} for half in (slice(2), slice(2, 4))]
-        means = sum(two.gradients(trainer, half)[1] for half in halves) / 2
-        naive[case] = difference(whole, means)
-    assert len(CASES) >= 27
+        if case[:2] in {("pointwise", "ce_dice"), ("masked_query", "once")}:
+            halves = [{name: tensor[half] for name, tensor in batch.items()} for half in (slice(2), slice(2, 4))]
+            means = torch.stack([two.gradients(trainer, half)[1] for half in halves]).mean(0)
+            naive[f"{case[1]} {case[2]}"] = difference(whole, means)
     assert {head for head, _, _ in CASES} == {*registry.names("head")}
-    assert {trainer_loss for _, trainer_loss, _ in CASES} == {"ce_dice", "once", "fixed", "per_stage"}
-    assert {*registry.names("loss")} == {"ce_dice", "set_criterion"}
-    assert all(naive[case] > 1e-3 for case in CASES if case[1] != "ce_dice" or case[2] in ("partial", "ignore"))
+    assert {two.LOSSES[gives][name].split("kind: ")[1].split(",")[0].rstrip("}") for gives in two.LOSSES
+            for name in two.LOSSES[gives]} == {*registry.names("loss")}  # fmt: skip
+    assert len(CASES) >= 27
+    alike = {"ce_dice plain", "ce_dice instances"}  # where every sample counts the same
+    assert len(naive) == 8
+    assert {name for name, off in naive.items() if off > 1e-3} == naive.keys() - alike
 
 
 def test_sixty_steps_and_another_number_of_processes_on_the_way(folder: Path, together: list[dict[str, Any]]) -> None:
+    """The weights deviate about as far as those of one process whose batches have their samples in another order."""
     first = two.weights(two.learner(folder))
     alone = two.weights(two.trained(two.learner(folder), range(60)))
-    pieces = two.weights(two.trained(two.learner(folder, accumulate=2), range(60)))
-    torch.set_num_threads(2)
-    threads = two.weights(two.trained(two.learner(folder), range(60)))
-    moved = float((alone - first).norm())
-    found = {"pieces": pieces, "threads": threads} | {name: together[0][name] for name in ("60", "2-1-2")}
-    far = {name: float((alone - w).norm()) / moved for name, w in found.items()}
-    print(far)
-    assert max(far.values()) < ROUNDED
+    found = {
+        "pieces": two.weights(two.trained(two.learner(folder, accumulate=2), range(60))),
+        "order": two.weights(two.trained(two.learner(folder), range(60), backwards=True)),
+    }
+    found |= {name: together[0][name] for name in ("60", "2-1-2")}
+    far = {name: difference(alone - first, weights - first) for name, weights in found.items()}
+    order = far.pop("order")
+    assert 0 < order < ROUNDED
+    assert max(far.values()) < 4 * order
     assert all(torch.equal(*(t[name] for t in together)) for name in ("60", "2-1-2"))
 
 

@@ -95,10 +95,11 @@ def own(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor[distributed.rank() :: distributed.size()] for name, tensor in batch.items()}
 
 
-def trained(trainer: Trainer, steps: Iterable[int]) -> Trainer:
-    """The trainer after some steps on different batches."""
+def trained(trainer: Trainer, steps: Iterable[int], *, backwards: bool = False) -> Trainer:
+    """The trainer after some steps on different batches, perhaps with their samples in reversed order."""
     for step in steps:
-        assert trainer.step(**own(batch_of("plain", step)))
+        batch = own(batch_of("plain", step))
+        assert trainer.step(**({name: tensor.flip(0) for name, tensor in batch.items()} if backwards else batch))
     return trainer
 
 
