@@ -6,6 +6,9 @@ they take: rank 0 prepares cases for hours, if need be. A process that dies is n
 `torchrun`, which ends the others.
 """
 
+# What is used of torch.distributed is documented there, and by its own list not exported.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import atexit

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 import maskmed_zoo as zoo
+from maskmed_zoo.recipe import load_recipe
 
 FIELDS = ("recipe", "batch", "steps", "rounds", "one_run", "two_runs", "ratio", "parameters", "processor", "torch")
 
@@ -30,7 +31,7 @@ def train(recipe: str, data: str, out: str, settings: list[str]) -> None:
     """One process: rank and core are told by LOCAL_RANK."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ["LOCAL_RANK"])]})
     torch.set_num_threads(1)
-    zoo.train(zoo.load_recipe(recipe, settings), data=data, out=out, device="cpu", workers=0)
+    zoo.train(load_recipe(recipe, settings), data=data, out=out, device="cpu", workers=0)
 
 
 def seconds(run: Path) -> list[float]:

@@ -10,7 +10,7 @@ on with another number of processes as if nothing had happened where nothing is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -67,10 +67,8 @@ def own_indices(first: int, last: int) -> range:
 def in_pieces(image: Tensor, *others: Tensor | None, pieces: int) -> list[Piece]:
     """This process's samples of a batch in so many equal pieces."""
     size = len(image) // pieces
-    return [
-        tuple(None if x is None else x[start : start + size] for x in (image, *others))
-        for start in range(0, len(image), size)
-    ]
+    rows = [[None] * pieces if x is None else x.split(size) for x in (image, *others)]
+    return cast(list[Piece], list(zip(*rows, strict=True)))
 
 
 def seed_piece(seed: int, iteration: int, piece: int) -> None:
