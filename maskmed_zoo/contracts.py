@@ -226,6 +226,9 @@ class Loss(Component, ABC):
     `forward` begins with an `InputCheck` (`losses.inputs`), which all losses share. It takes labels and instances also
     with a channel axis of 1 and as whole numbers in floating point, as MONAI's loaders give them, and raises
     `JointError` for what does not fit the final output or is no label.
+
+    A batch may be divided, among processes or into pieces whose gradients are added. Its loss is then the sum of the
+    pieces' losses, each divided by the `counts` of the whole batch.
     """
 
     accepts: ClassVar[Literal["logits", "queries"]]
@@ -238,8 +241,27 @@ class Loss(Component, ABC):
         *,
         annotated: Tensor | None = None,
         instances: Tensor | None = None,
+        counts: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Labels (b d h w) integer; returns the loss and its detached parts by name."""
+        """Labels (b d h w) integer; returns the loss and its detached parts by name.
+
+        `counts`: those of the whole batch, if this is a piece of it; loss and parts are then its share of them.
+        """
+
+    def counts(
+        self,
+        output: HeadOutput,
+        labels: Tensor,
+        *,
+        annotated: Tensor | None = None,
+        instances: Tensor | None = None,
+    ) -> Tensor:
+        """What the sums over a batch are divided by, (n) int64; those of pieces add up to those of the whole.
+
+        They follow from the arguments of `forward` but from no value of `output`, of which sizes alone are read. A loss
+        without this method trains in one process and in one piece alone.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def stage_weights(self, stages: int) -> list[float]:
@@ -260,6 +282,11 @@ def average_pool(x: Tensor, kernel: Size3, stride: Size3, **settings: Any) -> Te
     """`avg_pool3d` of (b c d h w), also for 16-bit maps on the CPU, for which PyTorch has none."""
     is_missing = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
     return F.avg_pool3d(x.float() if is_missing else x, kernel, stride, **settings).to(x.dtype)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """In float32, or float64 where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:

@@ -8,12 +8,20 @@ from typing import Any
 
 import torch
 
+from maskmed_zoo import distributed
 from maskmed_zoo.arguments import expect
 from maskmed_zoo.errors import UserError, first_line
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The named device, or the first CUDA device, or the CPU. Raises `UserError` if it is not there."""
+    """The named device, or the first CUDA device, or the CPU. Raises `UserError` if it is not there.
+
+    Of several processes on a machine with GPUs, each has one of its own.
+    """
+    if distributed.size() > 1 and torch.cuda.is_available() and name in (None, "cuda"):
+        device = torch.device("cuda", distributed.local_device())
+        torch.cuda.set_device(device)
+        return device
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     expect("device", name, (str, torch.device), "cpu, cuda, cuda:1, … or mps")
@@ -55,4 +63,5 @@ def pick_workers(workers: int | None, device: torch.device) -> int:
         raise UserError(f"workers: expected 0 or more, got {workers}")
     if workers is not None:
         return workers
-    return 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 2) - 1))
+    sharing = torch.cuda.device_count() if distributed.size() > 1 else 1
+    return 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 2) // sharing - 1))

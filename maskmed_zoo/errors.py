@@ -96,6 +96,10 @@ class WorkerError(ZooError):
     """A process at work for this one that crashed."""
 
 
+class PeerError(ZooError):
+    """A process that trained the same run and is gone."""
+
+
 class StoppedError(ZooError):
     """Training that was told to stop and has saved its state; `by` names what told it, SIGTERM as a rule."""
 
@@ -123,6 +127,12 @@ class Failures:
         except (DataError, MemoryShortageError) as error:
             self._kinds.add(type(error))
             self.lines += str(error).split("\n")  # not the error itself: it holds on to the arrays of its case
+
+    def take(self, others: Iterable[Failures]) -> None:
+        """Those of the same work elsewhere."""
+        for other in others:
+            self._kinds |= other._kinds
+            self.lines += other.lines
 
     def tell(self, cases: int, others: str, *, in_one_line: bool = False) -> None:
         """Raise a `DataError` with a line for each, of so many `cases`, and what became of the `others`.

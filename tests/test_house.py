@@ -37,6 +37,7 @@ GROUND = {
     "network_size",
     "arguments",
     "plugins",
+    "distributed",
 }
 COMPONENT = {"contracts", "layers", "ops"}
 RUN = {"registry", "contracts", "recipe", "model", "build", "weights"}
@@ -47,7 +48,8 @@ ALLOWED: dict[str, set[str]] = {
     "labels": set(),
     "settings": set(),
     "metric_settings": {"settings"},
-    "device": {"arguments"},
+    "distributed": set(),
+    "device": {"arguments", "distributed"},
     "renamed": set(),
     "version": set(),
     "lock": set(),

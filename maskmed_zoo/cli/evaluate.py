@@ -49,7 +49,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the table; a run also gets its predictions/, evaluation.json and evaluation.csv."""
+    """Print the table; a run also gets its predictions/, evaluation.json and evaluation.csv. Of several processes, all
+    predict and score a run, and rank 0 does the rest."""
+    if args.run is None:
+        _run(args, is_first=True)
+        return
+    from maskmed_zoo import distributed
+
+    with distributed.one_voice():
+        _run(args, is_first=distributed.is_first())
+
+
+def _run(args: argparse.Namespace, *, is_first: bool) -> None:
     from maskmed_zoo.evaluation.case_table import is_case_table, write_cases
     from maskmed_zoo.evaluation.table import tables
     from maskmed_zoo.evaluation.written import read_summary
@@ -74,6 +85,8 @@ def run(args: argparse.Namespace) -> None:
         weights=None if folders else args.weights,
         device=None if folders else args.device,
     )
+    if not is_first:
+        return
     if args.json:
         write_json(args.json, result)
     if args.csv:

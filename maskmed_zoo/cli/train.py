@@ -40,7 +40,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train and evaluate."""
+    """Train and evaluate; of several processes, rank 0 prints."""
+    from maskmed_zoo import distributed
+
+    with distributed.one_voice():
+        _run(args, is_first=distributed.is_first())
+
+
+def _run(args: argparse.Namespace, *, is_first: bool) -> None:
     from maskmed_zoo.evaluation.table import tables
     from maskmed_zoo.recipe import load_recipe
     from maskmed_zoo.runner.evaluate import evaluate
@@ -56,4 +63,6 @@ def run(args: argparse.Namespace) -> None:
         workers=args.workers,
         resume=args.resume,
     )
-    render(*tables(evaluate(folder, data=args.data, device=args.device)))
+    result = evaluate(folder, data=args.data, device=args.device)
+    if is_first:
+        render(*tables(result))

@@ -70,6 +70,7 @@ def _settings(configuration: Mapping[str, Any], dataset: Mapping[str, Any] | Non
         "data.spacing": [float(x) for x in configuration["spacing"]],
         "data.patch_size": [int(x) for x in configuration["patch_size"]],
         "train.batch_size": int(configuration["batch_size"]),
+        "train.accumulate": 1,
     }
 
 

@@ -3,7 +3,8 @@
 `maskmed-zoo nnunet install` writes a subclass that names its recipe into a folder where nnU-Net looks for trainers
 (`nnUNet_extTrainer`), so nnU-Net itself stays as it was installed. This module is imported by nobody else.
 
-From the recipe: `model.neck`, `model.head`, `model.loss` and `train` but `batch_size`, `seed` and `validate_every`.
+From the recipe: `model.neck`, `model.head`, `model.loss` and `train` but `batch_size`, `accumulate`, `seed`
+and `validate_every`.
 From nnU-Net: all else, mirroring over every axis included. What differs from its default trainer:
 
 * The network gives log-probabilities, whose softmax are the probabilities, so that nnU-Net's averages over windows,

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss, is_eager_cpu
+from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss, at_least_float32, is_eager_cpu
 from maskmed_zoo.losses.fused import dense_sums
 from maskmed_zoo.losses.inputs import InputCheck
 from maskmed_zoo.losses.partial import merge_unannotated, only_annotated
@@ -55,6 +55,7 @@ class CEDiceLoss(Loss):
         *,
         annotated: Tensor | None = None,
         instances: Tensor | None = None,
+        counts: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Labels (b d h w); returns the weighted sum over stages and the full-resolution parts `ce` and `dice`.
 
@@ -63,37 +64,67 @@ class CEDiceLoss(Loss):
         """
         given = self.check(output, labels, annotated, instances)
         labels, annotated = given.labels, given.annotated
-        if annotated is None:
-            counted = torch.ones(len(labels), self.num_classes, device=labels.device)
-        else:
-            labels, counted = only_annotated(labels, annotated), annotated.float()
+        if annotated is not None:
+            labels = only_annotated(labels, annotated)
+        counted = self._counted(labels, annotated)
+        scores = counted.sum() if counts is None else counts[0]
         weights = self.stage_weights(len(output.stages))
         total, parts = labels.new_zeros((), dtype=torch.float32), dict[str, Tensor]()
-        for weight, stage in zip(weights, output.stages, strict=True):
+        for i, (weight, stage) in enumerate(zip(weights, output.stages, strict=True), start=1):
             if weight == 0:
                 continue
-            logits = stage.spatial.float()
+            logits = at_least_float32(stage.spatial)
             if annotated is not None:
                 logits = merge_unannotated(logits, annotated)
-            ce, dice = self._terms(logits, nearest_labels(labels, logits.shape[2:]).long(), counted[:, 1:])
+            target = nearest_labels(labels, logits.shape[2:]).long()
+            valid = self._valid(target)
+            ce, dice = _sums(logits, target, valid, counted)
+            voxels = _voxels(target, valid) if counts is None else counts[i]
+            ce, dice = ce / voxels.clamp_min(1), dice / scores.clamp_min(1)
             total = total + weight * (self.config.ce_weight * ce + self.config.dice_weight * dice)
             parts = parts or {"ce": ce.detach(), "dice": dice.detach()}
         return total, parts
+
+    def counts(
+        self,
+        output: HeadOutput,
+        labels: Tensor,
+        *,
+        annotated: Tensor | None = None,
+        instances: Tensor | None = None,
+    ) -> Tensor:
+        """The Dice scores, then the voxels of every stage."""
+        given = self.check.look(output, labels, annotated, instances)
+        stages = [nearest_labels(given.labels, stage.spatial.shape[2:]).long() for stage in output.stages]
+        voxels = [_voxels(target, self._valid(target)) for target in stages]
+        return torch.stack([self._counted(given.labels, given.annotated).sum(), *voxels])
 
     def stage_weights(self, stages: int) -> list[float]:
         """Halving, the lowest 0 unless `supervise_lowest`; they sum to 1."""
         return halving_weights(stages, skip_lowest=not self.config.supervise_lowest)
 
-    def _terms(self, logits: Tensor, target: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy, mean over voxels, and Dice, mean over the foreground labels that `counted` (b k-1) weighs.
+    def _counted(self, labels: Tensor, annotated: Tensor | None) -> Tensor:
+        """(b k-1) int64, 1 for every foreground label that has a Dice score in a sample."""
+        if annotated is None:
+            return labels.new_ones(len(labels), self.num_classes - 1, dtype=torch.int64)
+        return annotated[:, 1:].long()
 
-        Each is 0 if there are none.
-        """
-        target, valid, voxels = target.flatten(1), None, target.numel()
+    def _valid(self, target: Tensor) -> Tensor | None:
+        """The voxels of a target (b d h w) that count; None: all."""
         # Without an ignore label the check has marked wrong voxels, but for the CPU, where they were an error.
-        if self.check.ignore_label is not None or not is_eager_cpu(target):
-            valid = target != self.ignore_label
-            target, voxels = target.masked_fill(~valid, 0), valid.sum().clamp_min(1)
-        ce, overlap, size, reference = dense_sums(logits.flatten(2), target, valid)
-        losses = 1 - (2 * overlap + SMOOTH) / (size + reference + SMOOTH)
-        return ce / voxels, (losses[:, 1:] * counted).sum() / counted.sum().clamp_min(1)
+        if self.check.ignore_label is None and is_eager_cpu(target):
+            return None
+        return target != self.ignore_label
+
+
+def _voxels(target: Tensor, valid: Tensor | None) -> Tensor:
+    return torch.tensor(target.numel(), device=target.device) if valid is None else valid.sum()
+
+
+def _sums(logits: Tensor, target: Tensor, valid: Tensor | None, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy summed over voxels, and 1 - Dice over the foreground labels that `counted` (b k-1) has."""
+    if valid is not None:
+        target, valid = target.masked_fill(~valid, 0).flatten(1), valid.flatten(1)
+    ce, overlap, size, reference = dense_sums(logits.flatten(2), target.flatten(1), valid)
+    losses = 1 - (2 * overlap + SMOOTH) / (size + reference + SMOOTH)
+    return ce, (losses[:, 1:] * counted).sum()

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import full_precision
+from maskmed_zoo.contracts import at_least_float32, full_precision
 from maskmed_zoo.losses.matcher import Weights, mask_terms
 
 CHARGE = 2.0
@@ -57,7 +57,9 @@ def unmatched_class_loss(class_logits: Tensor, annotated: Tensor) -> Tensor:
 @torch.no_grad()
 def claimed_share(class_logits: Tensor, annotated: Tensor) -> Tensor:
     """(b n) each query's probability of being one of U; class logits (b n k+1), annotated (b k)."""
-    return class_logits.float().softmax(-1)[..., :-1].masked_fill(annotated.unsqueeze(1), 0).sum(-1).clamp_max(1)
+    return (
+        at_least_float32(class_logits).softmax(-1)[..., :-1].masked_fill(annotated.unsqueeze(1), 0).sum(-1).clamp_max(1)
+    )
 
 
 @torch.no_grad()
@@ -66,7 +68,7 @@ def log_unclaimed(masks: Tensor, share: Tensor) -> Tensor:
 
     masks (r n v) logits, share (r n): `claimed_share`, 0 for those who have no say.
     """
-    return torch.log1p(-(share.unsqueeze(-1) * masks.float().sigmoid())).clamp_min(-30)
+    return torch.log1p(-(share.unsqueeze(-1) * at_least_float32(masks).sigmoid())).clamp_min(-30)
 
 
 def explain_rest(background: Tensor, target: Tensor, log_free: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,9 +102,9 @@ def partial_costs(
         share = claimed_share(class_logits, annotated)
         log_free = log_unclaimed(masks, share)
         log_free = (log_free.sum(1, keepdim=True) - log_free).clamp_max(0)
-        target = rest.float().unsqueeze(1)
+        target = at_least_float32(rest).unsqueeze(1)
         inside = target > 0 if valid is None else (target > 0) & valid
-        bce, dice = mask_terms(*explain_rest(masks.float(), target, log_free), target, inside)
+        bce, dice = mask_terms(*explain_rest(at_least_float32(masks), target, log_free), target, inside)
         background = -weights[0] * class_logits.float().softmax(-1)[..., 0] + weights[1] * bce + weights[2] * dice
         first = torch.where(~annotated.all(1, keepdim=True), background, costs[..., 0]).unsqueeze(2)
         return torch.cat([first, costs[..., 1:] + CHARGE * sum(weights) * share.unsqueeze(2)], 2)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskmed_zoo.contracts import at_least_float32
+
 OVERSAMPLE = 3
 UNCERTAIN_SHARE = 0.75
 
@@ -45,5 +47,7 @@ def at_points(volumes: Tensor, points: Tensor | None) -> Tensor:
     """(m c p) the volumes (m c d h w), of any type, at points (m p 3); without points all voxels, as they are."""
     if points is None:
         return volumes.flatten(2)
-    grid = points[:, None, None]
-    return F.grid_sample(volumes.float(), grid, padding_mode="border", align_corners=False).flatten(2)
+    volumes = at_least_float32(volumes)
+    return F.grid_sample(
+        volumes, points[:, None, None].to(volumes.dtype), padding_mode="border", align_corners=False
+    ).flatten(2)

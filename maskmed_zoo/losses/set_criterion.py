@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss, StageOutput, full_precision
+from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss, StageOutput, at_least_float32, full_precision
 from maskmed_zoo.errors import JointError, NonFiniteError
 from maskmed_zoo.losses.fused import mask_sums
 from maskmed_zoo.losses.inputs import InputCheck
@@ -90,6 +90,7 @@ class SetCriterion(Loss):
         *,
         annotated: Tensor | None = None,
         instances: Tensor | None = None,
+        counts: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Labels (b d h w); returns the weighted sum over outputs and the `class`, `bce`, `dice` of the final one.
 
@@ -105,12 +106,26 @@ class SetCriterion(Loss):
             total, parts = torch.zeros((), device=given.labels.device), dict[str, Tensor]()
             weights = self.stage_weights(len(output.stages))
             for weight, stage, at_stage, matched in zip(weights, output.stages, targets, pairs, strict=True):
-                terms = self._stage(stage, at_stage, matched, annotated)
+                terms = self._stage(stage, at_stage, matched, annotated, counts)
                 total = total + weight * sum(getattr(self.config, f"{name}_weight") * x for name, x in terms.items())
                 parts = parts or {name: term.detach() for name, term in terms.items()}
             if instances is not None:
                 parts["dropped"] = (full.present.sum() - (pairs[0].assignment >= 0).sum()).float()
             return total, parts
+
+    def counts(
+        self,
+        output: HeadOutput,
+        labels: Tensor,
+        *,
+        annotated: Tensor | None = None,
+        instances: Tensor | None = None,
+    ) -> Tensor:
+        """Matched queries, as many as targets if there are enough, and unmatched ones of samples with a target."""
+        given = self.check.look(output, labels, annotated, instances)
+        queries = _query_tensors(output.stages[0])[0].shape[1]
+        matched = self.targets(given.labels, given.annotated, given.instances).present.sum(1).clamp_max(queries)
+        return torch.stack([matched.sum(), ((queries - matched) * (matched > 0)).sum()])
 
     def stage_weights(self, stages: int) -> list[float]:
         """Halving with every halving of resolution, or equal; they sum to 1."""
@@ -143,7 +158,7 @@ class SetCriterion(Loss):
         matched = 0 if self.config.assigner == "fixed" else len(stages) if self.config.match == "per_stage" else 1
         costs = [self._costs(*pair, annotated) for pair in zip(stages[:matched], targets, strict=False)]
         # Finite where every number is, and so far from overflow that the loss is finite too.
-        norms = [torch.linalg.vector_norm(x.detach(), dtype=torch.float32) for s in stages for x in _query_tensors(s)]
+        norms = [_norm(x.detach()) for stage in stages for x in _query_tensors(stage)]
         seen = present.new_zeros(0) if seen is None else seen
         on_host = to_host(seen, present, partial, torch.stack(norms), *costs)
         self.check.judge(on_host[0])
@@ -171,24 +186,38 @@ class SetCriterion(Loss):
         count = self.config.points
         return count if count is not None and count < masks[0, 0].numel() else None
 
-    def _stage(self, stage: StageOutput, targets: Targets, pairs: Pairs, annotated: Tensor | None) -> dict[str, Tensor]:
-        class_loss = self._class_loss(stage, targets, pairs, annotated)
+    def _stage(
+        self, stage: StageOutput, targets: Targets, pairs: Pairs, annotated: Tensor | None, counts: Tensor | None
+    ) -> dict[str, Tensor]:
+        losses, weights = self._class_losses(stage, targets, pairs, annotated)
         bce, dice = self._mask_losses(stage, targets, pairs, annotated)
-        return {"class": class_loss, "bce": bce.sum() / max(1, len(pairs)), "dice": dice.sum() / max(1, len(pairs))}
+        if counts is None:
+            weight, matched = weights.sum(), max(1, len(pairs))
+        else:
+            matched, unmatched = counts.to(losses.dtype)
+            weight, matched = matched + self.config.no_object_weight * unmatched, matched.clamp_min(1)
+        return {
+            "class": losses.sum() / weight.clamp_min(TINY),
+            "bce": bce.sum() / matched,
+            "dice": dice.sum() / matched,
+        }
 
-    def _class_loss(self, stage: StageOutput, targets: Targets, pairs: Pairs, annotated: Tensor | None) -> Tensor:
-        class_logits = _query_tensors(stage)[1].float()
+    def _class_losses(
+        self, stage: StageOutput, targets: Targets, pairs: Pairs, annotated: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(b n) weighted class loss of every query, and its weight."""
+        class_logits = at_least_float32(_query_tensors(stage)[1])
         is_matched = pairs.assignment >= 0
         labels = targets.classes.gather(1, pairs.assignment.clamp_min(0))
         labels = torch.where(is_matched, labels, self.num_classes)
-        weights = F.pad(torch.ones(self.num_classes, device=labels.device), (0, 1), value=self.config.no_object_weight)
+        weights = F.pad(class_logits.new_ones(self.num_classes), (0, 1), value=self.config.no_object_weight)
         losses = F.cross_entropy(class_logits.transpose(1, 2), labels, weights, reduction="none")
         if annotated is not None and pairs.is_partial:
             unmatched = self.config.no_object_weight * unmatched_class_loss(class_logits, annotated)
             losses = torch.where(is_matched, losses, unmatched)
         # A sample without any target holds ignored voxels alone, from which its queries learn nothing.
         known = is_matched.any(1, keepdim=True).float()
-        return (losses * known).sum() / (weights[labels] * known).sum().clamp_min(TINY)
+        return losses * known, weights[labels] * known
 
     def _mask_losses(
         self, stage: StageOutput, targets: Targets, pairs: Pairs, annotated: Tensor | None
@@ -197,12 +226,12 @@ class SetCriterion(Loss):
         masks, class_logits = _query_tensors(stage)
         if self._points_of(masks) is None and (annotated is None or not len(pairs.rest)):
             return _dense_mask_losses(masks.flatten(2), targets, pairs)
-        rows = masks[pairs.sample, pairs.query].float().unsqueeze(1)
+        rows = at_least_float32(masks[pairs.sample, pairs.query]).unsqueeze(1)
         ignored = None if targets.ignored is None else targets.ignored[pairs.sample]
         count = self._points_of(masks)
         points = None if count is None else uncertain_points(rows, ignored, count)
         logits = at_points(rows, points)[:, 0]
-        target = at_points(targets.masks[pairs.sample, pairs.target].unsqueeze(1), points)[:, 0].float()
+        target = at_points(targets.masks[pairs.sample, pairs.target].unsqueeze(1), points)[:, 0].to(rows.dtype)
         bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         probabilities = logits.sigmoid()
         if annotated is not None and len(pairs.rest):
@@ -234,6 +263,10 @@ def _query_tensors(stage: StageOutput) -> tuple[Tensor, Tensor]:
     if stage.masks is None or stage.class_logits is None:
         raise JointError("loss 'set_criterion' needs masks and class logits; use 'ce_dice' for heads that give logits")
     return stage.masks, stage.class_logits
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _check_finite(norms: Tensor) -> None:

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 
 def what_trains(recipe: Recipe) -> dict[str, Any]:
-    """The content of a recipe but for `evaluation` and how often it saves: with others it is the same training."""
-    return recipe.model_dump(mode="json", exclude={"evaluation": True, "train": {"save_minutes"}})
+    """The content of a recipe but for what changes nothing in the training: `evaluation`, and two of `train`."""
+    return recipe.model_dump(mode="json", exclude={"evaluation": True, "train": {"accumulate", "save_minutes"}})
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:

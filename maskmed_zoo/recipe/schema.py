@@ -157,7 +157,12 @@ class TrainRecipe(Settings):
 
     epochs: PositiveInt = 1000
     iterations_per_epoch: PositiveInt = 250
-    batch_size: PositiveInt = 2
+    batch_size: PositiveInt = Field(default=2, description="patches per step, those of all processes together")
+    accumulate: PositiveInt = Field(
+        default=1,
+        description="pieces into which each process divides its patches of a step, to need less memory: their "
+        "gradients are added, and are those of the whole batch",
+    )
     validation_iterations: int = Field(
         default=50, ge=0, le=LARGEST, description="batches of validation patches per validated epoch"
     )

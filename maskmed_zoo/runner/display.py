@@ -29,10 +29,10 @@ class PlainConsole(Console):
 
 
 class Display:
-    """Progress on a rich console (standard error by default)."""
+    """Progress on a rich console (standard error by default); `quiet`: none."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or PlainConsole(stderr=True)
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or PlainConsole(stderr=True, quiet=quiet)
 
     def say(self, text: str) -> None:
         """One line; work goes on where nobody can be told, as on a full disk or in a closed terminal."""

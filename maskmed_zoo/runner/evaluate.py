@@ -1,4 +1,4 @@
-"""`evaluate` for a run: predict and score its validation cases."""
+"""`evaluate` for a run: predict and score its validation cases; of n processes, each does every n-th case."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from maskmed_zoo import distributed
 from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
 from maskmed_zoo.data.formats import DEFAULT, read_labels
@@ -61,10 +62,12 @@ def evaluate(
     are scored that were annotated in it. `metrics` names those to compute besides Dice, with `settings` in place of the
     recipe's. A label map that the same weights made of the same image with the same settings is not predicted again,
     unless metrics take its probabilities.
+    Of several processes that `torchrun` has started, rank 0 writes, and all return the same.
     Raises `DataError` for settings that name a label there is not, and one for all cases that cannot be used, after the
     others are predicted; `evaluation.json` is then left as it was.
     """
-    display, wanted = display or Display(), chosen(metrics)
+    distributed.join()
+    display, wanted = display or Display(quiet=not distributed.is_first()), chosen(metrics)
     given = None if settings is None else metric_settings(settings)
     predictor, manifest = load(run, which=which, device=device), run.manifest()
     used_settings = given or predictor.recipe.evaluation
@@ -74,9 +77,11 @@ def evaluate(
     has_instances, weights = predictor.recipe.data.instances is not None, predictor.weights_sha256
     as_they_are = f"evaluate --pred {run.predictions} --ref DIR, where DIR holds the references of these cases alone"
     remedy = f"move it away, or score the maps as they are: {as_they_are}"
-    check_targets([*targets.values()], weights, with_instances=has_instances, overwrite=True, remedy=remedy)
-    for folder in (run.path, run.predictions):
-        clear_abandoned(folder)
+    if distributed.is_first():
+        check_targets([*targets.values()], weights, with_instances=has_instances, overwrite=True, remedy=remedy)
+        for folder in (run.path, run.predictions):
+            clear_abandoned(folder)
+    distributed.wait()
     patients, scored, seconds = _patients(cases), list[ScoredCase](), list[float]()
     has_probabilities = any(metric.from_probabilities for metric in wanted)
     failures = Failures()
@@ -89,11 +94,15 @@ def evaluate(
         return replace(pair, settings=used_settings, patient=patients.get(name))
 
     with display.task("evaluating") as progress:
-        for done, (name, (case, dataset)) in enumerate(cases.items(), start=1):
+        for done, name in enumerate(list(cases)[distributed.rank() :: distributed.size()], start=1):
             with failures.kept(), within_memory(f"case '{name}'"):
-                scored.append(score_case(pair_of(name, case, dataset), wanted))  # kept under no name for the next case
-            progress(done, len(cases))
+                scored.append(score_case(pair_of(name, *cases[name]), wanted))  # kept under no name for the next case
+            progress(min(done * distributed.size(), len(cases)), len(cases))
+    if distributed.size() > 1:
+        scored, seconds, failures = _of_all(scored, seconds, failures, list(cases))
     failures.tell(len(cases), f"the others are predicted, in {run.predictions}, and nothing is scored")
+    if not distributed.is_first():
+        return distributed.from_first(dict[str, Any]())
     facts = {
         "recipe": predictor.recipe.name,
         "dataset": manifest["dataset"],
@@ -115,7 +124,17 @@ def evaluate(
     else:
         clear(run.path)
         display.say('no picture of cases, which needs matplotlib: pip install "maskmed-zoo[report]"')
-    return result
+    return distributed.from_first(result)
+
+
+def _of_all(
+    scored: list[ScoredCase], seconds: list[float], failures: Failures, names: list[str]
+) -> tuple[list[ScoredCase], list[float], Failures]:
+    """What all processes found together, the cases in the order of `names`."""
+    parts, together = distributed.gathered((scored, seconds, failures)), Failures()
+    together.take(part[2] for part in parts)
+    cases = sorted((case for part in parts for case in part[0]), key=lambda case: names.index(case.identifier))
+    return cases, [time for part in parts for time in part[1]], together
 
 
 def _changed(path: Path) -> int | None:

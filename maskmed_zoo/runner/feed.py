@@ -2,8 +2,8 @@
 
 Which patches come, and in which order, is known from the start to the end of a run, so each stream is one sequence:
 training patches on and on, validation patches the same again for each validation. Its processes read ahead across the
-border of two epochs, and nothing is forked while training threads are at work. Batch i holds the patches
-i x batch size onwards, whatever the number of processes, which draw no random number that training would draw.
+border of two epochs, and nothing is forked while training threads are at work. Batch i holds the
+next `batch_size` indices, whatever the number of loader processes, which draw no random number that training would.
 
 Processes: those of the platform's default (fork on Linux before Python 3.14, so that what the cases have in common is
 in memory once); PyTorch gives each of them one thread. A patch's arrays are maps of files that are closed with it, so

@@ -7,10 +7,13 @@ from collections.abc import Iterator, Mapping
 from itertools import cycle
 from typing import Any
 
+from maskmed_zoo import distributed
 from maskmed_zoo.data.cache import Parts
 from maskmed_zoo.data.patches import Patch, PatchDataset
+from maskmed_zoo.errors import CheckpointError, StoppedError
 from maskmed_zoo.runner.checkpoint import Begun, Progress, load, save, save_state
 from maskmed_zoo.runner.display import Display
+from maskmed_zoo.runner.divided import own_indices
 from maskmed_zoo.runner.feed import Feed, Part, Stream
 from maskmed_zoo.runner.pauses import Pauses, Turn
 from maskmed_zoo.runner.run_folder import RunFolder
@@ -49,7 +52,14 @@ class Loop:
 
     def resume(self) -> None:
         """Continue from the last state of the run."""
-        self.progress = load(self.run, self.trainer)
+        with distributed.first_alone():  # who may have to mend files
+            self.progress = load(self.run, self.trainer)
+        steps = distributed.gathered(self.trainer.iteration)
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"{self.run.path}: processes read states of different steps ({', '.join(map(str, steps))}); give all "
+                f"of them the same folder"
+            )
 
     def run_to_end(self, display: Display) -> None:
         """The epochs that are left; `StoppedError`, or KeyboardInterrupt by Ctrl-C, if told to stop before."""
@@ -57,6 +67,17 @@ class Loop:
         if progress.epoch >= total:
             display.say(f"{self.run.path}: all {total} epochs are trained")
             return
+        model = self.trainer.model
+        distributed.same_as_first([*model.parameters(), *model.buffers()])
+        try:
+            self._run(total, display)
+        except (StoppedError, KeyboardInterrupt) as error:
+            if error.args:  # after a step, in all processes
+                distributed.wait()  # until all is written, lest the end of one ends the one that writes
+            raise
+
+    def _run(self, total: int, display: Display) -> None:
+        progress = self.progress
         with (
             Session(self.run.manifest_file, self.trainer.device, self.trainer.iteration) as session,
             display.training(total, progress.epoch) as show,
@@ -68,10 +89,11 @@ class Loop:
                 progress.epoch, progress.begun = progress.epoch + 1, None
                 progress.rows.append(row)
                 with pauses.saving():
-                    save(self.run, self.trainer, progress)
+                    if distributed.is_first():
+                        save(self.run, self.trainer, progress)
                 session.note(self.trainer.iteration)
                 show(row)
-            if pauses.ask() is Turn.STOP:  # while the last epoch was saved: evaluation is not to begin
+            if _turn(pauses) is Turn.STOP:  # while the last epoch was saved: evaluation is not to begin
                 raise pauses.stop(f"{self.run.path}: all {total} epochs are trained and saved")
 
     def _epoch(self, feed: Feed, pauses: Pauses, session: Session) -> dict[str, Any]:
@@ -106,11 +128,12 @@ class Loop:
 
     def _pause(self, pauses: Pauses, session: Session) -> None:
         """Save within an epoch, and stop, where it is time to."""
-        turn = pauses.ask()
+        turn = _turn(pauses)
         if turn is Turn.GO_ON:
             return
         with pauses.saving():
-            save_state(self.run, self.trainer, self.progress)
+            if distributed.is_first():
+                save_state(self.run, self.trainer, self.progress)
         step = self.trainer.iteration
         session.note(step)
         if turn is Turn.STOP:
@@ -120,9 +143,15 @@ class Loop:
         """The batches of the steps that are left."""
         config = self.recipe.train
         first, last = (step * config.batch_size for step in (self.trainer.iteration, config.iterations))
-        parts: dict[Stream, Part] = {"train": Part(self.patches["train"], range(first, last))}
+        parts: dict[Stream, Part] = {"train": Part(self.patches["train"], own_indices(first, last))}
         if config.validation_iterations:
-            indices = range(config.validation_iterations * config.batch_size)
+            indices = own_indices(0, config.validation_iterations * config.batch_size)
             parts["validation"] = Part(self.patches["validation"], cycle(indices))
         is_cuda = self.trainer.device.type == "cuda"
-        return Feed(parts, batch_size=config.batch_size, workers=self.workers, pin_memory=is_cuda)
+        own = config.batch_size // distributed.size()
+        return Feed(parts, batch_size=own, workers=self.workers, pin_memory=is_cuda)
+
+
+def _turn(pauses: Pauses) -> Turn:
+    """What all processes do now."""
+    return Turn(distributed.largest(pauses.ask()))

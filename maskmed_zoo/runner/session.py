@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 
+from maskmed_zoo import distributed
 from maskmed_zoo.errors import StoppedError, UserError, first_line
 from maskmed_zoo.files import write_json
 from maskmed_zoo.runner.manifest import now
@@ -34,7 +35,7 @@ class Session:
 
     def __enter__(self) -> Self:
         with suppress(UserError):
-            self._content = read_manifest(self.file)
+            self._content = read_manifest(self.file) if distributed.is_first() else {}
         self._before = history_of(self._content)
         last = self._before.session
         if last is not None:
@@ -56,7 +57,7 @@ class Session:
 
     def _write(self, interruptions: list[Interruption], session: OpenSession | None) -> None:
         if not self._content:
-            return  # nobody could read it, and it is not ours to replace
+            return  # nobody could read it, or it is not ours to replace
         before, spent = self._before, [after - then for after, then in zip(_used(), self._clock, strict=True)]
         most = peak_memory(self.device)
         peaks = [

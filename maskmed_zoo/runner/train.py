@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from maskmed_zoo import distributed
 from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.cache import CaseCache
 from maskmed_zoo.data.fingerprint import DatasetFingerprint, Fingerprint, fingerprint_dataset
 from maskmed_zoo.data.preprocess import Preprocessing
 from maskmed_zoo.data.sources import Data, Source, Split, open_sources
 from maskmed_zoo.device import pick_device, pick_workers
-from maskmed_zoo.errors import Failures
+from maskmed_zoo.errors import Failures, PeerError
 from maskmed_zoo.files import UNFINISHED, remove_abandoned, remove_unfinished, write_json
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.network_size import check_bytes
@@ -45,13 +47,16 @@ def train(
     """Train `recipe` on one fold of the nnU-Net folder `data`, or of several, and write the run to `out`.
 
     Of a folder given as `DIR@all` every case trains and none validates. Labels of several data sets are merged by
-    name. `resume` continues an interrupted run after its last whole epoch. Raises `DataError` for data sets that cannot
-    be used or contradict the recipe, naming all cases at fault, `CheckpointError` if `out` holds a run and `resume` is
-    not given, or one of another recipe, data set, fold or seed, or another process trains there; `OutputError` where
-    nothing can be written, `NonFiniteError` if training diverges, `MemoryShortageError`; `StoppedError`, or
-    KeyboardInterrupt by Ctrl-C, where a signal stopped training, whose state is saved then.
+    name. `resume` continues an interrupted run from its last state. Of several processes that `torchrun` has started,
+    rank 0 prepares the cases and writes; `out` and `data` are the same folders for all.
+    Raises `DataError` for data sets that cannot be used or contradict the recipe, naming all cases at fault,
+    `CheckpointError` if `out` holds a run and `resume` is not given, or one of another recipe, data set, fold or seed,
+    or another process trains there; `OutputError` where nothing can be written, `NonFiniteError` if training diverges,
+    `MemoryShortageError`; `StoppedError`, or KeyboardInterrupt by Ctrl-C, where a signal stopped training, whose state
+    is saved then.
     """
-    display = display or Display()
+    distributed.join()
+    display = display or Display(quiet=not distributed.is_first())
     target = pick_device(device)
     sources = open_sources(data)
     for remark in (line for source in sources for line in source.dataset.remarks):
@@ -61,16 +66,20 @@ def train(
     run = RunFolder(out)
     workers = pick_workers(workers, target)
     facts = run_facts(sources, splits, fold)
-    check_folder(run, recipe, facts, resume)
+    is_first = distributed.is_first()
+    if is_first:
+        check_folder(run, recipe, facts, resume)
     trainer = Trainer(recipe, target, display.say)
     trainer.model.encoder.out_spec.check_patch(recipe.data.patch_size)
     voxels = recipe.train.batch_size * len(recipe.channels) * prod(recipe.data.patch_size)
     check_bytes(4 * voxels, torch.device("cpu"), "a batch's images", "voxels in patch_size, or a smaller batch_size")
-    with run.held(display.say):
-        check_folder(run, recipe, facts, resume)  # again: another process may have been at work until now
-        remove_abandoned(run.path, f"{UNFINISHED}*")
-        remove_unfinished(run.trained_files)
+    with run.held(display.say) if is_first else nullcontext():
+        if is_first:
+            check_folder(run, recipe, facts, resume)  # again: another process may have been at work until now
+            remove_abandoned(run.path, f"{UNFINISHED}*")
+            remove_unfinished(run.trained_files)
         _train(run, trainer, list(zip(sources, splits, strict=True)), facts, display, workers=workers, resume=resume)
+    distributed.wait()  # until all is written
     return run
 
 
@@ -85,44 +94,13 @@ def _train(
     resume: bool,
 ) -> None:
     """Prepare the cases, write down what the run is made from, and train."""
-    recipe, sources = trainer.recipe, [source for source, _ in parts]
-    folder, is_new = run.path.parent / CACHE, not run.manifest_file.exists()
-    found = () if is_new else run.fingerprint()
-    how = Preprocessing.of(recipe.data, recipe.channels, found)
-    needs_statistics = "ct" in how.schemes
-    if is_new and needs_statistics:
-        found = _fingerprint(sources, folder, display, workers)
-        how = Preprocessing.of(recipe.data, recipe.channels, found)
-    caches: list[CaseCache] = []
-    failures, cases = Failures(), 0
-    for source, split in parts:
-        cache = CaseCache(folder, source.dataset, how, recipe.data.instances)
-        chosen = (*split.training, *split.validation)
-        with display.task(f"preparing cases of {source.dataset.name}") as progress:
-            cache.prepare(chosen, workers=workers, progress=progress, failures=failures)
-        caches.append(cache)
-        cases += len(chosen)
-    failures.tell(cases, "the others are prepared; mend these, or take them out of the data set", in_one_line=True)
+    is_first, folder, instances = distributed.is_first(), run.path.parent / CACHE, trainer.recipe.data.instances
+    how = distributed.from_first(_prepare(run, trainer, parts, facts, display, workers=workers) if is_first else None)
+    if how is None:
+        raise PeerError("rank 0 has prepared nothing")
+    caches = [CaseCache(folder, source.dataset, how, instances) for source, _ in parts]
     training = [(cache, split.training) for cache, (_, split) in zip(caches, parts, strict=True)]
     validation = [(cache, split.validation) for cache, (_, split) in zip(caches, parts, strict=True)]
-    if is_new:
-        if not needs_statistics:  # measured while the cases were prepared
-            found = _fingerprint(sources, folder, display, workers)
-        paths = [{"path": str(source.dataset.root.resolve())} for source, _ in parts]
-        manifest = facts | {
-            "recipe": recipe.name,
-            "data": [path | record for path, record in zip(paths, facts["data"], strict=True)],
-            "data_hash": data_hash(sources, [split for _, split in parts]),
-            "seed": recipe.train.seed,
-            "processes": 1,
-            "fingerprint": [stats.to_dict() for stats in found],
-            "started": now(),
-            "environment": environment(trainer.device),
-        }
-        run.write_recipe(recipe)
-        write_json(run.manifest_file, manifest)
-    elif recipe != run.recipe():
-        run.write_recipe(recipe)
     loop = Loop(
         trainer=trainer,
         run=run,
@@ -132,6 +110,53 @@ def _train(
     if resume:
         loop.resume()
     loop.run_to_end(display)
+
+
+def _prepare(
+    run: RunFolder,
+    trainer: Trainer,
+    parts: Sequence[tuple[Source, Split]],
+    facts: dict[str, Any],
+    display: Display,
+    *,
+    workers: int,
+) -> Preprocessing:
+    """Prepare the cases of every data set, write recipe and manifest of a new run; returns how they were prepared."""
+    recipe, sources = trainer.recipe, [source for source, _ in parts]
+    folder, is_new = run.path.parent / CACHE, not run.manifest_file.exists()
+    found = () if is_new else run.fingerprint()
+    how = Preprocessing.of(recipe.data, recipe.channels, found)
+    needs_statistics = "ct" in how.schemes
+    if is_new and needs_statistics:
+        found = _fingerprint(sources, folder, display, workers)
+        how = Preprocessing.of(recipe.data, recipe.channels, found)
+    failures, cases = Failures(), 0
+    for source, split in parts:
+        cache = CaseCache(folder, source.dataset, how, recipe.data.instances)
+        chosen = (*split.training, *split.validation)
+        with display.task(f"preparing cases of {source.dataset.name}") as progress:
+            cache.prepare(chosen, workers=workers, progress=progress, failures=failures)
+        cases += len(chosen)
+    failures.tell(cases, "the others are prepared; mend these, or take them out of the data set", in_one_line=True)
+    if is_new:
+        if not needs_statistics:  # measured while the cases were prepared
+            found = _fingerprint(sources, folder, display, workers)
+        paths = [{"path": str(source.dataset.root.resolve())} for source, _ in parts]
+        manifest = facts | {
+            "recipe": recipe.name,
+            "data": [path | record for path, record in zip(paths, facts["data"], strict=True)],
+            "data_hash": data_hash(sources, [split for _, split in parts]),
+            "seed": recipe.train.seed,
+            "processes": distributed.size(),
+            "fingerprint": [stats.to_dict() for stats in found],
+            "started": now(),
+            "environment": environment(trainer.device),
+        }
+        run.write_recipe(recipe)
+        write_json(run.manifest_file, manifest)
+    elif recipe != run.recipe():
+        run.write_recipe(recipe)
+    return how
 
 
 def _fingerprint(sources: Sequence[Source], folder: Path, display: Display, workers: int) -> Fingerprint:

@@ -1,22 +1,28 @@
-"""One training run in memory: model, loss, optimiser, schedule; steps, validation and the state to continue from."""
+"""One training run in memory: model, loss, optimiser, schedule; steps, validation and the state to continue from.
+
+Batches are divided among processes and into pieces as `divided` says; all that is returned is of the whole batch.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from maskmed_zoo import distributed
 from maskmed_zoo.build import model_of
+from maskmed_zoo.contracts import HeadOutput
 from maskmed_zoo.data.patches import Patch
 from maskmed_zoo.device import autocast, autocast_dtype
 from maskmed_zoo.errors import NonFiniteError
 from maskmed_zoo.model import build_loss
 from maskmed_zoo.network_size import moved
 from maskmed_zoo.recipe import Recipe
+from maskmed_zoo.runner.divided import Piece, check_divisible, in_pieces, number_of_pieces, seed_piece
 from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
 
 
@@ -30,6 +36,7 @@ class Trainer:
         self.ignore_label = recipe.labels.ignore
         classes = self.model.num_classes
         self.loss = build_loss(recipe.model, num_classes=classes, ignore_label=self.ignore_label).to(device)
+        check_divisible(recipe, self.model, self.loss)
         self.optimizer = build_optimizer(self.model, recipe.train.optimizer)
         self.schedule = build_schedule(self.optimizer, recipe.train)
         self.dtype = autocast_dtype(recipe.train.amp, device)
@@ -42,15 +49,14 @@ class Trainer:
     ) -> dict[str, float]:
         """One optimiser step on image (b c d h w) and labels (b d h w); returns the loss, its parts, the gradient norm.
 
-        `annotated` and `instances` are those of `Loss`. A step whose costs, loss or gradients are not finite changes
-        nothing but the schedule, is reported and skipped, and returns nothing; raises `NonFiniteError`, naming the step
-        and the tensor, after `max_skipped_steps` such steps in a row.
+        All are this process's share of the batch, `annotated` and `instances` those of `Loss`. A step whose costs, loss
+        or gradients are not finite changes nothing but the schedule, is reported and skipped, and returns nothing;
+        raises `NonFiniteError`, naming the step and the tensor, after `max_skipped_steps` such steps in a row.
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        tensors = [None if t is None else t.to(self.device, non_blocking=True) for t in (annotated, instances)]
         try:
-            values = self._update(image.to(self.device, non_blocking=True), labels.to(self.device), *tensors)
+            values = self._update(image, labels, annotated, instances)
             self.skipped_in_a_row = 0
         except NonFiniteError as error:
             self.skipped_in_a_row += 1
@@ -73,12 +79,7 @@ class Trainer:
     def _update(
         self, image: Tensor, labels: Tensor, annotated: Tensor | None, instances: Tensor | None
     ) -> dict[str, Tensor]:
-        with autocast(self.dtype, self.device):
-            output = self.model(image)
-        loss, parts = self.loss(output, labels, annotated=annotated, instances=instances)
-        if not loss.isfinite():
-            raise NonFiniteError(f"loss is {loss.item():g}")
-        self.scaler.scale(loss).backward()
+        parts = self.gradients(image, labels, annotated, instances)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.optimizer.gradient_clip)
         is_norm_due = not self.scaler.is_enabled()  # float16 overflows now and then, and the scaler skips that step
@@ -86,29 +87,73 @@ class Trainer:
             raise NonFiniteError(f"gradient norm is {norm.item():g}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return {"loss": loss.detach(), **parts, "gradient_norm": norm.detach()}
+        return {**parts, "gradient_norm": norm.detach()}
+
+    def gradients(
+        self, image: Tensor, labels: Tensor, annotated: Tensor | None = None, instances: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Make the gradients of a batch, of which this is the process's share; returns loss and parts of the whole.
+
+        They are scaled as by `scaler`. Raises `NonFiniteError` in all processes if costs or loss are not finite in one.
+        """
+        tensors = [None if x is None else x.to(self.device, non_blocking=True) for x in (labels, annotated, instances)]
+        pieces = in_pieces(image, *tensors, pieces=self.recipe.train.accumulate)
+        counts: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
+        problem = ""
+        for number, (image_, labels_, annotated_, instances_) in enumerate(pieces):
+            seed_piece(self.recipe.train.seed, self.iteration, number)
+            with autocast(self.dtype, self.device):
+                output = self.model(image_.to(self.device, non_blocking=True))
+            if not number and number_of_pieces(self.recipe) > 1:
+                counts = {"counts": self._counts(output, pieces)}
+            try:
+                loss, parts = self.loss(output, labels_, annotated=annotated_, instances=instances_, **counts)
+                if not loss.isfinite():
+                    raise NonFiniteError(f"loss is {loss.item():g}")
+            except NonFiniteError as error:
+                problem = str(error)
+                break
+            self.scaler.scale(loss).backward()
+            for name, value in ({"loss": loss.detach()} | parts).items():
+                sums[name] = sums[name] + value if name in sums else value
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if distributed.add_up_gradients(parameters, failed=bool(problem)):
+            raise NonFiniteError(next(filter(None, distributed.gathered(problem))))
+        if distributed.size() == 1:
+            return sums
+        return dict(zip(sums, distributed.add_up(torch.stack([*sums.values()])), strict=True))
+
+    def _counts(self, output: HeadOutput, pieces: Sequence[Piece]) -> Tensor:
+        """What the loss counts in the whole batch; `output` is that of one piece, and they all have its size."""
+        of_pieces = [self.loss.counts(output, y, annotated=a, instances=i) for _, y, a, i in pieces]
+        return distributed.add_up(torch.stack(of_pieces).sum(0))
 
     @torch.inference_mode()
     def validate(self, batches: Iterable[Patch]) -> float:
         """Mean over foreground labels of the Dice over all voxels of the patches; labels in none are left out.
 
-        A label counts in the patches alone in which it was annotated, so that to find it elsewhere is no mistake.
+        The patches are those of all processes. A label counts in the patches alone in which it was annotated, so that
+        to find it elsewhere is no mistake.
         """
         self.model.eval()
         classes = self.model.num_classes
         shared, size = torch.zeros(2, classes, dtype=torch.int64, device=self.device)
         for batch in batches:
-            with autocast(self.dtype, self.device):
-                output = self.model(batch["image"].to(self.device))
-            predicted = output.log_probabilities().argmax(1)
-            reference = batch["labels"].to(self.device)
-            annotated = batch["annotated"].to(self.device)
+            reference, annotated = batch["labels"].to(self.device), batch["annotated"].to(self.device)
+            said: list[Tensor] = []
+            for piece in batch["image"].split(len(reference) // self.recipe.train.accumulate):
+                with autocast(self.dtype, self.device):
+                    output = self.model(piece.to(self.device))
+                said.append(output.log_probabilities().argmax(1))
+            predicted = torch.cat(said)
             for sample in range(len(reference)):
                 counted = reference[sample] != (-1 if self.ignore_label is None else self.ignore_label)
                 pairs = (reference[sample] * classes + predicted[sample])[counted]
                 table = torch.bincount(pairs, minlength=classes**2).view(classes, classes)
                 shared += table.diag() * annotated[sample]
                 size += (table.sum(0) + table.sum(1)) * annotated[sample]
+        shared, size = distributed.add_up(torch.stack([shared, size]))
         dice = [2 * int(s) / int(n) for s, n in zip(shared[1:], size[1:], strict=True) if n > 0]
         return fmean(dice) if dice else 0.0
 
