@@ -28,7 +28,7 @@ class Begun:
 
     def __init__(self, rates: Mapping[str, float]) -> None:
         self.rates, self.losses, self.skipped = dict(rates), dict[str, list[float]](), 0  # rates of its first step
-        self.seconds = self.cpu_seconds = 0.0
+        self.seconds = self.cpu_seconds = self.data_seconds = 0.0  # the last: waiting for patches
         self._clock = time.perf_counter(), time.process_time()
 
     def add(self, values: Mapping[str, float]) -> None:
@@ -51,8 +51,11 @@ class Begun:
         """Everything as plain tensors, numbers and containers."""
         self.tick()
         losses = {name: torch.tensor(values, dtype=torch.float64) for name, values in self.losses.items()}
-        times = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
-        return {"rates": self.rates, "losses": losses, "skipped": self.skipped, **times}
+        return {"rates": self.rates, "losses": losses, "skipped": self.skipped, **self.times()}
+
+    def times(self) -> dict[str, float]:
+        """What the epoch took until the last `tick`."""
+        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "data_seconds": self.data_seconds}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
@@ -60,6 +63,7 @@ class Begun:
         begun = cls(state["rates"])
         begun.losses = {name: values.tolist() for name, values in state["losses"].items()}
         begun.skipped, begun.seconds, begun.cpu_seconds = state["skipped"], state["seconds"], state["cpu_seconds"]
+        begun.data_seconds = state["data_seconds"]
         return begun
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from maskmed_zoo.build import model_of
+from maskmed_zoo.contracts import HeadOutput
 from maskmed_zoo.data.patches import Patch
 from maskmed_zoo.device import autocast, autocast_dtype
 from maskmed_zoo.errors import NonFiniteError
@@ -18,6 +19,18 @@ from maskmed_zoo.model import build_loss
 from maskmed_zoo.network_size import moved
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
+
+
+class Validation(NamedTuple):
+    """What a validation on patches found.
+
+    `by_label`: the Dice of each foreground label, None for one that no patch holds, which counts in `dice`, the mean,
+    where it was predicted; `query_classes`: for how many classes queries answer, None of a head without.
+    """
+
+    dice: float
+    by_label: Mapping[str, float | None]
+    query_classes: int | None
 
 
 class Trainer:
@@ -89,14 +102,16 @@ class Trainer:
         return {"loss": loss.detach(), **parts, "gradient_norm": norm.detach()}
 
     @torch.inference_mode()
-    def validate(self, batches: Iterable[Patch]) -> float:
-        """Mean over foreground labels of the Dice over all voxels of the patches; labels in none are left out.
+    def validate(self, batches: Iterable[Patch]) -> Validation:
+        """The Dice of each foreground label over all voxels of the patches, and their mean; labels in none are left out.
 
         A label counts in the patches alone in which it was annotated, so that to find it elsewhere is no mistake.
         """
         self.model.eval()
         classes = self.model.num_classes
-        shared, size = torch.zeros(2, classes, dtype=torch.int64, device=self.device)
+        counts = torch.zeros(4, classes, dtype=torch.int64, device=self.device)
+        shared, held, size, chosen = counts
+        has_queries = False
         for batch in batches:
             with autocast(self.dtype, self.device):
                 output = self.model(batch["image"].to(self.device))
@@ -108,9 +123,20 @@ class Trainer:
                 pairs = (reference[sample] * classes + predicted[sample])[counted]
                 table = torch.bincount(pairs, minlength=classes**2).view(classes, classes)
                 shared += table.diag() * annotated[sample]
+                held += table.sum(1) * annotated[sample]
                 size += (table.sum(0) + table.sum(1)) * annotated[sample]
-        dice = [2 * int(s) / int(n) for s, n in zip(shared[1:], size[1:], strict=True) if n > 0]
-        return fmean(dice) if dice else 0.0
+            answers = _answers(output)
+            if answers is not None:
+                has_queries = True
+                chosen += torch.bincount(answers, minlength=classes + 1)[:classes]
+        found = [row.tolist() for row in counts]
+        dice = [2 * s / n if n else None for s, n in zip(found[0], found[2], strict=True)]
+        names = self.recipe.labels.foreground
+        return Validation(
+            dice=fmean(known) if (known := [d for d in dice[1:] if d is not None]) else 0.0,
+            by_label={name: dice[value] if found[1][value] else None for name, value in names.items()},
+            query_classes=sum(n > 0 for n in found[3]) if has_queries else None,
+        )
 
     def rates(self) -> dict[str, float]:
         """Current learning rate of each group."""
@@ -146,3 +172,9 @@ class Trainer:
         torch.set_rng_state(state["rng"].cpu())
         if state["device_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_rng"].cpu(), self.device)
+
+
+def _answers(output: HeadOutput) -> Tensor | None:
+    """The likeliest class of every query of every sample, "no object" as the last one; None of a head without queries."""
+    final = output.stages[0]
+    return None if final.class_logits is None or final.logits is not None else final.class_logits.argmax(-1).flatten()
