@@ -31,9 +31,10 @@ class Begun:
         self.seconds = self.cpu_seconds = self.data_seconds = 0.0  # the last: waiting for patches
         self._clock = time.perf_counter(), time.process_time()
 
-    def add(self, values: Mapping[str, float]) -> None:
-        """What a step returned: nothing if it was skipped."""
+    def add(self, values: Mapping[str, float], waited: float) -> None:
+        """What a step returned, nothing if it was skipped, and how long its batch was waited for."""
         self.skipped += not values
+        self.data_seconds += waited
         for name, value in values.items():
             self.losses.setdefault(name, []).append(value)
 

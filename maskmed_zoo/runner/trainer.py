@@ -103,7 +103,7 @@ class Trainer:
 
     @torch.inference_mode()
     def validate(self, batches: Iterable[Patch]) -> Validation:
-        """The Dice of each foreground label over all voxels of the patches, and their mean; labels in none are left out.
+        """Dice of each foreground label over all voxels of the patches, and their mean; labels in none are left out.
 
         A label counts in the patches alone in which it was annotated, so that to find it elsewhere is no mistake.
         """
@@ -175,6 +175,6 @@ class Trainer:
 
 
 def _answers(output: HeadOutput) -> Tensor | None:
-    """The likeliest class of every query of every sample, "no object" as the last one; None of a head without queries."""
+    """The likeliest class of every query of every sample, "no object" the last one; None of a head without queries."""
     final = output.stages[0]
     return None if final.class_logits is None or final.logits is not None else final.class_logits.argmax(-1).flatten()
