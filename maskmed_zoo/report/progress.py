@@ -66,8 +66,7 @@ def progress_figure(path: Path, title: str, curves: Curves) -> Path:
         axes = sheet.axes(left, top, WIDE, height)
         shown = _named(lines, curves.dice)
         faint = {n: (line, FAINT, 0.8) for n, (line, *_) in lines.items() if n not in shown}
-        means = {n: shown[n] for n in reversed(curves.dice) if n in shown}  # on top
-        _panel(axes, name, faint | {n: d for n, d in shown.items() if n not in means} | means, limits, is_log=is_log)
+        _panel(axes, name, faint | dict(shown), limits, is_log=is_log)
         sheet.legend(left + WIDE + 0.12, top, [(f"{_cut(n)} {_last(line)}", c) for n, (line, c, _) in shown.items()])
         if len(shown) < len(lines):
             more = f"{len(lines) - len(shown)} higher ones have no name"
@@ -81,8 +80,9 @@ def _coloured(lines: Mapping[str, Line]) -> Drawn:
 
 def _panel(axes: Any, title: str, lines: Drawn, limits: tuple[int, int], *, is_log: bool) -> None:
     for line, color, width in lines.values():
+        style: dict[str, Any] = {"color": color, "linewidth": width, "zorder": 2 + width, "markersize": 2}
         marker = "o" if len(line) <= MARKED else None
-        axes.plot([x for x, _ in line], [y for _, y in line], color=color, linewidth=width, marker=marker, markersize=2)
+        axes.plot([x for x, _ in line], [y for _, y in line], marker=marker, **style)
     first, last = limits
     axes.set_xlim(first - 0.02 * (last - first) - 0.2, last + 0.02 * (last - first) + 0.2)
     values = [y for line, *_ in lines.values() for _, y in line]

@@ -72,7 +72,7 @@ class Loop:
             Session(self.run.manifest_file, self.trainer.device, self.trainer.iteration) as session,
             training_display(display, total, self.recipe.train.iterations_per_epoch) as shown,
             self._feed() as feed,
-            self._watched(shown, display.say) as watch,
+            self.watched(shown, display.say) as watch,
             Pauses(self.recipe.train.save_minutes) as pauses,
         ):
             while progress.epoch < total:
@@ -90,7 +90,7 @@ class Loop:
             if pauses.ask() is Turn.STOP:  # while the last epoch was saved: evaluation is not to begin
                 raise pauses.stop(f"{self.run.path}: all {total} epochs are trained and saved")
 
-    def _watched(self, shown: Callback, say: Callable[[str], None]) -> Callbacks:
+    def watched(self, shown: Callback, say: Callable[[str], None]) -> Callbacks:
         """What looks at the training, and writes down what it sees."""
         rows = self.progress.rows
         own = [shown, StepsFile(self.run.steps_file), RunWarnings(self.run.warnings_file, rows, say)]

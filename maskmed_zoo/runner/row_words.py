@@ -25,7 +25,7 @@ def loss(row: Row) -> str:
 def skipped(row: Row) -> str:
     """How many steps were, if any."""
     count = number(row, "skipped")
-    return f", {count:.0f} steps skipped" if count else ""
+    return f", {count:.0f} step{'s' * (count > 1)} skipped" if count else ""
 
 
 def dice(row: Row) -> str:

@@ -20,6 +20,7 @@ from maskmed_zoo.files import UNFINISHED, remove_abandoned, remove_unfinished, w
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.network_size import check_bytes
 from maskmed_zoo.recipe import Recipe
+from maskmed_zoo.runner.callbacks import Callback
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.loop import Loop
 from maskmed_zoo.runner.manifest import check_folder, data_hash, environment, now, run_facts
@@ -40,16 +41,18 @@ def train(
     device: str | None = None,
     workers: int | None = None,
     resume: bool = False,
+    callbacks: Sequence[Callback] = (),
     display: Display | None = None,
 ) -> RunFolder:
     """Train `recipe` on one fold of the nnU-Net folder `data`, or of several, and write the run to `out`.
 
     Of a folder given as `DIR@all` every case trains and none validates. Labels of several data sets are merged by
-    name. `resume` continues an interrupted run after its last whole epoch. Raises `DataError` for data sets that cannot
-    be used or contradict the recipe, naming all cases at fault, `CheckpointError` if `out` holds a run and `resume` is
-    not given, or one of another recipe, data set, fold or seed, or another process trains there; `OutputError` where
-    nothing can be written, `NonFiniteError` if training diverges, `MemoryShortageError`; `StoppedError`, or
-    KeyboardInterrupt by Ctrl-C, where a signal stopped training, whose state is saved then.
+    name. `resume` continues an interrupted run after its last whole epoch; `callbacks` are told of steps and epochs.
+    Raises `DataError` for data sets that cannot be used or contradict the recipe, naming all cases at fault,
+    `CheckpointError` if `out` holds a run and `resume` is not given, or one of another recipe, data set, fold or seed,
+    or another process trains there; `OutputError` where nothing can be written, `NonFiniteError` if training diverges,
+    `MemoryShortageError`; `StoppedError`, or KeyboardInterrupt by Ctrl-C, where a signal stopped training, whose state
+    is saved then.
     """
     display = display or Display()
     target = pick_device(device)
@@ -70,7 +73,8 @@ def train(
         check_folder(run, recipe, facts, resume)  # again: another process may have been at work until now
         remove_abandoned(run.path, f"{UNFINISHED}*")
         remove_unfinished(run.trained_files)
-        _train(run, trainer, list(zip(sources, splits, strict=True)), facts, display, workers=workers, resume=resume)
+        chosen = list(zip(sources, splits, strict=True))
+        _train(run, trainer, chosen, facts, display, workers=workers, resume=resume, callbacks=callbacks)
     return run
 
 
@@ -83,6 +87,7 @@ def _train(
     *,
     workers: int,
     resume: bool,
+    callbacks: Sequence[Callback],
 ) -> None:
     """Prepare the cases, write down what the run is made from, and train."""
     recipe, sources = trainer.recipe, [source for source, _ in parts]
@@ -128,6 +133,7 @@ def _train(
         run=run,
         parts={"train": training, "validation": validation},
         workers=workers,
+        callbacks=callbacks,
     )
     if resume:
         loop.resume()

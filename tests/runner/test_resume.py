@@ -25,7 +25,7 @@ from maskmed_zoo.runner import pauses, session
 from maskmed_zoo.runner.pauses import SIGNALS, Pauses, Turn
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
-from maskmed_zoo.runner.trainer import Trainer
+from maskmed_zoo.runner.trainer import Trainer, Validation
 from tests.conftest import TINY, make_dataset
 from tests.kill.harness import differences, flip, truncate
 
@@ -231,7 +231,7 @@ def test_a_signal_while_validating(made: Path, tmp_path: Path, monkeypatch: pyte
     """The epoch's steps are kept, its validation is done again."""
     validate = Trainer.validate
 
-    def told(self: Trainer, batches: Iterable[Patch]) -> float:
+    def told(self: Trainer, batches: Iterable[Patch]) -> Validation:
         def first_then_signal() -> Iterator[Patch]:
             for number, batch in enumerate(batches):
                 if number == 0:
