@@ -164,10 +164,11 @@ def test_callbacks_are_checked(tmp_path: Path) -> None:
 def test_what_is_shown_where_there_is_no_terminal(made: tuple[RunFolder, Notes, Breaks, str]) -> None:
     *_, said = made
     first, second = (line for line in said.splitlines() if line.startswith("epoch "))
-    for part in ("epoch 1/2  loss ", " (class ", ", bce ", ", dice ", ")  validation Dice ", "(left ", ", right ",
-                 ")  gradient norm ", ", rate 0.001, 0.0003  ", " s, ", " % waiting for patches  left 0:0"):  # fmt: skip
+    words = ["epoch 1/2  loss ", " (class ", ", bce ", ", dice ", ")  validation Dice ", "(left ", ", right "]
+    words += [")  gradient norm ", ", rate 0.001, 0.0003  ", " s, ", " % waiting for patches  left 0:0"]
+    for part in words:
         assert part in first
-    assert ", 1 steps skipped" in second
+    assert ", 1 step skipped  " in second
     assert second.endswith("left 0:00:00")
 
 
@@ -244,12 +245,10 @@ def test_divergence_says_what_to_try_and_what_is_left(
     assert "\n" not in message
     assert message.startswith("step 1: ")
     assert (
-        "; 1 such steps in a row; training has diverged; begin anew with a lower train.optimizer.lr (0.003)" in message
-    )
-    assert (
-        "a longer train.optimizer.warmup_iterations (2), a lower train.optimizer.gradient_clip (12) or train.amp=off"
+        "; 1 such steps in a row; training has diverged; begin anew with a lower train.optimizer.lr (0.003), a"
         in message
     )
+    assert "warmup_iterations (2), a lower train.optimizer.gradient_clip (12) or train.amp=off; " in message
     assert message.endswith(f"; {tmp_path / 'run' / 'state_last.pt'} is of step 1")
     assert notes.told[-1] == ("end", caught.value)
 
