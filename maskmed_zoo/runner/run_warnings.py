@@ -31,7 +31,7 @@ EPOCHS = 2
 """Epochs in a row whose gradient norm has to be so much larger; one alone may be a single bad batch."""
 TIMES = 10.0
 """How many times the median of the epochs before."""
-WAITED, SHARE = 3, 0.3
+WAITED, SHARE = 3, 0.5
 """Epochs, of which the first of the run is none, and the share of their time that goes into waiting for patches."""
 LISTED = 5
 """Labels that are named in a line."""
