@@ -20,5 +20,5 @@ def diverged(error: NonFiniteError, trainer: Trainer, run: RunFolder, step: int)
     else:
         kept = "no state was saved before"
     return NonFiniteError(
-        f"{error}; training has diverged: begin anew with {', '.join(tries[:-1])} or {tries[-1]}; {kept}"
+        f"{error}; training has diverged; begin anew with {', '.join(tries[:-1])} or {tries[-1]}; {kept}"
     )
