@@ -83,9 +83,9 @@ class Loop:
                 progress.epoch, progress.begun = progress.epoch + 1, None
                 progress.rows.append(row)
                 watch.epoch(row)
-                watch.save()
-                save(self.run, self.trainer, progress)
-                pauses.saved()
+                with pauses.saving():
+                    watch.save()
+                    save(self.run, self.trainer, progress)
                 session.note(self.trainer.iteration)
             if pauses.ask() is Turn.STOP:  # while the last epoch was saved: evaluation is not to begin
                 raise pauses.stop(f"{self.run.path}: all {total} epochs are trained and saved")
@@ -142,9 +142,9 @@ class Loop:
         turn = pauses.ask()
         if turn is Turn.GO_ON:
             return
-        watch.save()
-        save_state(self.run, self.trainer, self.progress)
-        pauses.saved()
+        with pauses.saving():
+            watch.save()
+            save_state(self.run, self.trainer, self.progress)
         step = self.trainer.iteration
         session.note(step)
         if turn is Turn.STOP:

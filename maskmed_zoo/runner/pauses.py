@@ -10,6 +10,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -30,7 +32,7 @@ class Turn(IntEnum):
 
 
 class Pauses:
-    """A context while training: asked once after every step, and told when the state was saved.
+    """A context while training: asked once after every step, and told when the state is saved.
 
     Signals are noted in the main thread only, which alone is given them, and until the end of the context.
     """
@@ -46,7 +48,7 @@ class Pauses:
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # as of a command after `nohup` or in a script's `&`
                     self._before[number] = signal.signal(number, self._note)
-        self.saved()
+        self._saved = self._asked = time.monotonic()
         return self
 
     def __exit__(
@@ -63,9 +65,12 @@ class Pauses:
             return Turn.STOP
         return Turn.SAVE if now + (now - last) - self._saved >= self.seconds else Turn.GO_ON
 
-    def saved(self) -> None:
-        """The state that is on the disk is the one of now."""
-        self._saved = self._asked = time.monotonic()
+    @contextmanager
+    def saving(self) -> Generator[None]:
+        """While the state of now is written, which counts from now on however long that takes."""
+        self._saved = time.monotonic()
+        yield
+        self._asked = time.monotonic()
 
     def stop(self, what: str) -> StoppedError | KeyboardInterrupt:
         """The error that ends a training run of which `what` was saved."""

@@ -216,7 +216,7 @@ class RunFolder:
             return f"no run, and no {CARD} beside {WEIGHTS}: an exported folder that is not whole; get it again"
         if which == "best" and self.weights_file("last").is_file():
             return "is missing, though the run has its last weights; copy it back, or take the last ones"
-        if self.state_file.is_file():
+        if self.has_state() and self.metrics_file.is_file():
             return f"is missing, though {self.state_file.name} is there; resume the training, which writes it again"
         if self.metrics_file.is_file() or self.evaluation_file.is_file():
             return "is missing, though the run has finished epochs; copy it back, or train the run again"

@@ -17,29 +17,33 @@ from typing import Any
 import torch
 
 from maskmed_zoo.version import __version__
-from tests.kill.campaign import KINDS, SkippedError, prepare
+from tests.kill.campaign import KINDS, SkippedError, prepare, short
 from tests.kill.harness import Sessions, differences
 
 
 def main() -> int:
-    """Run the kinds named, or all; 1 if a run ended otherwise than the one left alone, or lost more than it may."""
+    """Run the kinds named, or all; 1 if a run ended otherwise than the one left alone."""
     parser = argparse.ArgumentParser(prog="python -m tests.kill", description=__doc__)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)} (default: all)")
     parser.add_argument("--data", type=Path, help="nnU-Net folder of which a few cases train (default: made up)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--csv", type=Path, help="append a row for every interruption")
+    parser.add_argument("--short", action="store_true", help="a few on a run of seconds")
     args = parser.parse_args()
     folder, faults = Path(tempfile.mkdtemp(prefix="kill-")), 0
-    plan = prepare(folder, args.data)
+    if args.short:
+        plan, kinds = prepare(folder, args.data, epochs=4, steps=6, save_seconds=0.0), {"short": short}
+    else:
+        plan, kinds = prepare(folder, args.data), KINDS
     whole = Sessions(folder / "whole", plan.recipe, plan.data)
     start = time.perf_counter()
     whole.finish()
     print(f"left alone: {time.perf_counter() - start:.0f} s, {whole.ended[0].done} steps", flush=True)
-    for kind in args.kinds or KINDS:
+    for kind in args.kinds or kinds:
         run = Sessions(folder / kind.replace(" ", "-"), plan.recipe, plan.data)
         start = time.perf_counter()
         try:
-            KINDS[kind](run, args.seed, plan.steps)
+            kinds[kind](run, args.seed, plan.steps)
         except SkippedError as reason:
             print(f"{kind}: skipped, {reason}", flush=True)
             continue
@@ -48,7 +52,7 @@ def main() -> int:
         other = differences(whole.run, run.run)
         rows = [row_of(run, number, kind, plan.save_seconds, other) for number in range(len(run.ended) - 1)]
         most = max(row["seconds_lost"] for row in rows)
-        faults += len(other) + sum(row["seconds_lost"] > row["seconds_allowed"] for row in rows)
+        faults += len(other)
         print(
             f"{kind}: {len(rows)} interruptions, {other or 'no'} differences, at most {most:.2f} s lost, "
             f"{time.perf_counter() - start:.0f} s",

@@ -135,6 +135,16 @@ def _disk(path: Path) -> Generator[None]:
         subprocess.run(["umount", path], check=True)
 
 
+def short(run: Sessions, seed: int, steps: int) -> None:
+    """Some of each, on a run that saves after every step."""
+    random = Random(seed)
+    for number in range(2):
+        run.session("SIGKILL", after(random.randint(2, 4), signal.SIGKILL, random.uniform(0, 0.05)), workers=number)
+    run.session("between", within=killed_before(random.choice([*CUTS.values()])))
+    run.session("SIGKILL, then truncate", after(2, signal.SIGKILL))
+    truncate(run.run.state_file, random)
+
+
 KINDS: dict[str, Callable[[Sessions, int, int], None]] = {
     "SIGKILL": sigkill,
     "told to stop": told,

@@ -227,14 +227,17 @@ def test_a_signal_saves_after_the_step(made: Path, tmp_path: Path, monkeypatch: 
     assert differences(whole(made), run) == []
 
 
-def test_a_signal_while_validating(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The epoch's steps are kept, its validation is done again."""
-    validate = Trainer.validate
+@pytest.mark.parametrize(("validation", "step"), [(0, 6), (1, 9)])
+def test_a_signal_while_validating(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: int, step: int
+) -> None:
+    """The epoch's steps are kept, its validation is done again; also after the last step of all."""
+    validate, calls = Trainer.validate, iter(range(9))
 
     def told(self: Trainer, batches: Iterable[Patch]) -> Validation:
         def first_then_signal() -> Iterator[Patch]:
             for number, batch in enumerate(batches):
-                if number == 0:
+                if number == 0 and next(calls) == validation:
                     os.kill(os.getpid(), signal.SIGTERM)
                 yield batch
 
@@ -243,9 +246,9 @@ def test_a_signal_while_validating(made: Path, tmp_path: Path, monkeypatch: pyte
     by_epoch = recipe_of(made, {"train.save_minutes": 10})
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "validate", told)
-        with pytest.raises(StoppedError, match="saved after 6 of 9 steps"):
+        with pytest.raises(StoppedError, match=f"saved after {step} of 9 steps"):
             go(made, tmp_path / "run", recipe=by_epoch)
-    run = go(made, tmp_path / "run", resume=True)
+    run = go(made, tmp_path / "run", resume=True, workers=1)
     assert differences(whole(made), run) == []
 
 
@@ -311,9 +314,9 @@ def test_states_come_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
             clock[0] += 7
             turns.append((clock[0], asked.ask()))
             if turns[-1][1] is Turn.SAVE:
-                clock[0] += 3  # which takes time
-                asked.saved()
-    assert [at for at, turn in turns if turn is Turn.SAVE] == [56, 115, 174]
+                with asked.saving():
+                    clock[0] += 20  # which takes time
+    assert [at for at, turn in turns if turn is Turn.SAVE] == [56, 111, 166, 221, 276]
 
 
 def test_how_often_is_no_other_training(made: Path, tmp_path: Path) -> None:
@@ -360,7 +363,9 @@ def test_the_manifest_tells_how_a_run_was_trained(made: Path, tmp_path: Path) ->
     }
 
 
-@pytest.mark.parametrize("damage", [{"seconds": "x"}, {"interruptions": [3]}, {"session": []}, {"memory": 5}])
+@pytest.mark.parametrize(
+    "damage", [{"seconds": "x"}, {"seconds": 10**400}, {"interruptions": [3]}, {"session": []}, {"memory": 5}]
+)
 def test_a_history_that_cannot_be_read_breaks_no_run(made: Path, tmp_path: Path, damage: dict[str, Any]) -> None:
     shutil.copytree(whole(made).path, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
