@@ -257,7 +257,7 @@ def train(
     expect_several("callbacks", callbacks, (Callback,), "a list of Callbacks")
     arguments = ("data", "out", "fold", "device", "workers", "resume", "callbacks")
     loaded = read(recipe, by_keyword("train", overrides, arguments))
-    where = {"data": data, "out": Path(out), "fold": fold, "device": device, "workers": workers}
+    where: dict[str, Any] = {"data": data, "out": Path(out), "fold": fold, "device": device, "workers": workers}
     return run(loaded, **where, resume=resume, callbacks=callbacks).path
 
 

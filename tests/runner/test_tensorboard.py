@@ -34,12 +34,10 @@ def session(run: Path, recipe: Path, first: int, last: int, saved: int) -> None:
 
 
 def test_events_of_a_resumed_run(tmp_path: Path, tiny_recipe: Path) -> None:
-    pytest.importorskip("tensorboard", reason="extra 'tb'")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="extra 'tb'")
     session(tmp_path, tiny_recipe, 0, 7, saved=4)
     session(tmp_path, tiny_recipe, 4, 8, saved=8)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert {*events.Tags()["scalars"]} == {
         "step/loss", "step/seconds", "epoch/epoch", "epoch/loss", "epoch/validation_dice/left",
