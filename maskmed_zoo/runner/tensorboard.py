@@ -25,7 +25,7 @@ class TensorBoard(Callback):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UserError('--tensorboard needs TensorBoard: pip install "maskmed-zoo[tb]"') from error
+            raise UserError('this needs TensorBoard: pip install "maskmed-zoo[tb]"') from error
         self._make, self._writer = SummaryWriter, None
 
     def on_start(self, run: Path, recipe: Recipe, step: int) -> None:
