@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from maskmed_zoo.model import SegmentationModel
     from maskmed_zoo.planning.plan import Plan
     from maskmed_zoo.recipe import Recipe
+    from maskmed_zoo.runner.callbacks import Callback
     from maskmed_zoo.weights.keys import KeyMap
     from maskmed_zoo.weights.load import LoadReport
 
@@ -220,6 +221,7 @@ def train(
     device: str | None = None,
     workers: int | None = None,
     resume: bool = False,
+    callbacks: Sequence[Callback] = (),
     **overrides: Any,
 ) -> Path:
     """Train a recipe on one fold of nnU-Net's raw folder `data`, or of several; returns the run's folder, `out`.
@@ -232,6 +234,7 @@ def train(
         device: cpu, cuda, cuda:1, mps, …; default: CUDA if there is any, else the CPU.
         workers: loader processes; default: none on the CPU, else up to eight.
         resume: continue the run in `out` after its last whole epoch.
+        callbacks: what is told of every step and epoch, see `maskmed_zoo.runner.callbacks`.
         **overrides: recipe settings by path, with `__` for the dot: `train__epochs=10`.
 
     Progress goes to standard error; `zoo.evaluate(run)` then scores the validation cases. Raises `RecipeError` for a
@@ -240,9 +243,10 @@ def train(
     """
     from pathlib import Path
 
-    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_folders, expect_path
+    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_folders, expect_path, expect_several
     from maskmed_zoo.recipe import by_keyword
     from maskmed_zoo.recipe import load_recipe as read
+    from maskmed_zoo.runner.callbacks import Callback
     from maskmed_zoo.runner.train import train as run
 
     expect("fold", fold, INTEGER, "a whole number; a data set given as 'DIR@all' trains on all of its cases")
@@ -250,9 +254,11 @@ def train(
     expect("workers", workers, (*INTEGER, *NONE), "a whole number")
     expect("resume", resume, (bool,), "True or False")
     expect_folders(data)
-    arguments = ("data", "out", "fold", "device", "workers", "resume")
+    expect_several("callbacks", callbacks, (Callback,), "a list of Callbacks")
+    arguments = ("data", "out", "fold", "device", "workers", "resume", "callbacks")
     loaded = read(recipe, by_keyword("train", overrides, arguments))
-    return run(loaded, data=data, out=Path(out), fold=fold, device=device, workers=workers, resume=resume).path
+    where: dict[str, Any] = {"data": data, "out": Path(out), "fold": fold, "device": device, "workers": workers}
+    return run(loaded, **where, resume=resume, callbacks=callbacks).path
 
 
 def load(source: str | Path, *, weights: Literal["last", "best"] = "last", device: str | None = None) -> Predictor:

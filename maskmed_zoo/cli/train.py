@@ -36,6 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "up to eight)",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in RUN after its last whole epoch")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="also write events for TensorBoard to RUN/tensorboard (extra 'tb')"
+    )
     add_device(parser)
 
 
@@ -51,6 +54,7 @@ def _run(args: argparse.Namespace, *, is_first: bool) -> None:
     from maskmed_zoo.evaluation.table import tables
     from maskmed_zoo.recipe import load_recipe
     from maskmed_zoo.runner.evaluate import evaluate
+    from maskmed_zoo.runner.tensorboard import TensorBoard
     from maskmed_zoo.runner.train import train
 
     overrides = [*args.overrides, *([] if args.seed is None else [f"train.seed={args.seed}"])]
@@ -62,6 +66,7 @@ def _run(args: argparse.Namespace, *, is_first: bool) -> None:
         device=args.device,
         workers=args.workers,
         resume=args.resume,
+        callbacks=[TensorBoard()] if args.tensorboard else [],
     )
     result = evaluate(folder, data=args.data, device=args.device)
     if is_first:

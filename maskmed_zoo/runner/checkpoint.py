@@ -28,12 +28,13 @@ class Begun:
 
     def __init__(self, rates: Mapping[str, float]) -> None:
         self.rates, self.losses, self.skipped = dict(rates), dict[str, list[float]](), 0  # rates of its first step
-        self.seconds = self.cpu_seconds = 0.0
+        self.seconds = self.cpu_seconds = self.data_seconds = 0.0  # the last: waiting for patches
         self._clock = time.perf_counter(), time.process_time()
 
-    def add(self, values: Mapping[str, float]) -> None:
-        """What a step returned: nothing if it was skipped."""
+    def add(self, values: Mapping[str, float], waited: float) -> None:
+        """What a step returned, nothing if it was skipped, and how long its batch was waited for."""
         self.skipped += not values
+        self.data_seconds += waited
         for name, value in values.items():
             self.losses.setdefault(name, []).append(value)
 
@@ -51,8 +52,11 @@ class Begun:
         """Everything as plain tensors, numbers and containers."""
         self.tick()
         losses = {name: torch.tensor(values, dtype=torch.float64) for name, values in self.losses.items()}
-        times = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
-        return {"rates": self.rates, "losses": losses, "skipped": self.skipped, **times}
+        return {"rates": self.rates, "losses": losses, "skipped": self.skipped, **self.times()}
+
+    def times(self) -> dict[str, float]:
+        """What the epoch took until the last `tick`."""
+        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "data_seconds": self.data_seconds}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
@@ -60,6 +64,7 @@ class Begun:
         begun = cls(state["rates"])
         begun.losses = {name: values.tolist() for name, values in state["losses"].items()}
         begun.skipped, begun.seconds, begun.cpu_seconds = state["skipped"], state["seconds"], state["cpu_seconds"]
+        begun.data_seconds = state["data_seconds"]
         return begun
 
 

@@ -1,8 +1,7 @@
-"""What a person sees while work goes on: bars with time left on a terminal, one line per step elsewhere."""
+"""What a person sees while work goes on: bars with time left on a terminal, one line per task elsewhere."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -52,22 +51,6 @@ class Display:
 
             yield show
 
-    @contextmanager
-    def training(self, total: int, done: int) -> Generator[Callable[[dict[str, Any]], None]]:
-        """Progress of training in epochs; the function given takes an epoch's row of metrics."""
-        start, first = time.perf_counter(), done
-        with self._bars() as bars:
-            task = bars.add_task("training", total=total, completed=done)
-
-            def show(row: dict[str, Any]) -> None:
-                finished = row["epoch"] + 1
-                bars.update(task, completed=finished, description=_summary(row))
-                if not self.console.is_terminal:
-                    left = (time.perf_counter() - start) / (finished - first) * (total - finished)
-                    self.say(f"epoch {finished}/{total}  {_summary(row)}  {row['seconds']:.1f} s  left {_clock(left)}")
-
-            yield show
-
     def _bars(self) -> Progress:
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -76,14 +59,3 @@ class Display:
             TimeRemainingColumn(),
         )
         return Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-
-
-def _summary(row: dict[str, Any]) -> str:
-    dice = f"  validation Dice {row['validation_dice']:z.3f}" if "validation_dice" in row else ""
-    loss = f"loss {row['loss']:z.3f}" if "loss" in row else "every step skipped"
-    return f"{loss}{dice}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
 from maskmed_zoo import distributed
 from maskmed_zoo.data.cache import Parts
 from maskmed_zoo.data.patches import Patch, PatchDataset
-from maskmed_zoo.errors import CheckpointError, StoppedError
+from maskmed_zoo.errors import CheckpointError, NonFiniteError, StoppedError
+from maskmed_zoo.runner.callbacks import Callback, Callbacks
 from maskmed_zoo.runner.checkpoint import Begun, Progress, load, save, save_state
 from maskmed_zoo.runner.display import Display
+from maskmed_zoo.runner.divergence import diverged
 from maskmed_zoo.runner.divided import own_indices
 from maskmed_zoo.runner.feed import Feed, Part, Stream
+from maskmed_zoo.runner.metrics_file import DICE
 from maskmed_zoo.runner.pauses import Pauses, Turn
+from maskmed_zoo.runner.pictures import can_draw
+from maskmed_zoo.runner.progress_picture import ProgressPicture
 from maskmed_zoo.runner.run_folder import RunFolder
+from maskmed_zoo.runner.run_warnings import RunWarnings
 from maskmed_zoo.runner.session import Session
+from maskmed_zoo.runner.steps_file import StepsFile
 from maskmed_zoo.runner.trainer import Trainer
+from maskmed_zoo.runner.training_display import training_display
 
 SMOOTHING = 0.9
 """Exponential moving average of the validation Dice that decides on the best weights (nnU-Net's)."""
@@ -34,8 +43,9 @@ class Loop:
         run: RunFolder,
         parts: Mapping[Stream, Parts],
         workers: int,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.trainer, self.run, self.workers = trainer, run, workers
+        self.trainer, self.run, self.workers, self.callbacks = trainer, run, workers, callbacks
         self.recipe = trainer.recipe
         self.patches = {
             stream: PatchDataset(
@@ -80,30 +90,49 @@ class Loop:
         progress = self.progress
         with (
             Session(self.run.manifest_file, self.trainer.device, self.trainer.iteration) as session,
-            display.training(total, progress.epoch) as show,
+            training_display(display, total, self.recipe.train.iterations_per_epoch) as shown,
             self._feed() as feed,
+            self.watched(shown, display.say) as watch,
             Pauses(self.recipe.train.save_minutes) as pauses,
         ):
             while progress.epoch < total:
-                row = self._epoch(feed, pauses, session)
+                try:
+                    row = self._epoch(feed, pauses, session, watch)
+                except NonFiniteError as error:
+                    raise diverged(error, self.trainer, self.run, session.step) from error
                 progress.epoch, progress.begun = progress.epoch + 1, None
                 progress.rows.append(row)
+                watch.epoch(row)
                 with pauses.saving():
+                    watch.save()
                     if distributed.is_first():
                         save(self.run, self.trainer, progress)
                 session.note(self.trainer.iteration)
-                show(row)
             if _turn(pauses) is Turn.STOP:  # while the last epoch was saved: evaluation is not to begin
                 raise pauses.stop(f"{self.run.path}: all {total} epochs are trained and saved")
 
-    def _epoch(self, feed: Feed, pauses: Pauses, session: Session) -> dict[str, Any]:
+    def watched(self, shown: Callback, say: Callable[[str], None]) -> Callbacks:
+        """What looks at the training, and writes down what it sees: in rank 0."""
+        if not distributed.is_first():
+            return Callbacks([], [], say)
+        rows = self.progress.rows
+        own = [shown, StepsFile(self.run.steps_file), RunWarnings(self.run.warnings_file, rows, say)]
+        pictures = [ProgressPicture(self.run.progress_picture, rows)] if can_draw() else []
+        callbacks = Callbacks(own, [*pictures, *self.callbacks], say)
+        return callbacks.start(self.run.path, self.recipe, self.trainer.iteration)
+
+    def _epoch(self, feed: Feed, pauses: Pauses, session: Session, watch: Callbacks) -> dict[str, Any]:
         """What is left of the epoch that has begun, or else of a new one; returns its row of metrics."""
         config, progress = self.recipe.train, self.progress
         begun = progress.begun = progress.begun or Begun(self.trainer.rates())
         done = self.trainer.iteration - progress.epoch * config.iterations_per_epoch
-        for batch in feed.take("train", config.iterations_per_epoch - done):
-            begun.add(self.trainer.step(**batch))
-            self._pause(pauses, session)
+        clock = _Clock()
+        for batch in clock.asked(feed.take("train", config.iterations_per_epoch - done)):
+            rates = self.trainer.rates()
+            values = self.trainer.step(**batch)
+            begun.add(values, clock.waited)
+            watch.step({"iteration": self.trainer.iteration, **values, **rates, **clock.times()})
+            self._pause(pauses, session, watch)
         row: dict[str, Any] = {
             "epoch": progress.epoch,
             "iterations": self.trainer.iteration,
@@ -113,25 +142,31 @@ class Loop:
         }
         is_due = (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs
         if is_due and config.validation_iterations:
-            dice = self.trainer.validate(self._validation(feed, pauses, session))
+            found = self.trainer.validate(self._validation(feed, pauses, session, watch))
             old = progress.average
-            progress.average = dice if math.isnan(old) else SMOOTHING * old + (1 - SMOOTHING) * dice
-            row |= {"validation_dice": dice, "validation_dice_average": progress.average}
+            progress.average = found.dice if math.isnan(old) else SMOOTHING * old + (1 - SMOOTHING) * found.dice
+            row |= {DICE: found.dice, f"{DICE}_average": progress.average}
+            row |= {f"{DICE}/{label}": dice for label, dice in found.by_label.items() if dice is not None}
+            row |= {} if found.query_classes is None else {"query_classes": found.query_classes}
         begun.tick()
-        return row | {"seconds": begun.seconds, "cpu_seconds": begun.cpu_seconds}
+        return row | begun.times()
 
-    def _validation(self, feed: Feed, pauses: Pauses, session: Session) -> Iterator[Patch]:
+    def _validation(self, feed: Feed, pauses: Pauses, session: Session, watch: Callbacks) -> Iterator[Patch]:
         """Batches of validation, which is done anew as a whole if it is interrupted."""
-        for batch in feed.take("validation", self.recipe.train.validation_iterations):
+        clock = _Clock()
+        for batch in clock.asked(feed.take("validation", self.recipe.train.validation_iterations)):
+            if self.progress.begun:
+                self.progress.begun.data_seconds += clock.waited
             yield batch
-            self._pause(pauses, session)
+            self._pause(pauses, session, watch)
 
-    def _pause(self, pauses: Pauses, session: Session) -> None:
+    def _pause(self, pauses: Pauses, session: Session, watch: Callbacks) -> None:
         """Save within an epoch, and stop, where it is time to."""
         turn = _turn(pauses)
         if turn is Turn.GO_ON:
             return
         with pauses.saving():
+            watch.save()
             if distributed.is_first():
                 save_state(self.run, self.trainer, self.progress)
         step = self.trainer.iteration
@@ -155,3 +190,24 @@ class Loop:
 def _turn(pauses: Pauses) -> Turn:
     """What all processes do now."""
     return Turn(distributed.largest(pauses.ask()))
+
+
+class _Clock:
+    """How long a batch was waited for, and how long it is since it was asked for; s."""
+
+    def __init__(self) -> None:
+        self.waited = self._asked = 0.0
+
+    def asked(self, batches: Iterator[Patch]) -> Iterator[Patch]:
+        """The batches."""
+        while True:
+            self._asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited = time.perf_counter() - self._asked
+            if batch is None:
+                return
+            yield batch
+
+    def times(self) -> dict[str, float]:
+        """Those of a step that has been made."""
+        return {"seconds": round(time.perf_counter() - self._asked, 6), "data_seconds": round(self.waited, 6)}

@@ -11,6 +11,9 @@ from typing import Any
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import read_text
 
+DICE = "validation_dice"
+"""The column of the mean over labels; that of a label is `validation_dice/<label>`."""
+
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write all rows, their columns in the order in which they come up first."""
@@ -38,6 +41,20 @@ def read_rows(path: Path, iterations_per_epoch: int) -> list[dict[str, str]]:
         if epoch is not None and found.setdefault(epoch, row) != row:
             refused.add(epoch)
     return [found[epoch] for epoch in sorted(found.keys() - refused)]
+
+
+def number(row: Mapping[str, Any], column: str) -> float | None:
+    """What stands in a column of a row, read or about to be written; None where it is empty or no column."""
+    value = row.get(column)
+    return None if value is None or value == "" else float(value)
+
+
+def loss_columns(row: Mapping[str, Any]) -> list[str]:
+    """The columns of a loss's parts, which stand between it and the gradient norm."""
+    names = [*row]
+    if not {"loss", "gradient_norm"} <= row.keys():
+        return []
+    return names[names.index("loss") + 1 : names.index("gradient_norm")]
 
 
 def trained_epochs(rows: Sequence[dict[str, str]]) -> int:

@@ -1,6 +1,6 @@
-"""A run on disk: `recipe.yaml, manifest.json, metrics.csv, weights_*.safetensors, state_last.pt, state_previous.pt,
-evaluation.json, evaluation.csv, evaluation.png, predictions/`. Files are replaced as a whole, so a killed run leaves
-the last complete one.
+"""A run on disk: `recipe.yaml, manifest.json, metrics.csv, steps.jsonl, progress.png, warnings.json,
+weights_*.safetensors, state_last.pt, state_previous.pt, evaluation.json, evaluation.csv, evaluation.png, predictions/`.
+Files are replaced as a whole, but for `steps.jsonl`, which grows, so a killed run leaves the last complete one.
 
 Exported weights are a folder of another shape that predicts too: `card.json, recipe.yaml, weights.safetensors`."""
 
@@ -59,6 +59,19 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def steps_file(self) -> Path:
+        return self.path / "steps.jsonl"
+
+    @property
+    def progress_picture(self) -> Path:
+        return self.path / "progress.png"
+
+    @property
+    def warnings_file(self) -> Path:
+        """There once there is a warning."""
+        return self.path / "warnings.json"
+
+    @property
     def state_file(self) -> Path:
         return self.path / "state_last.pt"
 
@@ -79,7 +92,8 @@ class RunFolder:
     def trained_files(self) -> tuple[Path, ...]:
         """What nobody writes but the process that trains."""
         weights = (self.weights_file("last"), self.weights_file("best"))
-        return (*weights, self.metrics_file, self.state_file, self.manifest_file)
+        seen = (self.metrics_file, self.progress_picture, self.warnings_file)
+        return (*weights, *seen, self.state_file, self.manifest_file)
 
     @property
     def predictions(self) -> Path:

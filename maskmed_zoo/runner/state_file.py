@@ -162,7 +162,7 @@ def _check_begun(given: Any, steps: int) -> None:
     is_counted = type(skipped) is int and 0 <= skipped <= steps
     if not is_counted or any(v.dtype != torch.float64 or not 0 < v.numel() <= steps - skipped for v in losses.values()):
         raise ValueError(f"'begun' holds no losses of {steps} steps")
-    numbers = [*given["rates"].values(), given["seconds"], given["cpu_seconds"]]
+    numbers = [*given["rates"].values(), given["seconds"], given["cpu_seconds"], given["data_seconds"]]
     if not all(type(number) is float and 0 <= number < math.inf for number in numbers):
         raise ValueError("'begun' holds no rates and times")
     if not all(type(name) is str for name in (*losses, *given["rates"])):

@@ -22,6 +22,7 @@ from maskmed_zoo.files import UNFINISHED, remove_abandoned, remove_unfinished, w
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.network_size import check_bytes
 from maskmed_zoo.recipe import Recipe
+from maskmed_zoo.runner.callbacks import Callback
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.loop import Loop
 from maskmed_zoo.runner.manifest import check_folder, data_hash, environment, now, run_facts
@@ -42,12 +43,14 @@ def train(
     device: str | None = None,
     workers: int | None = None,
     resume: bool = False,
+    callbacks: Sequence[Callback] = (),
     display: Display | None = None,
 ) -> RunFolder:
     """Train `recipe` on one fold of the nnU-Net folder `data`, or of several, and write the run to `out`.
 
     Of a folder given as `DIR@all` every case trains and none validates. Labels of several data sets are merged by
-    name. `resume` continues an interrupted run from its last state. Of several processes that `torchrun` has started,
+    name. `resume` continues an interrupted run from its last state; `callbacks` are told of steps
+    and epochs. Of several processes that `torchrun` has started,
     rank 0 prepares the cases and writes; `out` and `data` are the same folders for all.
     Raises `DataError` for data sets that cannot be used or contradict the recipe, naming all cases at fault,
     `CheckpointError` if `out` holds a run and `resume` is not given, or one of another recipe, data set, fold or seed,
@@ -78,7 +81,8 @@ def train(
             check_folder(run, recipe, facts, resume)  # again: another process may have been at work until now
             remove_abandoned(run.path, f"{UNFINISHED}*")
             remove_unfinished(run.trained_files)
-        _train(run, trainer, list(zip(sources, splits, strict=True)), facts, display, workers=workers, resume=resume)
+        chosen = list(zip(sources, splits, strict=True))
+        _train(run, trainer, chosen, facts, display, workers=workers, resume=resume, callbacks=callbacks)
     distributed.wait()  # until all is written
     return run
 
@@ -92,6 +96,7 @@ def _train(
     *,
     workers: int,
     resume: bool,
+    callbacks: Sequence[Callback],
 ) -> None:
     """Prepare the cases, write down what the run is made from, and train."""
     is_first, folder, instances = distributed.is_first(), run.path.parent / CACHE, trainer.recipe.data.instances
@@ -106,6 +111,7 @@ def _train(
         run=run,
         parts={"train": training, "validation": validation},
         workers=workers,
+        callbacks=callbacks,
     )
     if resume:
         loop.resume()

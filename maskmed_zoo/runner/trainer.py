@@ -6,9 +6,9 @@ Batches are divided among processes and into pieces as `divided` says; all that 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,18 @@ from maskmed_zoo.network_size import moved
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.divided import Piece, check_divisible, in_pieces, number_of_pieces, seed_piece
 from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
+
+
+class Validation(NamedTuple):
+    """What a validation on patches found.
+
+    `by_label`: the Dice of each foreground label, None for one that no patch holds, which counts in `dice`, the mean,
+    where it was predicted; `query_classes`: for how many classes queries answer, None of a head without.
+    """
+
+    dice: float
+    by_label: Mapping[str, float | None]
+    query_classes: int | None
 
 
 class Trainer:
@@ -130,15 +142,17 @@ class Trainer:
         return distributed.add_up(torch.stack(of_pieces).sum(0))
 
     @torch.inference_mode()
-    def validate(self, batches: Iterable[Patch]) -> float:
-        """Mean over foreground labels of the Dice over all voxels of the patches; labels in none are left out.
+    def validate(self, batches: Iterable[Patch]) -> Validation:
+        """Dice of each foreground label over all voxels of the patches, and their mean; labels in none are left out.
 
         The patches are those of all processes. A label counts in the patches alone in which it was annotated, so that
         to find it elsewhere is no mistake.
         """
         self.model.eval()
         classes = self.model.num_classes
-        shared, size = torch.zeros(2, classes, dtype=torch.int64, device=self.device)
+        counts = torch.zeros(4, classes, dtype=torch.int64, device=self.device)
+        shared, held, size, chosen = counts
+        has_queries = False
         for batch in batches:
             reference, annotated = batch["labels"].to(self.device), batch["annotated"].to(self.device)
             said: list[Tensor] = []
@@ -146,16 +160,27 @@ class Trainer:
                 with autocast(self.dtype, self.device):
                     output = self.model(piece.to(self.device))
                 said.append(output.log_probabilities().argmax(1))
+                answers = _answers(output)
+                if answers is not None:
+                    has_queries = True
+                    chosen += torch.bincount(answers, minlength=classes + 1)[:classes]
             predicted = torch.cat(said)
             for sample in range(len(reference)):
                 counted = reference[sample] != (-1 if self.ignore_label is None else self.ignore_label)
                 pairs = (reference[sample] * classes + predicted[sample])[counted]
                 table = torch.bincount(pairs, minlength=classes**2).view(classes, classes)
                 shared += table.diag() * annotated[sample]
+                held += table.sum(1) * annotated[sample]
                 size += (table.sum(0) + table.sum(1)) * annotated[sample]
-        shared, size = distributed.add_up(torch.stack([shared, size]))
-        dice = [2 * int(s) / int(n) for s, n in zip(shared[1:], size[1:], strict=True) if n > 0]
-        return fmean(dice) if dice else 0.0
+        counts = distributed.add_up(counts)
+        found = [row.tolist() for row in counts]
+        dice = [2 * s / n if n else None for s, n in zip(found[0], found[2], strict=True)]
+        names = self.recipe.labels.foreground
+        return Validation(
+            dice=fmean(known) if (known := [d for d in dice[1:] if d is not None]) else 0.0,
+            by_label={name: dice[value] if found[1][value] else None for name, value in names.items()},
+            query_classes=sum(n > 0 for n in found[3]) if has_queries else None,
+        )
 
     def rates(self) -> dict[str, float]:
         """Current learning rate of each group."""
@@ -191,3 +216,9 @@ class Trainer:
         torch.set_rng_state(state["rng"].cpu())
         if state["device_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_rng"].cpu(), self.device)
+
+
+def _answers(output: HeadOutput) -> Tensor | None:
+    """The likeliest class of every query of every sample, "no object" the last one; None of a head without queries."""
+    final = output.stages[0]
+    return None if final.class_logits is None or final.logits is not None else final.class_logits.argmax(-1).flatten()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from maskmed_zoo.cli.main import main
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.trainer import Trainer
 
-TIMES = {"seconds", "cpu_seconds"}
+TIMES = {"seconds", "cpu_seconds", "data_seconds"}
 CUTS = {
     "before the last weights": "weights_last.safetensors",
     "before metrics.csv": "metrics.csv",
@@ -197,4 +198,8 @@ def differences(one: RunFolder, other: RunFolder) -> list[str]:
     kept = [[{key: value for key, value in row.items() if key not in TIMES} for row in table] for table in rows]
     if kept[0] != kept[1] or [*rows[0][0]] != [*rows[1][0]]:
         found.append("metrics.csv")
+    steps = [[json.loads(line) for line in run.steps_file.read_text().splitlines()] for run in (one, other)]
+    made = [[{key: value for key, value in line.items() if key not in TIMES} for line in lines] for lines in steps]
+    if made[0] != made[1] or [line["iteration"] for line in steps[0]] != [*range(1, one.recipe().train.iterations + 1)]:
+        found.append("steps.jsonl")
     return found

@@ -25,7 +25,7 @@ from maskmed_zoo.runner import pauses, session
 from maskmed_zoo.runner.pauses import SIGNALS, Pauses, Turn
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
-from maskmed_zoo.runner.trainer import Trainer
+from maskmed_zoo.runner.trainer import Trainer, Validation
 from tests.conftest import TINY, make_dataset
 from tests.kill.harness import differences, flip, truncate
 
@@ -234,7 +234,7 @@ def test_a_signal_while_validating(
     """The epoch's steps are kept, its validation is done again; also after the last step of all."""
     validate, calls = Trainer.validate, iter(range(9))
 
-    def told(self: Trainer, batches: Iterable[Patch]) -> float:
+    def told(self: Trainer, batches: Iterable[Patch]) -> Validation:
         def first_then_signal() -> Iterator[Patch]:
             for number, batch in enumerate(batches):
                 if number == 0 and next(calls) == validation:

@@ -42,6 +42,8 @@ def test_a_run_holds_what_it_promises(tiny_recipe: Path, dataset: Path, tmp_path
         "recipe.yaml",
         "manifest.json",
         "metrics.csv",
+        "steps.jsonl",
+        "progress.png",
         "weights_best.safetensors",
         "weights_last.safetensors",
         "state_last.pt",

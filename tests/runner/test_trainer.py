@@ -63,13 +63,13 @@ def test_patch_dice_counts_a_label_where_it_was_looked_for(ignore: int | None, t
     trainer = Trainer(load_recipe(tiny_recipe), CPU)
     trainer.model, trainer.ignore_label = Says(), ignore
     data = batches(ignore)
-    dice = trainer.validate(data)
+    dice = trainer.validate(data).dice
     assert dice == pytest.approx(expected(data, is_naive=False), abs=1e-6)
     assert dice > expected(data, is_naive=True) + 0.05
     everywhere = [batch | {"annotated": torch.ones_like(batch["annotated"])} for batch in data]
-    assert trainer.validate(everywhere) == pytest.approx(expected(data, is_naive=True), abs=1e-6)
+    assert trainer.validate(everywhere).dice == pytest.approx(expected(data, is_naive=True), abs=1e-6)
     others = torch.tensor([[[1, 1, 0, 1], [1, 0, 1, 1]], [[1, 0, 1, 1], [1, 1, 0, 0]]]).bool()
     changed = [batch | {"annotated": rows} for batch, rows in zip(data, others, strict=True)]
-    assert trainer.validate(changed) == pytest.approx(expected(changed, is_naive=False), abs=1e-6)
+    assert trainer.validate(changed).dice == pytest.approx(expected(changed, is_naive=False), abs=1e-6)
     nowhere = [batch | {"annotated": torch.tensor([[True, False, False, False]] * 2)} for batch in data]
-    assert trainer.validate(nowhere) == 0
+    assert trainer.validate(nowhere).dice == 0
