@@ -96,6 +96,14 @@ class WorkerError(ZooError):
     """A process at work for this one that crashed."""
 
 
+class StoppedError(ZooError):
+    """Training that was told to stop and has saved its state; `by` names what told it, SIGTERM as a rule."""
+
+    def __init__(self, message: str, *, by: str) -> None:
+        self.by = by
+        super().__init__(message)
+
+
 class FoundError(ZooError):
     """What a check was looking for, and found."""
 
