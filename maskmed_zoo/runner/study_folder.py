@@ -23,6 +23,11 @@ def fold_path(study: Path, fold: int) -> Path:
     return study / f"fold_{fold}"
 
 
+def runs_at(path: Path) -> list[Path]:
+    """The folders of the runs of a study; of a run, and of any other folder, that itself."""
+    return [*folds_in(path).values()] or [path]
+
+
 def folds_in(path: Path) -> dict[int, Path]:
     """The runs of a study by fold, in their order; none for a run and for any other folder."""
     if not is_folder(path) or is_file(path / RECIPE):

@@ -27,6 +27,7 @@ from maskmed_zoo.labels import Labels
 from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.runner import checkpoint
 from maskmed_zoo.runner.evaluate import validation_cases
+from maskmed_zoo.runner.job import Task
 from maskmed_zoo.runner.manifest import check_folder
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.trainer import Trainer
