@@ -6,14 +6,17 @@ wait for a pipe. `write_atomically` leaves the old file or the new one, on the d
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,9 @@ DEEPEST = 64
 """Levels of lists and mappings, one in the other."""
 UNFINISHED = ".partial-"
 """Before the name of a file that is being written."""
+_ENDING = 20
+"""Characters of a file's name that stand at the end of its unfinished one."""
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MASK = os.umask(0)  # asked for by setting it, which other threads would see: so once, here
 os.umask(_MASK)
 _MODE = 0o666 & ~_MASK
@@ -57,20 +63,23 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], Any], *, keep: Path | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step; raises `OutputError`.
 
     Whatever `write` raises, a link at `path` is replaced and not followed, and what was there before stays until the
-    new file is on the disk. The temporary name ends as `path` does, for writers that go by the ending.
+    new file is on the disk; then it is moved to `keep`, if that is given. The temporary name ends as `path` does, for
+    writers that go by the ending.
     """
     try:
         if path.exists() and not path.is_file():
             raise OutputError(f"{path}: is no plain file, so it is not replaced; give another name, or move it away")
-        temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}-{path.name[-20:]}")
+        temporary = path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}-{path.name[-_ENDING:]}")
         try:
             write(temporary)
             temporary.chmod(_MODE)  # safetensors makes files that only their owner may read
             _sync(temporary)
+            if keep is not None and path.exists():
+                path.replace(keep)
             temporary.replace(path)
             _sync(path.parent)
         finally:
@@ -83,8 +92,20 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def unwritable(path: Path, error: BaseException) -> OutputError:
-    """The error for something at `path` that could not be written."""
-    return OutputError(f"{path}: cannot be written ({reason_of(error)}); check the name, the rights and the free space")
+    """The error for something at `path` that could not be written, with the space there is if that may be the cause."""
+    space = "" if isinstance(error, OSError) and error.errno not in _NO_SPACE else _space(path)
+    return OutputError(
+        f"{path}: cannot be written ({reason_of(error)}{space}); check the name, the rights and the free space"
+    )
+
+
+def _space(path: Path) -> str:
+    """What is free on the disk of a file, and what the file needed before, as far as that is known."""
+    try:
+        free = f"; {shutil.disk_usage(path.parent).free / 2**20:.1f} MiB are free there"
+    except OSError:
+        return ""
+    return f"{free}, it needed {path.stat().st_size / 2**20:.1f} before" if is_file(path) else free
 
 
 def _sync(path: Path) -> None:
@@ -118,11 +139,17 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"{path}: cannot be made a folder ({reason_of(error)}); give another one") from error
 
 
-def remove_abandoned(folder: Path, pattern: str) -> None:
+def remove_unfinished(paths: Iterable[Path]) -> None:
+    """Remove what killed processes left of files that nobody else writes now."""
+    for path in paths:
+        remove_abandoned(path.parent, f"{UNFINISHED}*-{glob.escape(path.name[-_ENDING:])}", age=-math.inf)
+
+
+def remove_abandoned(folder: Path, pattern: str, *, age: float = ABANDONED) -> None:
     """Remove what a killed process left unfinished in a folder; at something younger another process may be at work."""
     for path in folder.glob(pattern):
         with suppress(OSError):
-            if time.time() - path.lstat().st_mtime <= ABANDONED:
+            if time.time() - path.lstat().st_mtime <= age:
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)

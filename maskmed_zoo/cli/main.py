@@ -1,7 +1,8 @@
 """The command `maskmed-zoo`: verbs, each in a module of its own that is imported on use.
 
-Exit code 0: done; 1: a failure; 2: a user's mistake, reported in one line per problem on standard error; 141: nobody
-read standard output to the end, as in a shell.
+Exit code 0: done; 1: a failure; 2: a user's mistake, reported in one line per problem on standard error; as in a shell
+130: interrupted by Ctrl-C; 143: ended by SIGTERM, or training that a signal stopped; 141: nobody read standard output
+to the end.
 """
 
 from __future__ import annotations
@@ -9,17 +10,28 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from maskmed_zoo.cli.output import NobodyReadsError, printing, settle, usable_streams
-from maskmed_zoo.errors import ArgumentError, UserError, ZooError, first_line, nearest, printable, reason_of
+from maskmed_zoo.errors import (
+    ArgumentError,
+    StoppedError,
+    UserError,
+    ZooError,
+    first_line,
+    nearest,
+    printable,
+    reason_of,
+)
 from maskmed_zoo.memory import REMEDY, is_exhausted
 from maskmed_zoo.version import __version__
 
-PIPE_CLOSED = 141
+PIPE_CLOSED, INTERRUPTED, TERMINATED = 141, 130, 143
 VERBS = {
     "list": "names of components and models",
     "describe": "the facts about one of them",
@@ -49,9 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     usable_streams()
     _show_log()
     try:
-        _run(words or ["--help"])
-    except ZooError as error:
-        return _fail(str(error), 2 if isinstance(error, UserError) else 1)
+        with _termination_raised():
+            _run(words or ["--help"])
+    except (ZooError, _TerminatedError) as error:
+        is_ended = isinstance(error, StoppedError | _TerminatedError)
+        return _fail(str(error), TERMINATED if is_ended else 2 if isinstance(error, UserError) else 1)
     except NobodyReadsError:
         return PIPE_CLOSED
     except (MemoryError, RuntimeError) as error:
@@ -61,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         place = error.filename or words[0]
         return _fail(f"{printable(str(place))}: cannot be read or written ({reason_of(error)})", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted", INTERRUPTED)
     finally:
         settle(sys.stderr)
     return 0
@@ -76,6 +90,27 @@ def _run(words: Sequence[str]) -> None:
         _top_parser().parse_args(words)
         return
     importlib.import_module(f"maskmed_zoo.cli.{verb}").run(parser_of(verb).parse_args(words[1:]))
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM, wherever the program is; what is being written is cleaned up as after Ctrl-C."""
+
+
+@contextmanager
+def _termination_raised() -> Generator[None]:
+    """SIGTERM ends a command as Ctrl-C does, unless somebody has said what it is to do."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise _TerminatedError("ended by SIGTERM")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 
 def what_trains(recipe: Recipe) -> dict[str, Any]:
-    """The content of a recipe without `evaluation`: that of another one is of the same training."""
-    return recipe.model_dump(mode="json", exclude={"evaluation"})
+    """The content of a recipe but for `evaluation` and how often it saves: with others it is the same training."""
+    return recipe.model_dump(mode="json", exclude={"evaluation": True, "train": {"save_minutes"}})
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:

@@ -172,6 +172,12 @@ class TrainRecipe(Settings):
         le=LARGEST,
         description="steps with non-finite costs, loss or gradients skipped in a row before failing",
     )
+    save_minutes: float = Field(
+        default=10,
+        ge=0,
+        le=LARGEST,
+        description="most minutes between two states that training goes on from; one is written after every epoch too",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     @property

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from maskmed_zoo.data.patches import Patch
 from maskmed_zoo.errors import MemoryShortageError, UserError, first_line, reason_of
+from maskmed_zoo.runner.pauses import SIGNALS
 from maskmed_zoo.runner.worker_death import FEWER, NO_SHARED_MEMORY, cause_of, out_of_shared_memory, unannounced
 
 Stream = Literal["train", "validation"]
@@ -108,6 +109,9 @@ class Feed:
     def __exit__(self, *_: object) -> None:
         for iterator in self._iterators.values():
             getattr(iterator, _END, lambda: None)()
+        for process in self.processes:
+            if process.is_alive():
+                process.kill()  # PyTorch's own way is a signal that they do not heed
         self._iterators.clear()
 
 
@@ -140,8 +144,9 @@ def _batch(items: list[Patch | UserError]) -> Patch | UserError:
 
 
 def _leave_it_to_training(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the one that trains ends the others, perhaps within a handover."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals reach every process of a terminal or a job; the one that trains ends the others when it needs no more."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _told_unless_left
 
 

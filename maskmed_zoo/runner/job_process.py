@@ -7,12 +7,9 @@ scores a run that was trained before says nothing about training.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from maskmed_zoo.device import pick_device
 from maskmed_zoo.errors import ZooError
@@ -20,7 +17,7 @@ from maskmed_zoo.files import write_json
 from maskmed_zoo.recipe.loader import parse_recipe
 from maskmed_zoo.runner.evaluate import evaluate
 from maskmed_zoo.runner.job import Job
-from maskmed_zoo.runner.resources import RESOURCES
+from maskmed_zoo.runner.resources import RESOURCES, peak_memory
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 
@@ -46,34 +43,11 @@ def work(order: dict[str, Any]) -> None:
     evaluate(run, data=order["data"], device=order["device"])
 
 
-def peak_memory(device: torch.device) -> dict[str, Any]:
-    """Most memory this process has needed: on the graphics card, or resident in main memory; bytes."""
-    if device.type == "cuda":
-        return {"peak_memory_bytes": torch.cuda.max_memory_allocated(device), "memory": "cuda"}
-    return {"peak_memory_bytes": _peak_resident(), "memory": "resident"}
-
-
-def _peak_resident() -> int | None:
-    """Bytes; None where the system does not tell.
-
-    Linux counts `ru_maxrss` on from the process that started this one, /proc does not.
-    """
-    status = Path("/proc/self/status")
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
-    if found:
-        return int(found[1]) * 1024
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def main() -> int:
     """Do what standard input says; the last line on standard error says what went wrong."""
     try:
         work(json.load(sys.stdin))
-    except ZooError as error:
+    except (ZooError, KeyboardInterrupt) as error:
         sys.stderr.write(" ".join(str(error).split("\n")) + "\n")
         return 1
     return 0

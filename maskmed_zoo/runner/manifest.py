@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +20,13 @@ from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.recipe.difference import first_difference, what_trains
 from maskmed_zoo.runner.run_folder import RunFolder
+
+ENDS = 2**12
+"""Bytes at each end of a file."""
+CODE = ("maskmed_zoo", "recipes", "registry")
+"""Folders of a checkout that a run depends on."""
+PATIENCE = 20.0
+"""Seconds that git may take."""
 
 
 def run_facts(sources: Sequence[Source], splits: Sequence[Split], fold: int) -> dict[str, Any]:
@@ -57,8 +69,8 @@ def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: 
         raise CheckpointError(
             f"{run.path}: checkpoint of another recipe: {difference}; resume with the run's recipe.yaml"
         )
-    if not run.manifest_file.exists() and not run.state_file.exists():
-        return  # killed before its first epoch
+    if not run.manifest_file.exists() and not run.has_state():
+        return  # killed before its first step
     manifest = run.manifest()
     kept = manifest | {"data": [{k: v for k, v in record.items() if k != "path"} for record in manifest["data"]]}
     if manifest["preprocessing"] != PREPROCESSING:
@@ -74,6 +86,27 @@ def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: 
             raise CheckpointError(f"{run.path}: the run is on {name} {change}; restore the data or use a new folder")
 
 
+def data_hash(sources: Sequence[Source], splits: Sequence[Split]) -> str | None:
+    """A checksum of the files of all cases of a run, the same for every fold; None where one cannot be read.
+
+    Of a file its name, size and both ends count, which is quick: a .gz file ends with a checksum of what it holds.
+    """
+    checksum = hashlib.sha256()
+    try:
+        for source, split in zip(sources, splits, strict=True):
+            for case in sorted((*split.training, *split.validation), key=source.name_of):
+                checksum.update(source.name_of(case).encode())
+                for path in (*case.images, *([case.label] if case.label else [])):
+                    checksum.update(f"/{path.name}/{path.stat().st_size}/".encode())
+                    with path.open("rb") as file:
+                        checksum.update(file.read(ENDS))
+                        file.seek(-min(ENDS, path.stat().st_size), os.SEEK_END)
+                        checksum.update(file.read(ENDS))
+    except OSError:
+        return None
+    return checksum.hexdigest()
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware."""
     from importlib.metadata import version
@@ -83,6 +116,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "maskmed_zoo": __version__,
+        **_checkout(Path(__file__).resolve().parents[2]),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "monai": version("monai"),
@@ -92,6 +126,25 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device_name": name,
         "threads": torch.get_num_threads(),
     }
+
+
+def _checkout(root: Path) -> dict[str, Any]:
+    """The commit at which the package is, and whether it was changed since; empty where it is no checkout."""
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return {}
+    words = (git, "--no-optional-locks", f"--git-dir={root / '.git'}", f"--work-tree={root}")
+
+    def ask(*question: str) -> str:
+        done = subprocess.run(
+            [*words, *question], capture_output=True, text=True, check=True, timeout=PATIENCE, cwd=root
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", *CODE))}
+    except (subprocess.SubprocessError, OSError):
+        return {}
 
 
 def now() -> str:

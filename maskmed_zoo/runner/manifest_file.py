@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,6 +34,37 @@ class _DataSet(_Record):
     annotated: dict[str, list[str]]
 
 
+Seconds = Annotated[float, Field(ge=0)]
+Step = Annotated[int, Field(ge=0)]
+
+
+class Interruption(_Record):
+    """An end of training before its last step: when it was noted, after which saved step, and by what."""
+
+    time: str
+    step: Step
+    by: str
+
+
+class OpenSession(_Record):
+    """A process that trains, or was killed since: what it had saved, and when."""
+
+    started: str
+    time: str
+    step: Step
+
+
+class History(_Record):
+    """How a run was trained, over all its sessions; nothing of training depends on it."""
+
+    seconds: Seconds = 0.0
+    cpu_seconds: Seconds = 0.0
+    peak_memory_bytes: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    memory: str | None = None
+    interruptions: list[Interruption] = []
+    session: OpenSession | None = None
+
+
 class _Manifest(_Record):
     dataset: str
     fold: int
@@ -43,6 +75,19 @@ class _Manifest(_Record):
     fingerprint: list[Annotated[dict[str, Any], AfterValidator(_stats)]]
     environment: dict[str, Any] = {}
     preprocessing: int = 1
+    processes: Annotated[int, Field(ge=1)] = 1
+    data_hash: str | None = None
+
+
+def history_of(manifest: dict[str, Any]) -> History:
+    """The history in a manifest; of an earlier version's, or a damaged one, what can be read of it."""
+    kept: dict[str, Any] = {}
+    for name in History.model_fields:
+        with suppress(ValidationError):
+            if name in manifest:
+                History.model_validate({name: manifest[name]})
+                kept[name] = manifest[name]
+    return History.model_validate(kept)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""A run on disk: `recipe.yaml, manifest.json, metrics.csv, weights_*.safetensors, state_last.pt, evaluation.json,
-evaluation.csv, evaluation.png, predictions/`. Files are replaced as a whole, so a killed run leaves the last complete
-one.
+"""A run on disk: `recipe.yaml, manifest.json, metrics.csv, weights_*.safetensors, state_last.pt, state_previous.pt,
+evaluation.json, evaluation.csv, evaluation.png, predictions/`. Files are replaced as a whole, so a killed run leaves
+the last complete one.
 
 Exported weights are a folder of another shape that predicts too: `card.json, recipe.yaml, weights.safetensors`."""
 
@@ -64,8 +64,23 @@ class RunFolder:
         return self.path / "state_last.pt"
 
     @property
+    def previous_state_file(self) -> Path:
+        """The state before the last."""
+        return self.path / "state_previous.pt"
+
+    def has_state(self) -> bool:
+        """Whether there is something to continue from, damaged or not."""
+        return self.state_file.exists() or self.previous_state_file.exists()
+
+    @property
     def evaluation_file(self) -> Path:
         return self.path / "evaluation.json"
+
+    @property
+    def trained_files(self) -> tuple[Path, ...]:
+        """What nobody writes but the process that trains."""
+        weights = (self.weights_file("last"), self.weights_file("best"))
+        return (*weights, self.metrics_file, self.state_file, self.manifest_file)
 
     @property
     def predictions(self) -> Path:

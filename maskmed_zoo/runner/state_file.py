@@ -1,8 +1,15 @@
-"""`state_last.pt` as it is read: everything that training goes on from has to be of this recipe and this network."""
+"""`state_last.pt` and `state_previous.pt`: what training goes on from, the newest and the one before.
+
+A file of torch.save is a zip archive; its comment is the sha256 of all bytes before, so that a file and its checksum
+are put in place in one step. It is verified when the file is read; earlier versions wrote none. What is read has to be
+of this recipe and this network.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +19,8 @@ import torch
 from torch import Tensor
 
 from maskmed_zoo.errors import CheckpointError, first_line
+from maskmed_zoo.files import sha256_of, write_atomically
+from maskmed_zoo.memory import is_exhausted
 from maskmed_zoo.runner.run_folder import check_state
 from maskmed_zoo.runner.trainer import Trainer
 
@@ -19,16 +28,57 @@ KEYS = ("model", "optimizer", "schedule", "scaler", "rng", "device_rng")
 COUNTS = ("epoch", "iteration", "skipped_in_a_row")
 MOMENTS = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
 """What an optimizer keeps of a parameter; the step and the squares are never negative."""
+DAMAGED = "state_damaged.pt"
+"""What a state is called that could not be read, when training goes on from the one before."""
+_END, _COMMENT = 22, 64
+"""Bytes of a zip archive's end without its comment, the last two of which are the comment's length; and of a sha256."""
 
 
-def load_state(path: Path, trainer: Trainer) -> dict[str, Any]:
-    """Put the trainer into the state of a file, which is returned.
+def write_state(state: Mapping[str, Any], path: Path, *, keep: Path) -> None:
+    """Write a state with its checksum; the one that was at `path` is moved to `keep`. Raises `OutputError`."""
 
-    Raises `CheckpointError` for a file that is damaged, something else, or of another network, recipe or schedule.
+    def write(temporary: Path) -> None:
+        torch.save(state, temporary)
+        with temporary.open("r+b") as file:
+            file.seek(-2, os.SEEK_END)
+            file.write(_COMMENT.to_bytes(2, "little"))
+        checksum = sha256_of(temporary)
+        with temporary.open("ab") as file:
+            file.write(checksum.encode("ascii"))
+
+    write_atomically(path, write, keep=keep)
+
+
+def load_state(path: Path, previous: Path, trainer: Trainer) -> dict[str, Any]:
+    """Put the trainer into the state of the file at `path`, which is returned; of the one before if it is damaged.
+
+    That is said then, and the damaged one renamed, so that it never takes the other's place. Raises `CheckpointError`
+    where neither can be continued from: they are damaged, something else, or of another network, recipe or schedule.
     """
+    try:
+        if not path.exists():
+            raise ValueError("is missing")
+        return _load(path, trainer)
+    except (CheckpointError, ValueError) as error:
+        if (path.exists() and not path.is_file()) or not previous.is_file():
+            raise _refused(path, error) from error
+        try:
+            state = _load(previous, trainer)
+        except (CheckpointError, ValueError) as other:
+            why = f"{_reason(error, path)}; {previous.name}: {_reason(other, previous)}"
+            raise _refused(path, ValueError(why)) from error
+        if path.exists():
+            path.replace(path.with_name(DAMAGED))
+        reason = _reason(error, path)
+        trainer.say(f"{path}: {reason}; training goes on from {previous.name}, which is at step {state['iteration']}")
+        return state
+
+
+def _load(path: Path, trainer: Trainer) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise ValueError("no plain file")
+        _verify(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on files of other kinds
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -37,9 +87,39 @@ def load_state(path: Path, trainer: Trainer) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:  # the unpickler raises whatever a file makes it raise
-        reason = first_line(error)
-        raise CheckpointError(f"{path}: cannot be continued from ({reason}); train into a new folder") from error
+        if is_exhausted(error):
+            raise
+        raise ValueError(first_line(error)) from error
     return state
+
+
+def _verify(path: Path) -> None:
+    """Raise `ValueError` for a file that is not what was written, if it says what that was."""
+    with path.open("rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - _END - _COMMENT)
+        file.seek(start)
+        tail = file.read()
+        if tail[-_END:].startswith(b"PK\5\6"):
+            return  # of an earlier version
+        if len(tail) < _END + _COMMENT or not tail.startswith(b"PK\5\6"):
+            raise ValueError("cut off, or no state of a training run")
+        file.seek(0)
+        left, checksum = start + _END, hashlib.sha256()
+        while piece := file.read(min(left, 2**20)):
+            checksum.update(piece)
+            left -= len(piece)
+    if checksum.hexdigest().encode("ascii") != tail[_END:]:
+        raise ValueError("damaged, its checksum is another one")
+
+
+def _refused(path: Path, error: Exception) -> CheckpointError:
+    if isinstance(error, CheckpointError):
+        return error
+    return CheckpointError(f"{path}: cannot be continued from ({error}); train into a new folder")
+
+
+def _reason(error: Exception, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")
 
 
 def _check(state: Any, trainer: Trainer, path: Path) -> None:
@@ -51,8 +131,11 @@ def _check(state: Any, trainer: Trainer, path: Path) -> None:
         if type(state[key]) is not int or not 0 <= state[key] <= config.iterations:
             raise ValueError(f"'{key}' is none of this run's numbers")
     epoch, iteration = state["epoch"], state["iteration"]
-    if not 0 < epoch <= config.epochs or iteration != epoch * config.iterations_per_epoch:
+    steps = iteration - epoch * config.iterations_per_epoch
+    is_within = steps > 0 and epoch < config.epochs
+    if not 0 <= epoch <= config.epochs or not 0 <= steps <= (config.iterations_per_epoch if is_within else 0):
         raise ValueError(f"{iteration} steps in {epoch} epochs, of {config.iterations} in {config.epochs}")
+    _check_begun(state.get("begun"), steps)
     if state["schedule"]["last_epoch"] != iteration:
         raise ValueError(f"the schedule is at step {state['schedule']['last_epoch']}, not {iteration}")
     for key, unknown in (("best", -math.inf), ("average", math.nan)):
@@ -66,6 +149,23 @@ def _check(state: Any, trainer: Trainer, path: Path) -> None:
     for key in ("rng", "device_rng"):
         if not (key == "device_rng" and state[key] is None) and state[key].dtype != torch.uint8:
             raise ValueError(f"'{key}' is no state of a random generator")
+
+
+def _check_begun(given: Any, steps: int) -> None:
+    """What its row of metrics needs of an epoch of which so many steps are made; nothing between two epochs."""
+    if (given is None) == (steps > 0):
+        raise ValueError(f"'begun' is not that of an epoch of {steps} steps")
+    if given is None:
+        return
+    losses, skipped = given["losses"], given["skipped"]
+    is_counted = type(skipped) is int and 0 <= skipped <= steps
+    if not is_counted or any(v.dtype != torch.float64 or not 0 < v.numel() <= steps - skipped for v in losses.values()):
+        raise ValueError(f"'begun' holds no losses of {steps} steps")
+    numbers = [*given["rates"].values(), given["seconds"], given["cpu_seconds"]]
+    if not all(type(number) is float and 0 <= number < math.inf for number in numbers):
+        raise ValueError("'begun' holds no rates and times")
+    if not all(type(name) is str for name in (*losses, *given["rates"])):
+        raise ValueError("'begun' names no losses and rates")
 
 
 def _check_optimizer(given: Any, trainer: Trainer) -> None:

@@ -16,13 +16,13 @@ from maskmed_zoo.data.preprocess import Preprocessing
 from maskmed_zoo.data.sources import Data, Source, Split, open_sources
 from maskmed_zoo.device import pick_device, pick_workers
 from maskmed_zoo.errors import Failures
-from maskmed_zoo.files import UNFINISHED, remove_abandoned, write_json
+from maskmed_zoo.files import UNFINISHED, remove_abandoned, remove_unfinished, write_json
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.network_size import check_bytes
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.loop import Loop
-from maskmed_zoo.runner.manifest import check_folder, environment, now, run_facts
+from maskmed_zoo.runner.manifest import check_folder, data_hash, environment, now, run_facts
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.trainer import Trainer
 
@@ -48,7 +48,8 @@ def train(
     name. `resume` continues an interrupted run after its last whole epoch. Raises `DataError` for data sets that cannot
     be used or contradict the recipe, naming all cases at fault, `CheckpointError` if `out` holds a run and `resume` is
     not given, or one of another recipe, data set, fold or seed, or another process trains there; `OutputError` where
-    nothing can be written, `NonFiniteError` if training diverges, `MemoryShortageError`.
+    nothing can be written, `NonFiniteError` if training diverges, `MemoryShortageError`; `StoppedError`, or
+    KeyboardInterrupt by Ctrl-C, where a signal stopped training, whose state is saved then.
     """
     display = display or Display()
     target = pick_device(device)
@@ -68,6 +69,7 @@ def train(
     with run.held(display.say):
         check_folder(run, recipe, facts, resume)  # again: another process may have been at work until now
         remove_abandoned(run.path, f"{UNFINISHED}*")
+        remove_unfinished(run.trained_files)
         _train(run, trainer, list(zip(sources, splits, strict=True)), facts, display, workers=workers, resume=resume)
     return run
 
@@ -110,14 +112,16 @@ def _train(
         manifest = facts | {
             "recipe": recipe.name,
             "data": [path | record for path, record in zip(paths, facts["data"], strict=True)],
+            "data_hash": data_hash(sources, [split for _, split in parts]),
             "seed": recipe.train.seed,
+            "processes": 1,
             "fingerprint": [stats.to_dict() for stats in found],
             "started": now(),
             "environment": environment(trainer.device),
         }
         run.write_recipe(recipe)
         write_json(run.manifest_file, manifest)
-    elif recipe.evaluation != run.recipe().evaluation:
+    elif recipe != run.recipe():
         run.write_recipe(recipe)
     loop = Loop(
         trainer=trainer,

@@ -49,8 +49,6 @@ def cause_of(code: int, workers: int) -> UserError | WorkerError:
             f"a loader process was killed (SIGKILL), as systems do when memory runs out; {FEWER} (now {workers}), or "
             f"give the job more memory"
         )
-    if name == "SIGTERM":
-        return WorkerError("a loader process was ended by somebody (SIGTERM); continue the run with --resume")
     how = "crashed (segmentation fault, SIGSEGV)" if name == "SIGSEGV" else f"crashed ({name})"
     return WorkerError(
         f"a loader process {how if name else f'ended with exit code {code}'}, which no data should cause; --workers 0 "

@@ -136,7 +136,6 @@ CAUSES = {
     "killed": (dies(signal.SIGKILL), MemoryShortageError, r"SIGKILL.*memory runs out; use fewer --workers, or 0 \(now"),
     "crashed": (dies(signal.SIGSEGV), WorkerError, r"segmentation fault.*--workers 0"),
     "bus error": (dies(signal.SIGBUS), MemoryShortageError, r"shared memory \(bus error.*/dev/shm.*fewer --workers"),
-    "ended": (dies(signal.SIGTERM), WorkerError, r"SIGTERM.*--resume"),
     "left": (lambda: os._exit(3), WorkerError, r"exit code 3.*--workers 0"),
     "refused": (refuses, DataError, r"^x\.nii\.gz: damaged; DataError: none; copy it again$"),
     "memory": (has_no_memory, MemoryShortageError, r"8 GiB.*fewer --workers"),

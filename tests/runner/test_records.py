@@ -43,8 +43,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> RunFolder:
-    """The run, to be damaged."""
+    """The run, to be damaged; there is one state to continue from."""
     shutil.copytree(made / "run", tmp_path / "run")
+    (tmp_path / "run" / "state_previous.pt").unlink()
     return RunFolder(tmp_path / "run")
 
 

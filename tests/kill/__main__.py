@@ -1,0 +1,95 @@
+"""The campaign from the command line; see the package's docstring."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskmed_zoo.version import __version__
+from tests.kill.campaign import KINDS, SkippedError, prepare
+from tests.kill.harness import Sessions, differences
+
+
+def main() -> int:
+    """Run the kinds named, or all; 1 if a run ended otherwise than the one left alone, or lost more than it may."""
+    parser = argparse.ArgumentParser(prog="python -m tests.kill", description=__doc__)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)} (default: all)")
+    parser.add_argument("--data", type=Path, help="nnU-Net folder of which a few cases train (default: made up)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--csv", type=Path, help="append a row for every interruption")
+    args = parser.parse_args()
+    folder, faults = Path(tempfile.mkdtemp(prefix="kill-")), 0
+    plan = prepare(folder, args.data)
+    whole = Sessions(folder / "whole", plan.recipe, plan.data)
+    start = time.perf_counter()
+    whole.finish()
+    print(f"left alone: {time.perf_counter() - start:.0f} s, {whole.ended[0].done} steps", flush=True)
+    for kind in args.kinds or KINDS:
+        run = Sessions(folder / kind.replace(" ", "-"), plan.recipe, plan.data)
+        start = time.perf_counter()
+        try:
+            KINDS[kind](run, args.seed, plan.steps)
+        except SkippedError as reason:
+            print(f"{kind}: skipped, {reason}", flush=True)
+            continue
+        if run.ended[-1].code:
+            run.finish()
+        other = differences(whole.run, run.run)
+        rows = [row_of(run, number, kind, plan.save_seconds, other) for number in range(len(run.ended) - 1)]
+        most = max(row["seconds_lost"] for row in rows)
+        faults += len(other) + sum(row["seconds_lost"] > row["seconds_allowed"] for row in rows)
+        print(
+            f"{kind}: {len(rows)} interruptions, {other or 'no'} differences, at most {most:.2f} s lost, "
+            f"{time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+        if args.csv:
+            append(args.csv, rows)
+    shutil.rmtree(folder)
+    return int(faults > 0)
+
+
+def row_of(run: Sessions, number: int, kind: str, save_seconds: float, other: list[str]) -> dict[str, Any]:
+    """One interruption. What may be lost is the time between two states, and a step that takes longer than the last."""
+    ended, (steps, seconds) = run.ended[number], run.lost(number)
+    return {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, shared",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "maskmed_zoo": __version__,
+        "kind": kind,
+        "how": ended.how,
+        "exit_code": ended.code,
+        "steps_made": ended.done,
+        "steps_lost": steps,
+        "seconds_lost": round(seconds, 2),
+        "save_seconds": save_seconds,
+        "seconds_allowed": round(save_seconds + run.longest_step(number), 2),
+        "differences": "; ".join(other) or "none",
+    }
+
+
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add rows to a CSV, which is begun where it is not there."""
+    is_new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
