@@ -112,7 +112,7 @@ def _pool(runs: Mapping[int, RunFolder], found: Mapping[int, Mapping[str, Any]])
                 f"evaluate the study again, with --metric-settings"
             )
     wanted = [known_metrics()[name] for name in names]
-    cases = [case for fold in found for case in _cases(tables[fold], wanted)]
+    cases = sorted((case for fold in found for case in _cases(tables[fold], wanted)), key=lambda case: case.identifier)
     if len({case.identifier for case in cases}) < len(cases):
         raise DataError(f"{runs[first].path.parent}: folds share validation cases, which would count twice")
     settings = MetricSettings.model_validate(found[first]["metric_settings"])

@@ -20,7 +20,8 @@ from maskmed_zoo.inference.stitcher import follow_labels
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, load_recipe
 
-LOGITS = {"model.head.kind": "pointwise", "model.loss.kind": "ce_dice", "model.neck.kind": "skip"}
+QUERIES = {"data.normalization": "zscore"}
+LOGITS = {"model.head.kind": "pointwise", "model.loss.kind": "ce_dice", "model.neck.kind": "skip", **QUERIES}
 SPACING = (2.0, 1.0, 1.0)
 
 
@@ -36,7 +37,7 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(1, 12, 24, 20)).astype(np.float32)
 
 
-@pytest.mark.parametrize("overrides", [LOGITS, {}], ids=["logits", "queries"])
+@pytest.mark.parametrize("overrides", [LOGITS, QUERIES], ids=["logits", "queries"])
 @pytest.mark.parametrize("spacing", [SPACING, (3.0, 1.5, 1.0)])
 def test_probabilities_are_the_mean(tiny_recipe: Path, overrides: dict[str, str], spacing: Any) -> None:
     recipe = load_recipe(tiny_recipe, overrides)
@@ -92,7 +93,7 @@ def test_objects_of_queries_are_not_averaged_and_connected_parts_are_of_the_mean
     with pytest.raises(ArgumentError, match=r"data\.instances: the objects of 3 networks cannot be averaged") as caught:
         Predictor(recipe, made(recipe), device="cpu")
     assert "\n" not in str(caught.value)
-    logits = load_recipe(recipe, {**LOGITS, "data.instances": "components"})
+    logits = load_recipe(tiny_recipe, {**LOGITS, "data.instances": "components"})
     found = Predictor(logits, made(logits), device="cpu").segment(image(), spacing=SPACING)
     none = module.Instances(np.zeros(found.labels.shape, np.int32), (), ())
     expected = follow_labels(none, found.labels, SPACING)
