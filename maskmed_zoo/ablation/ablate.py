@@ -10,7 +10,7 @@ from maskmed_zoo.ablation.tables import summarize_ablation, write_tables
 from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned
 from maskmed_zoo.lock import locked
 from maskmed_zoo.runner.display import Display
-from maskmed_zoo.runner.jobs import work_through
+from maskmed_zoo.runner.jobs import refuse_torchrun, work_through
 
 
 def ablate(
@@ -24,6 +24,7 @@ def ablate(
     Tables are written, and `show` is called with the summary, before the first cell and after each. A cell that fails
     is reported and left for the next call; the others continue.
     """
+    refuse_torchrun()
     display = display or Display()
     make_folder(ablation.out / "cells")
     remove_abandoned(ablation.out, f"{UNFINISHED}*")

@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
+import torch.distributed as dist
+
+from maskmed_zoo.errors import ArgumentError
 from maskmed_zoo.evaluation.aggregate import headline
 from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned, write_text
 from maskmed_zoo.lock import locked
@@ -22,6 +25,15 @@ def work_through(
     work = _Work(jobs, task, say, after)
     while work.one_pass():
         pass
+
+
+def refuse_torchrun() -> None:
+    """Raise `ArgumentError` in a process of `torchrun`: its children would be taken for others of the same run."""
+    if dist.is_available() and dist.is_torchelastic_launched():
+        raise ArgumentError(
+            "torchrun lets several processes train one run; to share several runs, give this command several times "
+            "without it, or give torchrun a single fold: train --fold 0 --out STUDY/fold_0"
+        )
 
 
 class _Work:

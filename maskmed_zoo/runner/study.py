@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from maskmed_zoo.build import network_facts
 from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.sources import Data, Source, Split, open_sources
@@ -21,7 +19,7 @@ from maskmed_zoo.lock import locked
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.job import Job, Task
-from maskmed_zoo.runner.jobs import work_through
+from maskmed_zoo.runner.jobs import refuse_torchrun, work_through
 from maskmed_zoo.runner.manifest import check_folder, run_facts
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.study_folder import fold_path, folds_in
@@ -67,11 +65,7 @@ def train_study(
     them, and `CheckpointError` for a folder that holds something else, or folds of another recipe or other data.
     """
     display, numbers = display or Display(), parse_folds(folds)
-    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
-        raise ArgumentError(
-            f"folds: torchrun trains one run with several processes; start it with --fold {numbers[0]} --out "
-            f"{fold_path(out, numbers[0])} for one fold, or this command several times without it"
-        )
+    refuse_torchrun()
     pick_workers(workers, pick_device(device))
     sources = open_sources(data)
     splits = {fold: [source.splits(fold) for source in sources] for fold in {*folds_in(out), *numbers}}
