@@ -88,7 +88,7 @@ class Predictor:
         self.device = pick_device(device)
         if len(models) != 1:
             _check_ensemble(models, recipe)
-        self.models = tuple(moved(one, self.device).eval() for one in models)
+        self.models = [moved(one, self.device).eval() for one in models]
         self.dtype = autocast_dtype(recipe.train.amp, self.device)
         self._weights_sha256 = weights_sha256
 

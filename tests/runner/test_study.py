@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,7 +58,7 @@ def recipe(tiny_recipe: Path) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of all four folds of a data set, trained for some steps; `data` lies beside it."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(TINY)
@@ -76,7 +75,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
 @pytest.fixture
 def study(trained: Path, tmp_path: Path) -> Path:
     """A copy of `trained`, whose runs know where their data are."""
-    return shutil.copytree(trained, tmp_path / "study")
+    shutil.copytree(trained, tmp_path / "study")
+    return tmp_path / "study"
 
 
 def data_of(study: Path) -> Path:
@@ -234,7 +234,7 @@ def test_a_fold_that_fails_is_one_line_and_the_others_go_on(
     assert len(json.loads((out / "evaluation.json").read_text())["cases"]) == 3
     monkeypatch.setattr(jobs, "run_in_process", lambda *_: "no memory")
     with pytest.raises(ZooError, match="fold 3: failed: no memory"):
-        zoo.train(recipe, **arguments | {"folds": [2, 3]})
+        zoo.train(recipe, data=dataset, out=out, folds=[2, 3], device="cpu")
 
 
 def test_a_signal_reaches_the_process_at_work(
