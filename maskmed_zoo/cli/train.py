@@ -74,8 +74,8 @@ def _study(args: argparse.Namespace) -> None:
     from maskmed_zoo.recipe import load_recipe
     from maskmed_zoo.runner.study import check_failures, train_study
 
-    if args.fold is not None:
-        raise ArgumentError("train: give either --fold or --folds")
+    if args.fold is not None or args.resume:
+        raise ArgumentError("train: give no --fold and no --resume beside --folds; a study goes on by itself")
     recipe = load_recipe(args.recipe, _overrides(args))
     summary = train_study(
         recipe, data=args.data, out=args.out, folds=args.folds, device=args.device, workers=args.workers

@@ -220,6 +220,9 @@ def test_a_fold_that_fails_is_one_line_and_the_others_go_on(
     )
     words = ["train", str(tiny_recipe), "--data", str(dataset), "--out", str(out), "--folds", "0-1"]
     words += ["--device", "cpu", *(word for key, value in QUICK.items() for word in ("--set", f"{key}={value}"))]
+    for extra in (["--fold", "0"], ["--resume"]):
+        assert main([*words, *extra]) == 2
+        assert capsys.readouterr().err.startswith("train: give no --fold and no --resume beside --folds")
     assert main(words) == 1
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-1] == "fold 0: failed: step 7: loss is nan"
