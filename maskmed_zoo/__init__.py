@@ -218,6 +218,7 @@ def train(
     data: str | Path | Sequence[str | Path],
     out: str | Path,
     fold: int = 0,
+    folds: str | Sequence[int] | None = None,
     device: str | None = None,
     workers: int | None = None,
     resume: bool = False,
@@ -226,11 +227,15 @@ def train(
 ) -> Path:
     """Train a recipe on one fold of nnU-Net's raw folder `data`, or of several; returns the run's folder, `out`.
 
+    With `folds`, `out` is a study: the folder of one run per fold, each trained and scored in a process of its own.
+
     Args:
         recipe: a model's name (`zoo.list(kind="model")`), a path to a recipe, or a loaded one.
         data: the folder that holds dataset.json; of `DIR@all` every case trains and none validates.
         out: a new folder, or to `resume` an interrupted run.
         fold: whose cases validate.
+        folds: several, as "0-4" or [0, 2, 4]: finished ones are not repeated, interrupted ones go on, and the command
+            may be given again, or several times at once to share them.
         device: cpu, cuda, cuda:1, mps, …; default: CUDA if there is any, else the CPU.
         workers: loader processes; default: none on the CPU, else up to eight.
         resume: continue the run in `out` after its last whole epoch.
@@ -239,11 +244,13 @@ def train(
 
     Progress goes to standard error; `zoo.evaluate(run)` then scores the validation cases. Raises `RecipeError` for a
     wrong name, key or value, `DataError` for data that cannot be used or contradict the recipe, `CheckpointError` for a
-    folder that holds another run, and `NonFiniteError` if training diverges.
+    folder that holds another run, and `NonFiniteError` if training diverges; with `folds`, after the others are
+    trained, `ZooError` for those that failed.
     """
     from pathlib import Path
 
     from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_folders, expect_path, expect_several
+    from maskmed_zoo.errors import ArgumentError
     from maskmed_zoo.recipe import by_keyword
     from maskmed_zoo.recipe import load_recipe as read
     from maskmed_zoo.runner.callbacks import Callback
@@ -255,17 +262,26 @@ def train(
     expect("resume", resume, (bool,), "True or False")
     expect_folders(data)
     expect_several("callbacks", callbacks, (Callback,), "a list of Callbacks")
-    arguments = ("data", "out", "fold", "device", "workers", "resume", "callbacks")
+    arguments = ("data", "out", "fold", "folds", "device", "workers", "resume", "callbacks")
     loaded = read(recipe, by_keyword("train", overrides, arguments))
-    where: dict[str, Any] = {"data": data, "out": Path(out), "fold": fold, "device": device, "workers": workers}
-    return run(loaded, **where, resume=resume, callbacks=callbacks).path
+    where: dict[str, Any] = {"data": data, "out": Path(out), "device": device, "workers": workers}
+    if folds is not None:
+        from maskmed_zoo.runner.study import check_failures, train_study
+
+        if not isinstance(folds, str):
+            expect_several("folds", folds, INTEGER, "numbers of folds, or text such as '0-4'")
+        if fold or resume or callbacks:
+            raise ArgumentError("folds: give no fold, resume or callbacks beside them; a study goes on by itself")
+        check_failures(train_study(loaded, folds=folds, **where))
+        return Path(out)
+    return run(loaded, fold=fold, resume=resume, callbacks=callbacks, **where).path
 
 
 def load(source: str | Path, *, weights: Literal["last", "best"] = "last", device: str | None = None) -> Predictor:
     """The network of a run or of exported weights, ready to segment arrays and files; imports nothing of training.
 
     Args:
-        source: the folder of a run, or an exported folder.
+        source: the folder of a run, of a study, whose folds' probabilities are averaged, or an exported folder.
         weights: which checkpoint of a run: the last, or the one with the highest smoothed validation Dice.
         device: cpu, cuda, cuda:1, mps, …; default: CUDA if there is any, else the CPU.
 

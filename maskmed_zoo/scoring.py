@@ -25,10 +25,11 @@ def evaluate(
     weights: Literal["last", "best"] | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Scores of a run on its validation cases, or of a folder of label maps against references, as a JSON-able summary.
+    """Scores of a run or a study on its validation cases, or of label maps against references, as a JSON-able summary.
 
     Args:
-        run: folder of a run; its predictions, its evaluation.json and its evaluation.csv are written there.
+        run: folder of a run; its predictions, its evaluation.json and its evaluation.csv are written there. Of a study,
+            the folder of all folds: the folds are scored, and all their cases together.
         pred: folder of label maps, with `ref`.
         ref: folder of reference label maps of the same names.
         labels: label names and values of `pred` and `ref`; default: those of the dataset.json in `ref` or beside it.
@@ -75,9 +76,13 @@ def evaluate(
         )
     from maskmed_zoo.runner.evaluate import evaluate as evaluate_run
     from maskmed_zoo.runner.run_folder import RunFolder
+    from maskmed_zoo.runner.study_folder import folds_in
+    from maskmed_zoo.runner.study_scores import evaluate_study
 
-    folder, which = RunFolder(Path(str(run))), weights or "last"
-    return evaluate_run(folder, data=data, device=device, which=which, metrics=metrics, settings=metric_settings)
+    folder = RunFolder(Path(str(run)))
+    wanted: dict[str, Any] = {"data": data, "device": device, "which": weights or "last"}
+    wanted |= {"metrics": metrics, "settings": metric_settings}
+    return evaluate_study(folder.path, **wanted) if folds_in(folder.path) else evaluate_run(folder, **wanted)
 
 
 def compare(

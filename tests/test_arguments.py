@@ -49,6 +49,7 @@ FUNCTIONS: dict[str, Callable[[Any, Recipe], object]] = {
     "train data": lambda x, r: zoo.train(r, data=x, out="run"),
     "train out": lambda x, r: zoo.train(r, data="no data", out=x),
     "train fold": lambda x, r: zoo.train(r, data="no data", out="run", fold=x),
+    "train folds": lambda x, r: zoo.train(r, data="no data", out="run", folds=x),
     "train device": lambda x, r: zoo.train(r, data="no data", out="run", device=x),
     "train workers": lambda x, r: zoo.train(r, data="no data", out="run", workers=x),
     "train resume": lambda x, r: zoo.train(r, data="no data", out="run", resume=x),

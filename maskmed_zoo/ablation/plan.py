@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.ablation.cell import Cell, CellFolder, Task
+from maskmed_zoo.ablation.cell import Cell, CellFolder
 from maskmed_zoo.ablation.grid import Grid, GridFile, load_grid
 from maskmed_zoo.build import network_facts
 from maskmed_zoo.data.bind import bind
@@ -17,6 +17,7 @@ from maskmed_zoo.device import pick_device
 from maskmed_zoo.errors import ArgumentError, RecipeError, UserError
 from maskmed_zoo.files import usable
 from maskmed_zoo.recipe import Recipe, load_recipe
+from maskmed_zoo.runner.job import Task
 from maskmed_zoo.runner.manifest import check_folder, run_facts
 
 
@@ -32,6 +33,7 @@ class Ablation:
     overrides: tuple[str, ...]
     datasets: tuple[str, ...]
     seeds: int
+    fold: int
     task: Task
     out: Path
     networks: dict[str, dict[str, Any]]
@@ -80,7 +82,8 @@ def plan(
         overrides=tuple(overrides),
         datasets=names,
         seeds=seeds,
-        task=Task(tuple(str(path) for path in data), fold, device),
+        fold=fold,
+        task=Task(tuple(str(path) for path in data), device),
         out=out,
         networks=networks,
         cells=cells,

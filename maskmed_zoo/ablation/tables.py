@@ -70,7 +70,7 @@ def summarize_ablation(ablation: Ablation) -> dict[str, Any]:
         "recipe": ablation.recipe,
         "overrides": list(ablation.overrides),
         "datasets": list(ablation.datasets),
-        "fold": ablation.task.fold,
+        "fold": ablation.fold,
         "seeds": list(range(ablation.seeds)),
         "steps": sorted({cell.recipe.train.iterations for cell in ablation.cells}),
         "baseline": baseline,

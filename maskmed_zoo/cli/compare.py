@@ -1,8 +1,8 @@
 """Compare methods on the same cases: differences with intervals and tests, ranks, costs, and in words what follows.
 
-A METHOD is a run that 'evaluate' has scored, a folder of label maps of any tool, which --ref scores, or a file of
-'evaluate --json'. Runs of one method with several seeds are given together, as NAME=RUN,RUN,RUN or as a folder that
-holds them.
+A METHOD is a run or a study that 'evaluate' has scored, a folder of label maps of any tool, which --ref scores, or a
+file of 'evaluate --json'. Runs of one method with several seeds are given together, as NAME=RUN,RUN,RUN or as a folder
+that holds them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "methods",
         metavar="METHOD",
         nargs="+",
-        help="[NAME=]PATH[,PATH…]: a run, a folder of runs, a folder of label maps, or scores (.json); two or more",
+        help="[NAME=]PATH[,PATH…]: a run, a study, a folder of runs, one of label maps, or scores (.json); two or more",
     )
     parser.add_argument(
         "--ref", type=Path, metavar="DIR", help="reference label maps; runs too are then scored by their label maps"

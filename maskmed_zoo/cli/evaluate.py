@@ -1,6 +1,7 @@
 """Score a run on its validation cases, or a folder of label maps against references: a table of Dice per label.
 
-Give either RUN, whose validation cases are then predicted and whose evaluation.json is written, or --pred and --ref.
+Give either RUN, whose validation cases are then predicted and whose evaluation.json is written, or --pred and --ref. Of
+a study the cases of all folds are scored together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from maskmed_zoo.files import is_file, usable, write_json
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """A run, its weights and where its data are now; or two folders; and a file for the scores."""
-    parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="folder of a trained run")
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="folder of a trained run, or of a study")
     parser.add_argument("--pred", type=Path, metavar="DIR", help="label maps to score, with --ref")
     parser.add_argument("--ref", type=Path, metavar="DIR", help="reference label maps of the same names")
     add_moved_data(parser)

@@ -1,4 +1,7 @@
-"""Segment images (NIfTI files or folders of them) with a trained run; label maps keep each image's own geometry."""
+"""Segment images (NIfTI files or folders of them) with a trained run; label maps keep each image's own geometry.
+
+Of a study, the probabilities of the networks of all its folds are averaged.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from maskmed_zoo.cli.output import add_device, add_weights, write
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The run, the images, where the label maps go, which weights, and the device."""
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a trained run, or of exported weights")
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="folder of a trained run, of a study, or of exported weights"
+    )
     parser.add_argument(
         "inputs", metavar="INPUT", type=Path, nargs="+", help=".nii or .nii.gz files, or folders of .nii.gz files"
     )

@@ -1,4 +1,9 @@
-"""Train a recipe on one fold of an nnU-Net data folder, then score its validation cases."""
+"""Train a recipe on one fold of an nnU-Net data folder, then score its validation cases.
+
+With --folds, RUN is a study: the folder of one run per fold, each trained and scored in a process of its own, and of
+the scores of all their cases together. Finished folds are never repeated and interrupted ones are resumed, so the
+command may be given again, or several times at once to share the folds. The exit code is 1 if a fold failed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="folder of the run, made new; preprocessed cases go to .maskmed_cache beside it",
     )
-    parser.add_argument("--fold", type=int, default=0, metavar="N", help="fold to validate on (default: %(default)s)")
+    parser.add_argument("--fold", type=int, metavar="N", help="fold to validate on (default: 0)")
+    parser.add_argument("--folds", metavar="LIST", help="several folds, as 0-4 or 0,2,4: RUN is then a study of them")
     parser.add_argument("--seed", type=int, metavar="N", help="instead of the recipe's train.seed")
     parser.add_argument(
         "--workers",
@@ -44,6 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train and evaluate; of several processes, rank 0 prints."""
+    if args.folds is not None:
+        _study(args)
+        return
     from maskmed_zoo import distributed
 
     with distributed.one_voice():
@@ -57,12 +66,11 @@ def _run(args: argparse.Namespace, *, is_first: bool) -> None:
     from maskmed_zoo.runner.tensorboard import TensorBoard
     from maskmed_zoo.runner.train import train
 
-    overrides = [*args.overrides, *([] if args.seed is None else [f"train.seed={args.seed}"])]
     folder = train(
-        load_recipe(args.recipe, overrides),
+        load_recipe(args.recipe, _overrides(args)),
         data=args.data,
         out=args.out,
-        fold=args.fold,
+        fold=args.fold or 0,
         device=args.device,
         workers=args.workers,
         resume=args.resume,
@@ -71,3 +79,25 @@ def _run(args: argparse.Namespace, *, is_first: bool) -> None:
     result = evaluate(folder, data=args.data, device=args.device)
     if is_first:
         render(*tables(result))
+
+
+def _study(args: argparse.Namespace) -> None:
+    """Train and evaluate the folds, and all their cases together."""
+    from maskmed_zoo.errors import ArgumentError
+    from maskmed_zoo.evaluation.table import tables
+    from maskmed_zoo.recipe import load_recipe
+    from maskmed_zoo.runner.study import check_failures, train_study
+
+    if args.fold is not None or args.resume:
+        raise ArgumentError("train: give no --fold and no --resume beside --folds; a study goes on by itself")
+    recipe = load_recipe(args.recipe, _overrides(args))
+    summary = train_study(
+        recipe, data=args.data, out=args.out, folds=args.folds, device=args.device, workers=args.workers
+    )
+    left = [f"fold {fold['fold']} is not in the scores: {fold['state']}" for fold in summary["incomplete"]]
+    render(*(tables(summary["scores"]) if summary["scores"] else []), *left)
+    check_failures(summary)
+
+
+def _overrides(args: argparse.Namespace) -> list[str]:
+    return [*args.overrides, *([] if args.seed is None else [f"train.seed={args.seed}"])]

@@ -12,6 +12,7 @@ from maskmed_zoo.errors import UserError
 from maskmed_zoo.runner.metrics_file import read_rows
 from maskmed_zoo.runner.resources import read_resources
 from maskmed_zoo.runner.run_folder import RunFolder
+from maskmed_zoo.runner.study_folder import runs_at
 
 COSTS = {
     "parameters": "numbers in the network",
@@ -19,7 +20,7 @@ COSTS = {
     "seconds_per_case": "wall-clock seconds from an image's file to its label map's, median over cases, then over runs",
     "peak_memory_bytes": "of the process that trained, largest over runs; null where these are of different memory",
     "memory": "of peak_memory_bytes: 'cuda', allocated for tensors on the card, or 'resident', main memory",
-    "training_seconds": "wall-clock seconds of all epochs, mean over runs",
+    "training_seconds": "wall-clock seconds of all epochs, of all folds of a study together; mean over runs",
 }
 
 
@@ -47,15 +48,24 @@ def _of_run(run: Run, networks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"seconds_per_case": seconds if isinstance(seconds, int | float) else None}
     if run.folder is None:
         return found
-    folder = RunFolder(run.folder)
+    folders = [RunFolder(path) for path in runs_at(run.folder)]
     try:
-        recipe = folder.recipe()
+        recipe = folders[0].recipe()
         key = recipe.model_copy(update={"train": None}).model_dump_json(warnings=False)
         network = networks[key] if key in networks else networks.setdefault(key, network_facts(recipe))
     except UserError:  # of a plug-in that is not installed here, or of another version
         return found
     found |= {"parameters": network["total_parameters"], "macs": network["macs"]}
-    epochs = read_rows(folder.metrics_file, recipe.train.iterations_per_epoch)
-    if len(epochs) == recipe.train.epochs and all(row.get("seconds") for row in epochs):
-        found["training_seconds"] = sum(float(row["seconds"]) for row in epochs)
-    return found | read_resources(run.folder)
+    epochs = [read_rows(folder.metrics_file, recipe.train.iterations_per_epoch) for folder in folders]
+    if all(len(rows) == recipe.train.epochs and all(row.get("seconds") for row in rows) for rows in epochs):
+        found["training_seconds"] = sum(float(row["seconds"]) for rows in epochs for row in rows)
+    return found | _together([read_resources(folder.path) for folder in folders])
+
+
+def _together(resources: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The largest of the folds of a study; empty where one is not known, or they are of different memory."""
+    largest = [one.get("peak_memory_bytes") for one in resources]
+    kinds = {one.get("memory") for one in resources}
+    if None in largest or len(kinds) > 1:
+        return {}
+    return {"peak_memory_bytes": max(size for size in largest if size is not None), "memory": kinds.pop()}

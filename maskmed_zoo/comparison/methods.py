@@ -17,6 +17,7 @@ from maskmed_zoo.evaluation.settings import SettingsSource
 from maskmed_zoo.evaluation.written import read_summary
 from maskmed_zoo.files import is_file, is_folder, is_there, usable
 from maskmed_zoo.runner.run_folder import RunFolder
+from maskmed_zoo.runner.study_folder import folds_in, runs_at
 
 SCORES, RECIPE, PREDICTIONS = "evaluation.json", "recipe.yaml", "predictions"
 """In the folder of a run."""
@@ -37,6 +38,8 @@ class References:
 @dataclass(frozen=True)
 class Run:
     """One training run, or one folder of predictions: its scores and what the files tell of it; `folder` of a run.
+
+    A study of several folds counts as one run.
 
     `facts` of a run are those of its own files, whoever has scored its label maps.
     """
@@ -94,7 +97,7 @@ def _places(path: Path) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    return is_file(path / RECIPE) or is_file(path / SCORES)
+    return is_file(path / RECIPE) or is_file(path / SCORES) or bool(folds_in(path))
 
 
 def _home(place: Path) -> str:
@@ -107,6 +110,11 @@ def _run(path: Path, wanted: Sequence[Metric], references: References) -> Run:
     if not is_there(path):
         raise DataError(f"{path}: is not there; give a run, a folder of label maps, or scores (.json)")
     is_run = _is_run(path)
+    if references.ref and (folds := folds_in(path)):
+        raise DataError(
+            f"{path}: a study, whose label maps lie in its folds ({folds[min(folds)] / PREDICTIONS}, …); compare its "
+            f"scores, without --ref, or give the folds' label maps in one folder"
+        )
     if is_run and not references.ref and not is_file(path / SCORES):
         raise DataError(f"{path}: not scored yet; 'maskmed-zoo evaluate {path}' does that")
     if not is_folder(path) or (is_run and not references.ref):
@@ -164,7 +172,7 @@ def _recipe(run: Run) -> dict[str, Any] | None:
     if run.folder is None:
         return None
     try:
-        recipe = RunFolder(run.folder).recipe().model_dump(mode="json")
+        recipe = RunFolder(runs_at(run.folder)[0]).recipe().model_dump(mode="json")
     except UserError:  # of a plug-in that is not installed here, or of another version
         return None
     recipe["train"].pop("seed")

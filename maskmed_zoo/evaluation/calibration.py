@@ -70,6 +70,16 @@ class Reliability:
         """Of no voxel."""
         return cls(np.zeros(bins, np.int64), np.zeros(bins, np.int64), np.zeros(bins), 0.0)
 
+    @classmethod
+    def from_dict(cls, summary: Mapping[str, Any], bins: int) -> Reliability:
+        """The inverse of `to_dict`, up to rounding."""
+        found, voxels = cls.none(bins), summary["voxels"]
+        for row in summary["curve"]:
+            place = round(row["from"] * bins)
+            found.voxels[place], found.hits[place] = row["voxels"], round(row["frequency"] * row["voxels"])
+            found.probability[place] = row["probability"] * row["voxels"]
+        return cls(found.voxels, found.hits, found.probability, summary["brier"] * voxels)
+
     def __add__(self, other: Reliability) -> Reliability:
         return Reliability(
             self.voxels + other.voxels,
@@ -150,8 +160,24 @@ def calibration(pair: LabelMapPair, probabilities: Probabilities) -> Calibration
 
 def summarize_calibration(cases: Sequence[Calibration], label_names: Iterable[str]) -> dict[str, Any]:
     """A JSON-able summary: `labels` (name to `Reliability.to_dict`), `most_probable`, None in no case, `definition`."""
-    labels = {name: [case.labels[name] for case in cases if name in case.labels] for name in label_names}
-    top = [case.most_probable for case in cases if case.most_probable is not None]
+    return _summary(
+        {name: [case.labels[name] for case in cases if name in case.labels] for name in label_names},
+        [case.most_probable for case in cases if case.most_probable is not None],
+    )
+
+
+def pool_calibration(summaries: Sequence[Mapping[str, Any]], label_names: Iterable[str], bins: int) -> dict[str, Any]:
+    """One summary of the cases of several, all of so many bins."""
+    return _summary(
+        {
+            name: [Reliability.from_dict(s["labels"][name], bins) for s in summaries if name in s["labels"]]
+            for name in label_names
+        },
+        [Reliability.from_dict(s["most_probable"], bins) for s in summaries if s["most_probable"] is not None],
+    )
+
+
+def _summary(labels: Mapping[str, Sequence[Reliability]], top: Sequence[Reliability]) -> dict[str, Any]:
     return {
         "most_probable": _pooled(top).to_dict() if top else None,
         "labels": {name: _pooled(found).to_dict() for name, found in labels.items() if found},

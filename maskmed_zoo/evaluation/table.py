@@ -86,6 +86,23 @@ def calibration_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def fold_table(summary: Mapping[str, Any]) -> Table:
+    """One row per fold of a study: its cases and their means, below it those of all cases together."""
+    wanted = [metrics()[name] for name in (DEFAULT, *summary.get("metrics", {}))]
+    table = Table(title="Means over cases, fold by fold")
+    table.add_column("fold")
+    for heading in ("cases", *(metric.title for metric in wanted)):
+        table.add_column(heading, justify="right")
+    for row in summary["folds"]:
+        values = (_number_of(metric)(row[f"mean_{metric.name}"]) for metric in wanted)
+        table.add_row(str(row["fold"]), str(row["cases"]), *values)
+    table.add_section()
+    together = {DEFAULT: summary, **summary.get("metrics", {})}
+    values = (_number_of(metric)(together[metric.name][f"mean_{metric.name}"]) for metric in wanted)
+    table.add_row("all cases", str(len(summary["cases"])), *values)
+    return table
+
+
 def tables(summary: Mapping[str, Any]) -> list[RenderableType]:
     """A `score_table` for each metric, its `distribution_line` and its rules under it, and what else was scored."""
     scores = {DEFAULT: summary, **summary.get("metrics", {})}
@@ -95,6 +112,8 @@ def tables(summary: Mapping[str, Any]) -> list[RenderableType]:
         shown += [score_table(table, metric), distribution_line(table, metric), f"{table['rules']}\n"]
     if "instances" in summary:
         shown += [object_table(summary["instances"]), f"Objects: {DEFINITION}\n"]
+    if "folds" in summary:
+        shown += [fold_table(summary), f"Folds: {summary['folds_definition']}\n"]
     if "calibration" in summary:
         shown += [calibration_table(summary["calibration"]), f"Calibration: {calibration.DEFINITION}\n"]
     return shown

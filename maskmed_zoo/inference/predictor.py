@@ -1,10 +1,14 @@
-"""A network ready to segment volumes, whoever trained it: from an image in its own units to labels on its voxels."""
+"""A network ready to segment volumes, whoever trained it: from an image in its own units to labels on its voxels.
+
+Several networks of one recipe are an ensemble: their probabilities are averaged. They see the same windows one network
+after the other and add to the same map, so an ensemble needs no more memory than its weights do.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -43,7 +47,7 @@ class Prepared:
 
 
 class Predictor:
-    """A trained network with what belongs to it; `maskmed_zoo.load` makes one of a run or of exported weights.
+    """A trained network with what belongs to it; `maskmed_zoo.load` makes one of a run, a study or exported weights.
 
     An image is an array (c z y x), or (z y x) for one channel, in the units of its files, with x from left to right, y
     from posterior to anterior and z from inferior to superior (RAS). Where its voxels lie is given by `geometry`, as
@@ -52,16 +56,19 @@ class Predictor:
 
     Args:
         recipe: whose channels and labels are known; it decides spacing, patch, normalization and windows.
-        model: of this recipe; moved to the device and put into evaluation mode.
+        model: of this recipe, or several; moved to the device and put into evaluation mode.
         fingerprint: intensity statistics of the labelled cases, for 'ct' normalization; empty without any.
         device: cpu, cuda, cuda:1, …; default: CUDA if there is any, else the CPU.
         weights_sha256: what predicted files are known by; default: the checksum of the model's state.
+
+    Raises `ArgumentError` for arguments of other kinds, and for several networks whose queries are to separate objects:
+    those of one have nothing to do with those of another.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        model: SegmentationModel,
+        model: SegmentationModel | Sequence[SegmentationModel],
         fingerprint: Fingerprint = (),
         *,
         device: str | None = None,
@@ -73,25 +80,31 @@ class Predictor:
             (Recipe,),
             "a loaded recipe; zoo.load(FOLDER) makes a predictor of a run or of exported weights",
         )
-        expect("model", model, (SegmentationModel,), "a network, as zoo.create(RECIPE) gives it")
+        models = [model] if isinstance(model, SegmentationModel) else model
+        expect_several("model", models, (SegmentationModel,), "a network, as zoo.create(RECIPE) gives it, or several")
         expect_several("fingerprint", fingerprint, (IntensityStats,), "intensity statistics, one per channel")
         self.recipe, self.fingerprint = recipe, fingerprint
         self.labels, self.channels = recipe.labels, recipe.channels
         self.device = pick_device(device)
-        self.model = moved(model, self.device).eval()
+        if len(models) != 1:
+            _check_ensemble(models, recipe)
+        self.models = [moved(one, self.device).eval() for one in models]
         self.dtype = autocast_dtype(recipe.train.amp, self.device)
         self._weights_sha256 = weights_sha256
 
     @cached_property
     def weights_sha256(self) -> str:
         """Checksum of the weights file, or of the model's state where it comes from no file."""
-        if self._weights_sha256 is not None:
-            return self._weights_sha256
-        digest = sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return self._weights_sha256 or together([_checksum_of(model) for model in self.models])
+
+    @property
+    def model(self) -> SegmentationModel:
+        """The network; raises `ArgumentError` for several, whose outputs of a window are not one."""
+        if len(self.models) > 1:
+            raise ArgumentError(
+                f"{len(self.models)} networks together have no one output; give one of them, as a fold of the study"
+            )
+        return self.models[0]
 
     def segment(
         self,
@@ -124,7 +137,7 @@ class Predictor:
             made_of = LabelProbabilities(seen, region, self.labels.names)
             return Prediction(_labels(seen, region), None, geometry), made_of
         found = Instances(np.zeros((1, 1, 1), np.int32), (), ())
-        if self.model.head.gives == "queries":
+        if _has_objects(self.models[0], self.recipe):
             stitcher = Stitcher(windows, threshold=self.recipe.inference.instance_threshold)
             self._run(prepared, windows, probabilities, stitcher)
             found = stitcher.result()
@@ -177,8 +190,8 @@ class Predictor:
         Raises `DataError` where it would have far more or far fewer voxels than before, or values that a normalization
         cannot take, `MemoryShortageError` for more than memory holds.
         """
-        how = Preprocessing.of(self.recipe.data, self.channels, self.fingerprint)
-        cropped = crop_and_normalize(image, None, geometry, how, values=2 * len(image) + self.model.num_classes)
+        how, classes = Preprocessing.of(self.recipe.data, self.channels, self.fingerprint), self.models[0].num_classes
+        cropped = crop_and_normalize(image, None, geometry, how, values=2 * len(image) + classes)
         return Prepared(torch.from_numpy(cropped.image()), cropped.region)
 
     def network_probabilities(self, prepared: Tensor) -> Tensor:
@@ -189,19 +202,24 @@ class Predictor:
 
     def run(self, windows: Tensor) -> HeadOutput:
         """What the network says of normalized windows (b c d h w) on the device, in the recipe's precision."""
+        return self._output(self.model, windows)
+
+    def _output(self, model: SegmentationModel, windows: Tensor) -> HeadOutput:
         with autocast(self.dtype, self.device):
-            return self.model(windows.to(next((p.dtype for p in self.model.parameters()), windows.dtype)))
+            return model(windows.to(next((p.dtype for p in model.parameters()), windows.dtype)))
 
     def _consumers(self, prepared: Tensor) -> tuple[Windows, ProbabilityMap]:
         windows = Windows.of(prepared, self.recipe.data.patch_size, self.recipe.inference.overlap)
-        return windows, ProbabilityMap(windows, self.model.num_classes)
+        return windows, ProbabilityMap(windows, self.models[0].num_classes)
 
     def _run(self, prepared: Tensor, windows: Windows, *consumers: Consumer) -> None:
         size = self.recipe.inference.batch_size
-        for places, output in visit(self.run, prepared, windows, batch_size=size, device=self.device):
-            for consumer in consumers:
-                consumer.take(places, output)
-            del output  # not beside that of the next windows
+        for model in self.models:
+            says = partial(self._output, model)
+            for places, output in visit(says, prepared, windows, batch_size=size, device=self.device):
+                for consumer in consumers:
+                    consumer.take(places, output)
+                del output  # not beside that of the next windows
 
     def _image(
         self,
@@ -232,6 +250,35 @@ class Predictor:
         if array.shape[1:] != geometry.canonical_shape:
             raise ArgumentError(f"image of {array.shape[1:]} voxels (z, y, x), its geometry {geometry.canonical_shape}")
         return array, geometry
+
+
+def together(checksums: Sequence[str]) -> str:
+    """What several weights are known by, in whatever order; those of one network by their own checksum."""
+    return checksums[0] if len(checksums) == 1 else sha256("\n".join(sorted(checksums)).encode()).hexdigest()
+
+
+def _checksum_of(model: SegmentationModel) -> str:
+    digest = sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_ensemble(models: Sequence[SegmentationModel], recipe: Recipe) -> None:
+    """Raise `ArgumentError` for no network, and for several whose probabilities are not all that they say."""
+    if not models:
+        raise ArgumentError("model: expected a network, or several, got none")
+    if _has_objects(models[0], recipe):
+        raise ArgumentError(
+            f"data.instances: the objects of {len(models)} networks cannot be averaged, as their queries have nothing "
+            f"to do with one another; predict with one of them, such as a fold of the study"
+        )
+
+
+def _has_objects(model: SegmentationModel, recipe: Recipe) -> bool:
+    """Whether queries say which objects there are; those of other heads are connected parts of the labels."""
+    return recipe.data.instances is not None and model.head.gives == "queries"
 
 
 def _labels(probabilities: Tensor, region: Region) -> NDArray[np.uint8 | np.uint16]:

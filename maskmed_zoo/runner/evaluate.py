@@ -36,6 +36,7 @@ from maskmed_zoo.evaluation.written import read_summary
 from maskmed_zoo.files import is_file, is_folder, write_json
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.inference.write import check_targets, clear_abandoned, is_finished, read_prediction, write_prediction
+from maskmed_zoo.labels import Labels
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.load import load
@@ -120,7 +121,7 @@ def evaluate(
     write_cases(result, run.path / CASES)
     write_json(run.evaluation_file, result)
     if can_draw():
-        draw(run.path, result, predictor.labels, lambda name: _maps(predictor, *cases[name], targets[name]))
+        draw(run.path, result, predictor.labels, lambda name: maps_of(*cases[name], predictor.labels, targets[name]))
     else:
         clear(run.path)
         display.say('no picture of cases, which needs matplotlib: pip install "maskmed-zoo[report]"')
@@ -193,12 +194,12 @@ def _pair(
     )
 
 
-def _maps(predictor: Predictor, case: Case, dataset: RawDataset, target: Path) -> Maps:
-    """Of a case that was predicted and scored."""
+def maps_of(case: Case, dataset: RawDataset, labels: Labels, target: Path) -> Maps:
+    """Of a case that was predicted, to `target`, and scored with the run's `labels`."""
     image, reference, geometry = load_case(case, dataset)
     if reference is None:
         raise DataError(f"{dataset.root}: validation case '{case.identifier}' has no label map any more")
-    reference = dataset.labels.renumbering(predictor.labels)[reference]
+    reference = dataset.labels.renumbering(labels)[reference]
     return image[0], reference, read_labels(target).array, geometry.spacing
 
 

@@ -1,4 +1,4 @@
-"""From a run's folder, or exported weights, to a predictor."""
+"""From a run's folder, a study or exported weights, to a predictor."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from maskmed_zoo import registry
 from maskmed_zoo.build import model_of
 from maskmed_zoo.data.preprocess import PREPROCESSING
 from maskmed_zoo.errors import ArgumentError, CheckpointError
-from maskmed_zoo.inference.predictor import Predictor
+from maskmed_zoo.inference.predictor import Predictor, together
 from maskmed_zoo.runner.run_folder import RunFolder, Which
+from maskmed_zoo.runner.study_folder import folds_in
+from maskmed_zoo.runner.study_members import finished_folds
 from maskmed_zoo.weights.card import check_exported
 
 log = logging.getLogger(__name__)
 
 
 def load(source: RunFolder | str | Path, *, which: Which = "last", device: str | None = None) -> Predictor:
-    """The network of a run with its weights, ready to segment volumes.
+    """The network of a run with its weights, or those of all finished folds of a study, ready to segment volumes.
 
-    Raises `CheckpointError` if the run or its weights are missing, broken or of another recipe.
+    Raises `CheckpointError` if a run or its weights are missing, broken or of another recipe.
     """
     if which not in get_args(Which):
         raise ArgumentError(f"weights: expected 'last' or 'best', got {which!r}")
@@ -32,12 +34,13 @@ def load(source: RunFolder | str | Path, *, which: Which = "last", device: str |
         )
     if which == "best" and run.is_exported and check_exported(run.path).get("weights") != "best":
         raise CheckpointError(f"{run.path}: the last weights of a run were exported here, not the best; export those")
-    recipe = run.recipe(with_loss=False)
-    model = model_of(recipe)
-    sha256 = run.load_weights(model, which, recipe)
-    if run.preprocessing != PREPROCESSING:
+    runs = [*finished_folds(run.path, log.warning).values()] if folds_in(run.path) else [run]
+    recipe, fingerprint = runs[0].recipe(with_loss=False), runs[0].fingerprint()
+    models = [model_of(recipe) for _ in runs]
+    sums = [one.load_weights(model, which, recipe) for one, model in zip(runs, models, strict=True)]
+    if runs[0].preprocessing != PREPROCESSING:
         log.warning(
             "%s: trained on images prepared as by an earlier version, and sees them as prepared today; train it again",
             run.path,
         )
-    return Predictor(recipe, model, run.fingerprint(), device=device, weights_sha256=sha256)
+    return Predictor(recipe, models, fingerprint, device=device, weights_sha256=together(sums))

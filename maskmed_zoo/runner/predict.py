@@ -1,4 +1,4 @@
-"""`predict` for a run."""
+"""`predict` for a run or a study."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def predict(
     which: Which = "last",
     display: Display | None = None,
 ) -> list[Path]:
-    """`predict_files` with the weights `which` of a run; returns the label maps written."""
+    """`predict_files` with the weights `which` of a run, or of all folds of a study; returns the label maps written."""
     display = display or Display()
     predictor, cases = load(run, which=which, device=device), 0
     with display.task("predicting") as progress:

@@ -26,6 +26,7 @@ from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 from maskmed_zoo.recipe.network import network_difference, network_section
 from maskmed_zoo.runner.manifest_file import read_manifest
+from maskmed_zoo.runner.study_folder import folds_in
 from maskmed_zoo.weights.card import CARD, WEIGHTS, check_exported, read_card
 from maskmed_zoo.weights.files import State, check_tensors, read_safetensors
 
@@ -119,7 +120,12 @@ class RunFolder:
         Without its loss, which is then kept as it stands, nothing of training has to be imported.
         """
         if not self.exists():
-            raise CheckpointError(f"{self.path}: no run here (no recipe.yaml); give the --out folder of 'train'")
+            folds = [*folds_in(self.path).values()]
+            raise CheckpointError(
+                f"{self.path}: a study of {len(folds)} runs; give one of them, such as {folds[0]}"
+                if folds
+                else f"{self.path}: no run here (no recipe.yaml); give the --out folder of 'train'"
+            )
         return load_recipe(self.recipe_file, unread=() if with_loss else ("loss",))
 
     def manifest(self) -> dict[str, Any]:

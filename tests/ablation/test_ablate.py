@@ -13,17 +13,18 @@ import pytest
 import torch
 from scipy.stats import wilcoxon
 
-from maskmed_zoo.ablation import ablate as module
-from maskmed_zoo.ablation import cell_process
 from maskmed_zoo.ablation.ablate import ablate
-from maskmed_zoo.ablation.cell import Cell, Task, order
-from maskmed_zoo.ablation.cell_process import work
+from maskmed_zoo.ablation.cell import Cell
 from maskmed_zoo.ablation.plan import Ablation, plan
 from maskmed_zoo.build import network_facts
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.errors import CheckpointError, DataError, RecipeError, UserError, ZooError
 from maskmed_zoo.lock import locked
+from maskmed_zoo.runner import job_process
+from maskmed_zoo.runner import jobs as module
 from maskmed_zoo.runner.evaluate import evaluate
+from maskmed_zoo.runner.job import Job, Task, order
+from maskmed_zoo.runner.job_process import work
 from maskmed_zoo.runner.trainer import Trainer
 from tests.conftest import make_dataset
 
@@ -52,10 +53,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Cells are run in this process; row and seed of those that were."""
     ran: list[tuple[str, int]] = []
 
-    def run(cell: Cell, task: Task, lock: IO[str]) -> str | None:
-        ran.append((cell.row, cell.seed))
+    def run(job: Job, task: Task, lock: IO[str]) -> str | None:
+        assert isinstance(job, Cell)
+        ran.append((job.row, job.seed))
         try:
-            work(json.loads(json.dumps(order(cell, task))))
+            work(json.loads(json.dumps(order(job, task))))
         except ZooError as error:
             return str(error)
         return None
@@ -304,7 +306,7 @@ def test_a_score_of_an_earlier_epoch_does_not_pass_for_the_last(
     first, _ = make().cells
     evaluate(first.run, device="cpu")
     with monkeypatch.context() as patch:
-        stop_when(patch, cell_process, "evaluate", calls=1)
+        stop_when(patch, job_process, "evaluate", calls=1)
         with pytest.raises(KeyboardInterrupt):
             ablate(make())
     assert len(first.epochs()) == 2

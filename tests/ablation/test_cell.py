@@ -9,12 +9,13 @@ from typing import Any, Literal
 import pytest
 from pydantic import create_model
 
-from maskmed_zoo.ablation.cell import Cell, CellFolder, Task, run_in_process
+from maskmed_zoo.ablation.cell import Cell, CellFolder
 from maskmed_zoo.data.preprocess import PREPROCESSING
 from maskmed_zoo.files import write_json
 from maskmed_zoo.lock import locked
 from maskmed_zoo.necks import fsad
 from maskmed_zoo.recipe import load_recipe
+from maskmed_zoo.runner.job import Task, run_in_process
 from maskmed_zoo.runner.metrics_file import write_rows
 from maskmed_zoo.runner.resources import RESOURCES
 from maskmed_zoo.runner.run_folder import RunFolder
@@ -150,7 +151,7 @@ def test_a_log_is_a_new_file(finished: Cell, tmp_path: Path) -> None:
     finished.log.symlink_to(precious)
     with locked(finished.lock) as lock:
         assert lock is not None
-        failure = run_in_process(finished, Task((str(tmp_path / "none"),), 0, "cpu"), lock)
+        failure = run_in_process(finished, Task((str(tmp_path / "none"),), "cpu"), lock)
     assert "no such folder" in (failure or "")
     assert precious.read_text() == "mine"
     assert not finished.log.is_symlink()

@@ -146,6 +146,24 @@ def test_summary_pools_the_voxels_of_all_cases() -> None:
     assert f"{pooled.ece:.3g}" in text
 
 
+def test_summaries_are_pooled_as_their_cases_are() -> None:
+    """As read from files again; one part has no voxel in some bins, and one a label that was not annotated."""
+    cases = [scored(*random_case(seed), identifier=str(seed)) for seed in range(3)]
+    cases.append(scored(*random_case(3, (1, 2, 2)), annotated=("liver",), identifier="3"))
+    whole = summarize_cases(cases, LABELS.names, WANTED)["calibration"]
+    parts = [summarize_cases(part, LABELS.names, WANTED)["calibration"] for part in (cases[:1], cases[1:3], cases[3:])]
+    pooled = counted.pool_calibration(json.loads(json.dumps(parts)), LABELS.names, 15)
+    assert parts[2]["most_probable"] is None
+    assert pooled.keys() == whole.keys()
+    for ours, theirs in zip(counted.curves(pooled).values(), counted.curves(whole).values(), strict=True):
+        assert {k: v for k, v in ours.items() if k != "curve"} == pytest.approx(
+            {k: v for k, v in theirs.items() if k != "curve"}
+        )
+        assert len(ours["curve"]) == len(theirs["curve"]) > 5
+        for row, other in zip(ours["curve"], theirs["curve"], strict=True):
+            assert row == pytest.approx(other)
+
+
 def test_memory_does_not_grow_with_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counted, "CHUNK_VOXELS", 2**12)
     peaks = list[float]()

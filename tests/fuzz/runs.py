@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import maskmed_zoo as zoo
-from maskmed_zoo.ablation.cell import Cell, CellFolder, Task
+from maskmed_zoo.ablation.cell import Cell, CellFolder
 from maskmed_zoo.ablation.grid import Grid
 from maskmed_zoo.ablation.plan import Ablation
 from maskmed_zoo.ablation.tables import summarize_ablation, write_tables
@@ -27,6 +27,7 @@ from maskmed_zoo.labels import Labels
 from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.runner import checkpoint
 from maskmed_zoo.runner.evaluate import validation_cases
+from maskmed_zoo.runner.job import Task
 from maskmed_zoo.runner.manifest import check_folder
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.trainer import Trainer
@@ -84,7 +85,7 @@ def _read_evaluation(original: Path, random: Random, folder: Path) -> None:
 
 def _read_cell(run: RunFolder) -> None:
     """As an ablation reads its cells."""
-    cell = Cell("row", run.recipe(), run)
+    cell = Cell("row, seed 0", run.recipe(), run, 0, "row")
     scores = cell.scores()
     assert isinstance(cell.progress(), str)
     cell.resources()
@@ -96,9 +97,9 @@ def _summary(cell: Cell) -> None:
     """The tables of an ablation whose two cells are this one."""
     rows = {"row": {"set": []}, "other": {"set": []}}
     grid = Grid.model_validate({"schema_version": 1, "name": "g", "recipe": "tiny", "baseline": "row", "rows": rows})
-    cells = (cell, Cell("other", cell.recipe, cell.run))
+    cells = (cell, Cell("other, seed 0", cell.recipe, cell.run, 0, "other"))
     networks = dict.fromkeys(rows, _facts())
-    ablation = Ablation(grid, "tiny", (), ("x",), 1, Task(("x",), 0, None), cell.run.path, networks, cells)
+    ablation = Ablation(grid, "tiny", (), ("x",), 1, 0, Task(("x",)), cell.run.path, networks, cells)
     write_tables(summarize_ablation(ablation), cell.run.path)
 
 

@@ -83,31 +83,49 @@ def summarize_objects(cases: Mapping[str, Mapping[str, Matches]], label_names: S
     Keys: `pq`, `sq`, `rq`, `lesion_dice`, `f1` (means over labels), the counts over all labels, `definition`,
     `labels` (name to the same, and `n`, `absent`) and `cases` (case, labels).
     """
-    labels = {name: _row([case[name] for case in cases.values() if name in case]) for name in label_names}
+    rows = {case: {name: _row(found) for name, found in labels.items()} for case, labels in cases.items()}
+    return summarize_rows(rows, label_names)
+
+
+def summarize_rows(cases: Mapping[str, Mapping[str, dict[str, Any]]], label_names: Sequence[str]) -> dict[str, Any]:
+    """The same of each case's row for every label, as they stand under `cases` of a summary."""
+    labels = {name: _together([case[name] for case in cases.values() if name in case]) for name in label_names}
     return {
         **{key: mean(row[key] for row in labels.values()) for key in MEANS},
         **{key: sum(row[key] for row in labels.values()) for key in COUNTS},
         "definition": DEFINITION,
         "labels": labels,
-        "cases": [
-            {"case": identifier, "labels": {name: _row([matches]) for name, matches in case.items()}}
-            for identifier, case in cases.items()
-        ],
+        "cases": [{"case": identifier, "labels": dict(case)} for identifier, case in cases.items()],
     }
 
 
-def _row(matches: Sequence[Matches]) -> dict[str, Any]:
-    there = [m for m in matches if m.dice or m.predicted]
-    ious = [iou for m in there for iou in m.ious]
-    tp, predicted, reference = len(ious), sum(m.predicted for m in there), sum(len(m.dice) for m in there)
-    fp, fn = predicted - tp, reference - tp
-    found, false = sum(d > 0 for m in there for d in m.dice), sum(m.false for m in there)
-    missed = reference - found
+def _row(found: Matches) -> dict[str, Any]:
+    """Of one label in one case."""
+    reference, hit = len(found.dice), sum(d > 0 for d in found.dice)
+    tp, predicted = len(found.ious), found.predicted
+    counts = (tp, predicted - tp, reference - tp, hit, reference - hit, found.false)
+    there = int(bool(reference or predicted))
+    return _quality(found.ious, found.lesion_dice, counts, there, 1)
+
+
+def _together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of one label in several cases, from the row of each."""
+    ious = [row["sq"] for row in rows for _ in range(row["tp"])]
+    counts = tuple(sum(row[key] for row in rows) for key in COUNTS)
+    there = sum(row["n"] for row in rows)
+    return _quality(ious, mean(row["lesion_dice"] for row in rows), counts, there, len(rows))
+
+
+def _quality(
+    ious: Sequence[float], lesion_dice: float | None, counts: Sequence[int], there: int, cases: int
+) -> dict[str, Any]:
+    """A row: `ious` are those of the pairs, or as many of the same mean; `counts` are `COUNTS`."""
+    tp, fp, fn, found, missed, false = counts
     return {
-        **Quality.of_pairs(ious, predicted, reference)._asdict(),
-        "lesion_dice": mean(m.lesion_dice for m in there),
+        **Quality.of_pairs(ious, tp + fp, tp + fn)._asdict(),
+        "lesion_dice": lesion_dice,
         "f1": 2 * found / (2 * found + missed + false) if there else None,
-        **{"tp": tp, "fp": fp, "fn": fn, "found": found, "missed": missed, "false": false},
-        "n": len(there),
-        "absent": len(matches) - len(there),
+        **dict(zip(COUNTS, counts, strict=True)),
+        "n": there,
+        "absent": cases - there,
     }

@@ -1,0 +1,131 @@
+"""`train --folds`: several folds of one recipe, a run each, into one folder, and a score of all their cases together.
+
+Every fold is a job: trained once, resumed where it was interrupted, shared with other processes that do the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maskmed_zoo.build import network_facts
+from maskmed_zoo.data.bind import bind
+from maskmed_zoo.data.sources import Data, Source, Split, open_sources
+from maskmed_zoo.device import pick_device, pick_workers
+from maskmed_zoo.errors import ArgumentError, CheckpointError, DataError, ZooError
+from maskmed_zoo.lock import locked
+from maskmed_zoo.recipe import Recipe
+from maskmed_zoo.runner.display import Display
+from maskmed_zoo.runner.job import Job, Task
+from maskmed_zoo.runner.jobs import refuse_torchrun, work_through
+from maskmed_zoo.runner.manifest import check_folder, run_facts
+from maskmed_zoo.runner.run_folder import RunFolder
+from maskmed_zoo.runner.study_folder import fold_path, folds_in
+from maskmed_zoo.runner.study_members import check_alike
+from maskmed_zoo.runner.study_scores import pool, write_scores
+
+OWN = re.compile(r"fold_\d+(\..*)?|evaluation\..*|\..*")
+"""Names of what a study may hold before its first fold has begun."""
+
+
+def parse_folds(given: str | Sequence[int]) -> tuple[int, ...]:
+    """Numbers of folds from text such as '0-4' or '0,2,4', or as they are; raises `ArgumentError`."""
+    wanted = "numbers and ranges upwards, such as 0-4 or 0,2,4"
+    if not isinstance(given, str):
+        if not given or any(isinstance(fold, bool) or fold < 0 for fold in given):
+            raise ArgumentError(f"folds: expected {wanted}, got {list(given)}")
+        return tuple(dict.fromkeys(given))
+    folds: list[int] = []
+    for part in given.split(","):
+        found = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part, re.ASCII)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        if last < first:
+            raise ArgumentError(f"folds: expected {wanted}, got '{given}'")
+        folds += range(first, last + 1)
+    return tuple(dict.fromkeys(folds))
+
+
+def train_study(
+    recipe: Recipe,
+    *,
+    data: Data,
+    out: Path,
+    folds: str | Sequence[int],
+    device: str | None = None,
+    workers: int | None = None,
+    display: Display | None = None,
+) -> dict[str, Any]:
+    """Train and score the folds that are neither finished nor in the hands of another process, and pool the scores.
+
+    Returns `scores`, as `pool` gives them, of all finished folds in `out`, None without any; and `incomplete`: fold and
+    state of the others. A fold that fails is reported and left for the next call; the others continue. Raises, before
+    anything is made, what `train` does, `ArgumentError` for no folds, `DataError` where a case validates in two of
+    them, and `CheckpointError` for a folder that holds something else, or folds of another recipe or other data.
+    """
+    display, numbers = display or Display(), parse_folds(folds)
+    refuse_torchrun()
+    pick_workers(workers, pick_device(device))
+    sources = open_sources(data)
+    splits = {fold: [source.splits(fold) for source in sources] for fold in {*folds_in(out), *numbers}}
+    _check_cases(sources, splits)
+    bound = bind(recipe, *(source.dataset for source in sources))
+    _check_out(out)
+    for fold, parts in splits.items():
+        run = RunFolder(fold_path(out, fold))
+        check_folder(run, bound, run_facts(sources, parts, fold), run.exists())
+    network_facts(bound)
+    jobs = {fold: Job(f"fold {fold}", recipe, RunFolder(fold_path(out, fold)), fold) for fold in splits}
+    paths = tuple(str(path) for path in ([data] if isinstance(data, str | Path) else data))
+    work_through([jobs[fold] for fold in numbers], Task(paths, device, workers), display.say)
+    return {
+        "scores": _pooled(out, jobs, data, display),
+        "incomplete": [
+            {"fold": fold, "state": job.state()} for fold, job in sorted(jobs.items()) if job.scores() is None
+        ],
+    }
+
+
+def check_failures(summary: Mapping[str, Any]) -> None:
+    """Raise `ZooError` with a line for each fold that `train_study` says has failed."""
+    failed = [fold for fold in summary["incomplete"] if fold["state"].startswith("failed")]
+    if failed:
+        raise ZooError("\n".join(f"fold {fold['fold']}: {fold['state']}" for fold in failed))
+
+
+def _pooled(out: Path, jobs: Mapping[int, Job], data: Data, display: Display) -> dict[str, Any] | None:
+    """The scores of the folds that are finished by now, written; whoever ends last has them all."""
+    with locked(out / "evaluation.lock", wait=True):
+        found = {fold: scores for fold, job in sorted(jobs.items()) if (scores := job.scores()) is not None}
+        if not found:
+            return None
+        runs = {fold: jobs[fold].run for fold in found}
+        check_alike(runs)
+        scores = pool(runs, found)
+        write_scores(out, runs, scores, data, display)
+        return scores
+
+
+def _check_out(out: Path) -> None:
+    """Raise `CheckpointError` for a folder in which there is something else than a study."""
+    run = RunFolder(out)
+    if run.exists() or run.is_exported:
+        raise CheckpointError(f"{out}: holds one run, not a study of several; give a new folder with --out")
+    is_ours = out.is_dir() and (folds_in(out) or all(OWN.fullmatch(path.name) for path in out.iterdir()))
+    if out.exists() and not is_ours:
+        raise CheckpointError(f"{out}: exists and is no study; give a new folder with --out")
+
+
+def _check_cases(sources: Sequence[Source], splits: Mapping[int, Sequence[Split]]) -> None:
+    """Raise `DataError` where a case validates in two folds: it would count twice."""
+    seen: dict[str, int] = {}
+    for fold, parts in sorted(splits.items()):
+        for source, split in zip(sources, parts, strict=True):
+            for case in split.validation:
+                name = source.name_of(case)
+                if (other := seen.setdefault(name, fold)) != fold:
+                    raise DataError(
+                        f"{source.dataset.root}: case '{name}' validates in folds {other} and {fold}, and would count "
+                        f"twice in the score of a study; give --folds that share no validation case"
+                    )
