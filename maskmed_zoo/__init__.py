@@ -212,14 +212,16 @@ def plan(
 
 
 def train(
-    recipe: str | Path | Recipe,
+    recipe: str | Path | Recipe | None = None,
     *,
-    data: str | Path | Sequence[str | Path],
-    out: str | Path,
-    fold: int = 0,
+    data: str | Path | Sequence[str | Path] | None = None,
+    out: str | Path | None = None,
+    fold: int | Literal["all"] | None = None,
     device: str | None = None,
     workers: int | None = None,
-    resume: bool = False,
+    resume: bool | str | Path = False,
+    init: str | Path | None = None,
+    extend_to: int | None = None,
     **overrides: Any,
 ) -> Path:
     """Train a recipe on one fold of nnU-Net's raw folder `data`, or of several; returns the run's folder, `out`.
@@ -227,32 +229,41 @@ def train(
     Args:
         recipe: a model's name (`zoo.list(kind="model")`), a path to a recipe, or a loaded one.
         data: the folder that holds dataset.json; of `DIR@all` every case trains and none validates.
-        out: a new folder, or to `resume` an interrupted run.
-        fold: whose cases validate.
+        out: a new folder.
+        fold: whose cases validate; default: 0. "all": every case trains and none validates.
         device: cpu, cuda, cuda:1, mps, …; default: CUDA if there is any, else the CPU.
         workers: loader processes; default: none on the CPU, else up to eight.
-        resume: continue the run in `out` after its last whole epoch.
+        resume: the folder of an interrupted run to continue after its last whole epoch; what else it needs, it knows.
+            True: that in `out`.
+        init: weights to start from, as `load_weights` reads them; what does not fit stays fresh, and is told.
+        extend_to: with `resume`, how many epochs the run is to have in place of those it was planned for.
         **overrides: recipe settings by path, with `__` for the dot: `train__epochs=10`.
 
     Progress goes to standard error; `zoo.evaluate(run)` then scores the validation cases. Raises `RecipeError` for a
     wrong name, key or value, `DataError` for data that cannot be used or contradict the recipe, `CheckpointError` for a
-    folder that holds another run, and `NonFiniteError` if training diverges.
+    folder that holds another run and for weights that cannot be had or do not fit, `ArgumentError` where something is
+    missing, and `NonFiniteError` if training diverges.
     """
     from pathlib import Path
 
-    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_folders, expect_path
+    from maskmed_zoo.arguments import INTEGER, NONE, PATH, expect, expect_folders, expect_path
     from maskmed_zoo.recipe import by_keyword
-    from maskmed_zoo.recipe import load_recipe as read
-    from maskmed_zoo.runner.train import train as run
+    from maskmed_zoo.runner.begin import begin
 
-    expect("fold", fold, INTEGER, "a whole number; a data set given as 'DIR@all' trains on all of its cases")
-    expect_path("out", out, "a folder")
+    if fold != "all":
+        expect("fold", fold, (*INTEGER, *NONE), "a whole number, or 'all' to train on every case")
+    for name, path, what in (("out", out, "a folder"), ("init", init, "a file or a folder of weights")):
+        expect_path(name, path, what, optional=True)
     expect("workers", workers, (*INTEGER, *NONE), "a whole number")
-    expect("resume", resume, (bool,), "True or False")
-    expect_folders(data)
-    arguments = ("data", "out", "fold", "device", "workers", "resume")
-    loaded = read(recipe, by_keyword("train", overrides, arguments))
-    return run(loaded, data=data, out=Path(out), fold=fold, device=device, workers=workers, resume=resume).path
+    expect("extend_to", extend_to, (*INTEGER, *NONE), "a number of epochs")
+    expect("resume", resume, (bool, *PATH), "the folder of a run, True or False")
+    if data is not None:
+        expect_folders(data)
+    arguments = ("data", "out", "fold", "device", "workers", "resume", "init", "extend_to")
+    how: dict[str, Any] = {"workers": workers, "init": None if init is None else Path(init), "extend_to": extend_to}
+    settings, folder = by_keyword("train", overrides, arguments), None if out is None else Path(out)
+    run, _ = begin(recipe, settings, data=data, out=folder, fold=fold, device=device, resume=resume, **how)
+    return run.path
 
 
 def load(source: str | Path, *, weights: Literal["last", "best"] = "last", device: str | None = None) -> Predictor:

@@ -83,12 +83,17 @@ class Loop:
             **rates,
         }
         is_due = (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs
-        if is_due and config.validation_iterations:
+        if is_due and self._validates:
             dice = self.trainer.validate(feed.take("validation", config.validation_iterations))
             old = progress.average
             progress.average = dice if math.isnan(old) else SMOOTHING * old + (1 - SMOOTHING) * dice
             row |= {"validation_dice": dice, "validation_dice_average": progress.average}
         return row | {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - work}
+
+    @property
+    def _validates(self) -> bool:
+        """Whether there are cases to validate on, and patches of them are wanted."""
+        return "validation" in self.patches and self.recipe.train.validation_iterations > 0
 
     def _feed(self) -> Feed:
         """The batches of the epochs that are left."""
@@ -97,7 +102,7 @@ class Loop:
             n * config.iterations_per_epoch * config.batch_size for n in (self.progress.epoch, config.epochs)
         )
         parts: dict[Stream, Part] = {"train": Part(self.patches["train"], range(first, last))}
-        if config.validation_iterations:
+        if self._validates:
             indices = range(config.validation_iterations * config.batch_size)
             parts["validation"] = Part(self.patches["validation"], cycle(indices))
         is_cuda = self.trainer.device.type == "cuda"

@@ -33,6 +33,17 @@ class _DataSet(_Record):
     annotated: dict[str, list[str]]
 
 
+class _Init(_Record):
+    source: str
+    file: str
+    sha256: str
+
+
+class _Extension(_Record):
+    begin: int = Field(alias="from")
+    to: int
+
+
 class _Manifest(_Record):
     dataset: str
     fold: int
@@ -43,6 +54,8 @@ class _Manifest(_Record):
     fingerprint: list[Annotated[dict[str, Any], AfterValidator(_stats)]]
     environment: dict[str, Any] = {}
     preprocessing: int = 1
+    init: _Init | None = None
+    extended: list[_Extension] = []
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def build_optimizer(model: SegmentationModel, config: Optimizer) -> torch.optim.
     if fused and config.momentum:
         # Zeros are what a missing buffer stands for, and the fused kernel refuses to miss some of them: those of
         # weights whose first gradient comes after the first step.
-        for p in model.parameters():
+        for p in (p for group in groups for p in group["params"]):
             sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return sgd
 
