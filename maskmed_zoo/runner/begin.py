@@ -34,7 +34,7 @@ def begin(
     the device. Raises `ArgumentError` where something is missing.
     """
     given = None if data is None else [data] if isinstance(data, str | Path) else list(data)
-    if not isinstance(resume, bool) and out is not None and Path(resume).resolve() != out.resolve():
+    if not isinstance(resume, bool) and out is not None and Path(resume).absolute() != out.absolute():
         raise ArgumentError(f"two folders to go on in, {resume} and {out}; give --resume RUN (resume=) without --out")
     run = out if isinstance(resume, bool) else Path(resume)
     if run is not None and resume is not False and (recipe is None or given is None or resume is not True):

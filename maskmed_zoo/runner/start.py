@@ -33,13 +33,13 @@ def load_init(trainer: Trainer, source: Path, sha256: str | None = None) -> dict
     first, *rest = report.summary()
     for line in (f"starting from {file}: {first}", *rest):
         trainer.say(line)
-    return {"source": str(source.resolve()), "file": str(file.resolve()), "sha256": found, "report": asdict(report)}
+    return {"source": str(source.absolute()), "file": str(file.absolute()), "sha256": found, "report": asdict(report)}
 
 
 def check_init(run: RunFolder, manifest: Mapping[str, Any], init: Path | None) -> None:
     """Raise `CheckpointError` unless a run that is resumed began from `init`, or none is given."""
     known = manifest.get("init")
-    if init is None or (known is not None and known["source"] == str(init.resolve())):
+    if init is None or (known is not None and known["source"] == str(init.absolute())):
         return
     began = "fresh weights" if known is None else known["source"]
     raise CheckpointError(
