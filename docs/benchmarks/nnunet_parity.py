@@ -6,7 +6,9 @@ network with its defaults (see `nnunet_peer.py`). Ours is the point-wise twin of
 axes. Both validate the fold's cases with the final weights, windows overlapping by half, and no mirroring, and both are
 scored by `maskmed-zoo evaluate`. One thread each; one row a run is appended; finished runs are not repeated, and
 interrupted ones continued. The tool `ported` trains nothing: it predicts with nnU-Net's final weights in our twin, so
-that what prediction makes of a difference is known apart from training.
+that what prediction makes of a difference is known apart from training. The tool `maskmed` trains MaskMed's neck, head
+and loss on the plan's encoder, with the optimizer of our recipes for few steps; it is no part of the comparison here,
+but of the one that `maskmed-zoo compare` makes of the predictions.
 
 What stays different: nnU-Net lowers its rate once an epoch, ours every step; it averages logits of windows, ours
 probabilities; random numbers.
@@ -60,6 +62,12 @@ from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.interop.nnunet_plan import recipe_of_plan
 from maskmed_zoo.recipe import Recipe
 
+NNUNETS = {"kind": "sgd", "lr": 1e-2, "momentum": 0.99, "weight_decay": 3e-5, "gradient_clip": 12}
+FEW_STEPS = {
+    "kind": "adamw", "lr": 1e-3, "transformer_scale": 0.3, "weight_decay": 3e-5, "warmup_iterations": 50,
+    "gradient_clip": 12,
+}  # fmt: skip
+"""Of `maskmed_hippocampus_cpu`."""
 SAME = ("dataset", "fold", "patch", "batch", "steps")
 """Columns by which runs are compared."""
 
@@ -82,29 +90,32 @@ def turned(configuration: dict[str, Any], axes: Sequence[int]) -> dict[str, Any]
     return result
 
 
-def our_recipe(peer: Peer, source: Path, configuration: dict[str, Any]) -> Recipe:
-    """The twin of nnU-Net's plan, with its settings of training."""
+def our_recipe(peer: Peer, source: Path, configuration: dict[str, Any], *, maskmed: bool = False) -> Recipe:
+    """The twin of nnU-Net's plan with its settings of training, or MaskMed on its encoder with those for few steps."""
     plans = json.loads((peer.preprocessed / f"{PLANNED}.json").read_text())
     first = sorted((source / "imagesTr").glob("*_0000.nii.gz"))[0]
     configuration = turned(configuration, axes_of(plans, first))
-    optimizer = {"kind": "sgd", "lr": 1e-2, "momentum": 0.99, "weight_decay": 3e-5, "gradient_clip": 12}
     settings = {
         "data.mirror_axes": ["z", "y", "x"],
         "train.epochs": peer.epochs,
         "train.iterations_per_epoch": peer.iterations,
         "train.validation_iterations": peer.val_iterations,
-        "train.optimizer": optimizer,
+        "train.optimizer": FEW_STEPS if maskmed else NNUNETS,
         "train.amp": "off",
         "train.seed": peer.seed,
         "inference.overlap": 0.5,
     }
     dataset = json.loads((peer.preprocessed / "dataset.json").read_text())
-    return zoo.load_recipe(recipe_of_plan("pointwise_amos", configuration, dataset=dataset, twin=True), settings)
+    name = "maskmed_hippocampus" if maskmed else "pointwise_amos"
+    return zoo.load_recipe(recipe_of_plan(name, configuration, dataset=dataset, twin=not maskmed), settings)
 
 
-def run_ours(peer: Peer, source: Path, configuration: dict[str, Any]) -> tuple[dict[str, Any], float]:
-    recipe = our_recipe(peer, source, configuration)
-    out = peer.work / "ours" / peer.dataset / f"{peer.plans}_{peer.epochs}x{peer.iterations}_seed{peer.seed}"
+def run_ours(
+    peer: Peer, source: Path, configuration: dict[str, Any], *, maskmed: bool = False
+) -> tuple[dict[str, Any], float]:
+    recipe = our_recipe(peer, source, configuration, maskmed=maskmed)
+    runs = peer.work / ("maskmed" if maskmed else "ours")
+    out = runs / peer.dataset / f"{peer.plans}_{peer.epochs}x{peer.iterations}_seed{peer.seed}"
     zoo.train(recipe, data=source, out=out, fold=peer.fold, device="cpu", workers=0, resume=out.exists())
     with (out / "metrics.csv").open(newline="") as file:
         cpu = sum(float(row["cpu_seconds"]) for row in csv.DictReader(file))
@@ -215,7 +226,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of DatasetXXX_* folders, raw layout")
     parser.add_argument("--dataset", type=int)
     parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument("--tools", nargs="+", choices=("nnunet", "ours", "ported"), default=["nnunet", "ours"])
+    parser.add_argument(
+        "--tools", nargs="+", choices=("nnunet", "ours", "ported", "maskmed"), default=["nnunet", "ours"]
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--iterations", type=int, default=20)
@@ -254,8 +267,10 @@ def main() -> None:
             configuration = write_plans(peer)
             if tool == "nnunet":
                 found = run_theirs(peer, args.dataset, source)
+            elif tool == "ported":
+                found = run_ported(peer, source, configuration)
             else:
-                found = (run_ours if tool == "ours" else run_ported)(peer, source, configuration)
+                found = run_ours(peer, source, configuration, maskmed=tool == "maskmed")
             append_row(args.csv, row_of(peer, tool, configuration, *found))
 
 

@@ -111,8 +111,12 @@ def _item(text: str) -> str:
 
 def _latex_table(table: TextTable) -> Iterator[str]:
     columns = "l" * table.words + "r" * (len(table.headings) - table.words)
-    yield from (f"% {escaped(table.title)}", rf"\begin{{tabular}}{{{columns}}}", r"\hline")
-    yield from (_latex_row(table.headings), r"\hline", *map(_latex_row, table.rows), r"\hline", r"\end{tabular}", "")
+    yield from (
+        r"\begin{center}\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\textbf{{{_latex(table.title)}}}\par\smallskip",
+    )
+    yield from (rf"\begin{{tabular}}{{{columns}}}", r"\hline", _latex_row(table.headings), r"\hline")
+    yield from (*map(_latex_row, table.rows), r"\hline", r"\end{tabular}", r"\end{center}", "")
 
 
 def _latex_row(cells: tuple[str, ...]) -> str:

@@ -20,6 +20,7 @@ from maskmed_zoo.data.instances import components
 from maskmed_zoo.data.predicted import PredictedFolder, is_objects_file, objects_beside, renumbered
 from maskmed_zoo.errors import ArgumentError, DataError, Failures
 from maskmed_zoo.evaluation.aggregate import summarize_cases
+from maskmed_zoo.evaluation.calibration import Probabilities
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
@@ -51,12 +52,12 @@ def evaluate_folders(
     names of their labels, whatever the values: see `data.predicted`. An `annotated.json` in `ref` or beside it says
     which labels were annotated in each case, a `groups.json` which cases are of one patient; each has to list every
     reference. Predictions without a reference are left out and listed under `unreferenced`. A reference without a
-    prediction is refused or, with `missing_as_missed`, scored as if the prediction were empty, and listed under
-    `unpredicted`. Where predictions have instance maps beside them, these are scored too, under `instances`; `metrics`
-    names those to compute besides Dice, under `metrics`, with `settings`; those of probabilities read them beside the
-    predictions: see `probability_files`. Raises `DataError` for no cases or no predictions, settings that name a label
-    there is not, and, one line for each case, maps that do not lie on one another, values that are no label,
-    probabilities that are not the label map's, and an annotated.json that the references contradict.
+    prediction is refused or, with `missing_as_missed`, scored as if the prediction were empty, its probabilities too,
+    and listed under `unpredicted`. Where predictions have instance maps beside them, these are scored too, under
+    `instances`; `metrics` names those to compute besides Dice, under `metrics`, with `settings`; those of probabilities
+    read them beside the predictions: see `probability_files`. Raises `DataError` for no cases or no predictions,
+    settings that name a label there is not, and, one line for each case, maps that do not lie on one another, values
+    that are no label, probabilities that are not the label map's, and an annotated.json that the references contradict.
     """
     used_settings = MetricSettings() if settings is None else metric_settings(settings)
     pred, ref, wanted = usable(Path(pred), DataError), usable(Path(ref), DataError), chosen(metrics)
@@ -85,7 +86,9 @@ def evaluate_folders(
         _check_values(prediction, used)
         check_annotated(_check_values(reference, used), reference.path, used, there)
         separated = _separated(prediction, reference, used, names) if has_instances else None
-        given = _probabilities(prediction, own or used, used) if has_probabilities else None
+        given = None
+        if has_probabilities:
+            given = _certain(prediction, used) if name in missing else _probabilities(prediction, own or used, used)
         arrays, patient = (prediction.array, reference.array), patients.get(identifier)
         return LabelMapPair(
             identifier, *arrays, used, there, reference.spacing, separated, used_settings, given, patient
@@ -208,6 +211,13 @@ def _probabilities(prediction: Volume, own: Labels, labels: Labels) -> Probabili
             f"references with the labels of the predictions"
         )
     return ProbabilityFile(path, prediction, own.names)
+
+
+def _certain(prediction: Volume, labels: Labels) -> Probabilities:
+    """Of a prediction that is not there: background, surely, everywhere."""
+    return [
+        (name, np.broadcast_to(np.float32(name == labels.names[0]), prediction.array.shape)) for name in labels.names
+    ]
 
 
 def _numbers(path: Path, label_map: Volume) -> NDArray[np.int16]:

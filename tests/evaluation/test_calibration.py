@@ -206,6 +206,18 @@ def test_nnunets_files_are_read_on_their_axes(folders: tuple[Path, Path]) -> Non
     assert "calibration" not in evaluate_folders(pred, ref, metrics=["iou"])
 
 
+def test_a_missing_prediction_is_sure_that_there_is_nothing(folders: tuple[Path, Path]) -> None:
+    pred, ref = folders
+    for path in (pred / "y.nii.gz", pred / "y.npz"):
+        path.unlink()
+    summary = evaluate_folders(pred, ref, metrics=["brier"], missing_as_missed=True)
+    reference = random_case(1, (4, 5, 6))[1]
+    case = next(case for case in summary["metrics"]["brier"]["cases"] if case["case"] == "y")
+    for value, name in ((1, "liver"), (2, "spleen")):
+        assert case["brier"][name] == pytest.approx((reference == value).mean(), abs=1e-12)
+    assert summary["unpredicted"] == ["y"]
+
+
 def damaged(folder: Path, change) -> None:
     path = folder / "x.npz"
     with np.load(path, allow_pickle=False) as file:
