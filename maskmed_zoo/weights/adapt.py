@@ -2,9 +2,12 @@
 
 * input channels: those that both have by name keep their filters, the others begin at 0 and add nothing at first; where
   no name is shared or known, each gets the mean filter, scaled so that equal channels give the old answer;
-* labels: rows are matched by the labels' names, "no object" last; without names the parameter stays fresh;
+* labels: rows are matched by the labels' names, "no object" last; a new label begins with the mean of all rows of the
+  file, which nowhere exceeds the largest, so that it takes no voxel from a label that both have (a row drawn at random
+  does); without names the parameter stays fresh;
 * queries: as the labels, where there is one for each. None is given up while there is room, because a matcher may have
-  let the query of one label answer for another: what is left over takes the place of new labels, the rest stays fresh;
+  let the query of one label answer for another: what is left over takes the place of new labels. Further ones begin as
+  copies, and what they multiply in a dense head begins at 0: a query drawn at random disturbs the others;
 * tables over positions (Swin's relative bias, a ViT's embedding): interpolated, which is right for cubes alone.
 
 Anything else is not fitted: equal numbers of elements promise no equal meaning.
@@ -66,7 +69,7 @@ class Fitted(NamedTuple):
 def adapt(name: str, value: Tensor, target: Tensor, context: Context) -> Fitted | None:
     """`value` in the shape of `target`, or None where it is not known how.
 
-    `target` is the module's own parameter: rows of labels that the file does not know keep its values.
+    `target` is the module's own parameter.
     """
     if value.ndim != target.ndim or not value.is_floating_point():
         return None
@@ -91,24 +94,28 @@ def adapt(name: str, value: Tensor, target: Tensor, context: Context) -> Fitted 
 
 
 def _rows(name: str, value: Tensor, target: Tensor, context: Context, axes: Sequence[int]) -> Fitted | None:
-    """Rows of labels and of queries, each along its axes; the others are those of `target`."""
-    places: dict[int, _Places] = {}
-    hows: list[str] = []
+    """Rows of labels and of queries, each along its axes."""
+    value, taken, hows = value.detach(), value.numel(), list[str]()
     for axis in axes:
         sizes = value.shape[axis], target.shape[axis]
         is_query = axis in context.query_axes.get(name, ())
         found = _query_places(*sizes, context) if is_query else _label_places(*sizes, context)
         if found is None:
             return None
-        places[axis] = found
+        picked = value.index_select(axis, torch.tensor(found.old, dtype=torch.long))
+        taken = taken // sizes[0] * len(found.old)
+        new = [row for row in range(sizes[1]) if row not in found.new]
+        if not is_query:
+            further = value.mean(axis, keepdim=True).repeat_interleave(len(new), axis)
+        elif value.ndim == 2 and len(axes) == 1:  # the queries themselves
+            turns = [row % max(1, len(found.old)) for row in range(len(new))]
+            further = picked.index_select(axis, torch.tensor(turns, dtype=torch.long))
+        else:
+            further = torch.zeros_like(value).narrow(axis, 0, 1).repeat_interleave(len(new), axis)
+        order = torch.tensor([*found.new, *new], dtype=torch.long).argsort()
+        value = torch.cat([picked, further], axis).index_select(axis, order)
         hows += found.how
-    value, fitted = value.detach(), target.detach().clone()
-    rows = [torch.arange(size) for size in target.shape]
-    for axis, found in places.items():
-        rows[axis] = torch.tensor(found.new, dtype=torch.long)
-        value = value.index_select(axis, torch.tensor(found.old, dtype=torch.long))
-    fitted[torch.meshgrid(*rows, indexing="ij")] = value.to(fitted)
-    return Fitted(fitted, "; ".join(dict.fromkeys(hows)), value.numel())
+    return Fitted(value.contiguous(), "; ".join(dict.fromkeys(hows)), taken)
 
 
 class _Places(NamedTuple):
