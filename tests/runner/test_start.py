@@ -269,7 +269,7 @@ def test_what_cannot_be_lengthened(base: RunFolder, data: Path, run: Path, tmp_p
     assert "--extend-to" not in line(lambda: train(other, resume=True, **how))
     assert "train.optimizer.lr was 0.003, now 1" in line(lambda: train(other, resume=True, extend_to=5, **how))
     assert "give --resume (resume=) too" in line(lambda: train(longer, extend_to=5, **how), ArgumentError)
-    nowhere = how | {"out": tmp_path / "nowhere"}
+    nowhere: dict[str, Any] = how | {"out": tmp_path / "nowhere"}
     assert "no run to lengthen" in line(lambda: train(longer, resume=True, extend_to=5, **nowhere))
     assert "train.epochs" in line(lambda: train(longer, resume=True, extend_to=10**12, **how), RecipeError)
     assert main(["train", "--resume", str(run), "--set", "train.epochs=3"]) == 2
