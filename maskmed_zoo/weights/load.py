@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 class LoadReport:
     """What the parameters and buffers of a network got from a file, and which of its tensors were left.
 
-    `share` is the part of the network's numbers that came from the file; rows of labels that it does not name do not count.
+    `share` is the part of the network's numbers that came from the file; rows of labels that it does not name do not
+    count.
     """
 
     loaded: list[str] = field(default_factory=list[str])
