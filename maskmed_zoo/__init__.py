@@ -250,7 +250,7 @@ def train(
     from maskmed_zoo.recipe import by_keyword
     from maskmed_zoo.runner.begin import begin
 
-    if fold != "all":
+    if not (isinstance(fold, str) and fold == "all"):
         expect("fold", fold, (*INTEGER, *NONE), "a whole number, or 'all' to train on every case")
     for name, path, what in (("out", out, "a folder"), ("init", init, "a file or a folder of weights")):
         expect_path(name, path, what, optional=True)
