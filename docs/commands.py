@@ -55,7 +55,8 @@ def title(action: argparse.Action) -> str:
     value = action.metavar or "|".join(action.choices or ())
     if not action.option_strings:
         return TIMES[None if isinstance(action, argparse._SubParsersAction) else action.nargs].format(value)
-    return f"{', '.join(action.option_strings)} {value if action.nargs != 0 else ''}".rstrip()
+    value = f"[{value}]" if action.nargs == "?" else value if action.nargs != 0 else ""
+    return f"{', '.join(action.option_strings)} {value}".rstrip()
 
 
 def markdown(text: str) -> str:

@@ -213,15 +213,17 @@ def plan(
 
 
 def train(
-    recipe: str | Path | Recipe,
+    recipe: str | Path | Recipe | None = None,
     *,
-    data: str | Path | Sequence[str | Path],
-    out: str | Path,
-    fold: int = 0,
+    data: str | Path | Sequence[str | Path] | None = None,
+    out: str | Path | None = None,
+    fold: int | Literal["all"] | None = None,
     folds: str | Sequence[int] | None = None,
     device: str | None = None,
     workers: int | None = None,
-    resume: bool = False,
+    resume: bool | str | Path = False,
+    init: str | Path | None = None,
+    extend_to: int | None = None,
     callbacks: Sequence[Callback] = (),
     **overrides: Any,
 ) -> Path:
@@ -232,49 +234,55 @@ def train(
     Args:
         recipe: a model's name (`zoo.list(kind="model")`), a path to a recipe, or a loaded one.
         data: the folder that holds dataset.json; of `DIR@all` every case trains and none validates.
-        out: a new folder, or to `resume` an interrupted run.
-        fold: whose cases validate.
+        out: a new folder.
+        fold: whose cases validate; default: 0. "all": every case trains and none validates.
         folds: several, as "0-4" or [0, 2, 4]: finished ones are not repeated, interrupted ones go on, and the command
             may be given again, or several times at once to share them.
         device: cpu, cuda, cuda:1, mps, …; default: CUDA if there is any, else the CPU.
         workers: loader processes; default: none on the CPU, else up to eight.
-        resume: continue the run in `out` after its last whole epoch.
+        resume: the folder of an interrupted run to continue from its last state; what else it needs, it knows.
+            True: that in `out`.
+        init: weights to start from, as `load_weights` reads them; what does not fit stays fresh, and is told.
+        extend_to: with `resume`, how many epochs the run is to have in place of those it was planned for.
         callbacks: what is told of every step and epoch, see `maskmed_zoo.runner.callbacks`.
         **overrides: recipe settings by path, with `__` for the dot: `train__epochs=10`.
 
     Progress goes to standard error; `zoo.evaluate(run)` then scores the validation cases. Raises `RecipeError` for a
     wrong name, key or value, `DataError` for data that cannot be used or contradict the recipe, `CheckpointError` for a
-    folder that holds another run, and `NonFiniteError` if training diverges; with `folds`, after the others are
-    trained, `ZooError` for those that failed.
+    folder that holds another run and for weights that cannot be had or do not fit, `ArgumentError` where something is
+    missing, and `NonFiniteError` if training diverges; with `folds`, after the others are trained, `ZooError` for those
+    that failed.
     """
     from pathlib import Path
 
-    from maskmed_zoo.arguments import INTEGER, NONE, expect, expect_folders, expect_path, expect_several
-    from maskmed_zoo.errors import ArgumentError
+    from maskmed_zoo.arguments import INTEGER, NONE, PATH, expect, expect_folders, expect_path, expect_several
     from maskmed_zoo.recipe import by_keyword
-    from maskmed_zoo.recipe import load_recipe as read
+    from maskmed_zoo.runner.begin import begin, begin_study
     from maskmed_zoo.runner.callbacks import Callback
-    from maskmed_zoo.runner.train import train as run
+    from maskmed_zoo.runner.study import check_failures
 
-    expect("fold", fold, INTEGER, "a whole number; a data set given as 'DIR@all' trains on all of its cases")
-    expect_path("out", out, "a folder")
+    if not (isinstance(fold, str) and fold == "all"):
+        expect("fold", fold, (*INTEGER, *NONE), "a whole number, or 'all' to train on every case")
+    for name, path, what in (("out", out, "a folder"), ("init", init, "a file or a folder of weights")):
+        expect_path(name, path, what, optional=True)
     expect("workers", workers, (*INTEGER, *NONE), "a whole number")
-    expect("resume", resume, (bool,), "True or False")
-    expect_folders(data)
+    expect("extend_to", extend_to, (*INTEGER, *NONE), "a number of epochs")
+    expect("resume", resume, (bool, *PATH), "the folder of a run, True or False")
+    if data is not None:
+        expect_folders(data)
     expect_several("callbacks", callbacks, (Callback,), "a list of Callbacks")
-    arguments = ("data", "out", "fold", "folds", "device", "workers", "resume", "callbacks")
-    loaded = read(recipe, by_keyword("train", overrides, arguments))
-    where: dict[str, Any] = {"data": data, "out": Path(out), "device": device, "workers": workers}
+    names = ("data", "out", "fold", "folds", "device", "workers", "resume", "init", "extend_to", "callbacks")
+    settings, folder = by_keyword("train", overrides, names), None if out is None else Path(out)
+    start = None if init is None else Path(init)
+    where: dict[str, Any] = {"data": data, "out": folder, "device": device, "workers": workers, "init": start}
+    alone: dict[str, Any] = {"fold": fold, "resume": resume, "extend_to": extend_to, "callbacks": [*callbacks]}
     if folds is not None:
-        from maskmed_zoo.runner.study import check_failures, train_study
-
         if not isinstance(folds, str):
             expect_several("folds", folds, INTEGER, "numbers of folds, or text such as '0-4'")
-        if fold or resume or callbacks:
-            raise ArgumentError("folds: give no fold, resume or callbacks beside them; a study goes on by itself")
-        check_failures(train_study(loaded, folds=folds, **where))
-        return Path(out)
-    return run(loaded, fold=fold, resume=resume, callbacks=callbacks, **where).path
+        check_failures(begin_study(recipe, settings, folds=folds, alone=alone, **where))
+        return Path(where["out"])
+    run, _ = begin(recipe, settings, **where, **alone)
+    return run.path
 
 
 def load(source: str | Path, *, weights: Literal["last", "best"] = "last", device: str | None = None) -> Predictor:

@@ -45,9 +45,14 @@ def model_of(recipe: Recipe, *, in_channels: int | None = None, num_classes: int
         raise RecipeError(
             f"expected 1 … {WIDEST} channels and 2 … {WIDEST} classes, background counted, got {channels} and {classes}"
         )
-    names = data.labels.names if data.labels and classes == data.num_classes else None
     make = partial(
-        build_model, recipe.model, in_channels=channels, num_classes=classes, spacing=data.spacing, class_names=names
+        build_model,
+        recipe.model,
+        in_channels=channels,
+        num_classes=classes,
+        spacing=data.spacing,
+        class_names=data.labels.names if data.labels and classes == data.num_classes else None,
+        channel_names=data.channels if data.channels and channels == len(data.channels) else None,
     )
     model = made(make)
     if data.instances is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,10 @@ PARTS = ("encoder", "neck", "decoder", "head")
 
 
 class SegmentationModel(nn.Module):
-    """Encoder, neck, decoder and head as one network; `head_of` makes the same head for another number of labels.
+    """Encoder, neck, decoder and head as one network.
 
+    `head_of` makes the same head for another number of labels, perhaps with a set number of queries, and `encoder_of`
+    the same encoder for another number of channels: so is found what the rows of a parameter stand for.
     Raises `JointError` if the parts do not fit, and in `forward` if the image does not.
     """
 
@@ -46,7 +48,9 @@ class SegmentationModel(nn.Module):
         in_channels: int,
         num_classes: int,
         class_names: Sequence[str] | None = None,
-        head_of: Callable[[int], Head] | None = None,
+        channel_names: Sequence[str] | None = None,
+        head_of: Callable[..., Head] | None = None,
+        encoder_of: Callable[[int], Encoder] | None = None,
     ) -> None:
         super().__init__()
         if neck.out_spec != encoder.out_spec:
@@ -58,7 +62,9 @@ class SegmentationModel(nn.Module):
         self.encoder, self.neck, self.decoder, self.head = encoder, neck, decoder, head
         self.in_channels, self.num_classes = in_channels, num_classes
         self.class_names = None if class_names is None else tuple(class_names)
-        self._head_of = head_of
+        self.channel_names = None if channel_names is None else tuple(channel_names)
+        self.frozen: tuple[str, ...] = ()
+        self._head_of, self._encoder_of = head_of, encoder_of
 
     def forward(self, image: Tensor) -> HeadOutput:
         """Image (b c d h w), d h w divisible by the encoder's total stride, to the head's output at every stage."""
@@ -87,6 +93,25 @@ class SegmentationModel(nn.Module):
             raise JointError("parameter groups must hold every trainable parameter of the model exactly once")
         return groups
 
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Train nothing of these parts from now on: no gradients, and `train` leaves them in evaluation mode.
+
+        Raises `JointError` if nothing is left to train.
+        """
+        self.frozen = tuple(parts)
+        for name in self.frozen:
+            self.parts()[name].requires_grad_(False)
+        if not any(p.requires_grad for p in self.parameters()):
+            raise JointError(f"train.freeze: nothing is left to train without {', '.join(parts)}; take one of them out")
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.parts()[name].eval()
+        return self
+
     def label_axes(self) -> dict[str, tuple[int, ...]] | None:
         """By name of a parameter, the axes along which its rows are the labels', perhaps with "no object" after them.
 
@@ -97,15 +122,27 @@ class SegmentationModel(nn.Module):
         for step in (1, -1):  # a head with a set number of queries may have none for one more
             try:
                 with torch.device("meta"):
-                    other = dict(self._head_of(self.num_classes + step).named_parameters())
+                    other = self._head_of(self.num_classes + step)
             except JointError:
                 continue
-            axes: dict[str, tuple[int, ...]] = {}
-            for name, parameter in self.head.named_parameters():
-                same = other.get(name.replace("_orig_mod.", ""), parameter)  # of a compiled head
-                axes[f"head.{name}"] = _growing(parameter.shape, same.shape, step)
-            return {name: found for name, found in axes.items() if found} or None
+            return _growing(self.head, other, "head.", step) or None
         return None
+
+    def query_axes(self) -> dict[str, tuple[int, ...]]:
+        """By name of a parameter, the axes along which its rows are the queries', as `label_axes`."""
+        if self._head_of is None or self.head.num_queries is None:
+            return {}
+        with torch.device("meta"):
+            other = self._head_of(self.num_classes, num_queries=self.head.num_queries + 1)
+        return _growing(self.head, other, "head.", 1)
+
+    def channel_axes(self) -> dict[str, tuple[int, ...]]:
+        """By name of a parameter, the axes along which its rows are the input channels', as `label_axes`."""
+        if self._encoder_of is None:
+            return {}
+        with torch.device("meta"):
+            other = self._encoder_of(self.in_channels + 1)
+        return _growing(self.encoder, other, "encoder.", 1)
 
     def parts(self) -> dict[str, Component]:
         """Encoder, neck, decoder and head by name."""
@@ -119,10 +156,12 @@ def build_model(
     num_classes: int,
     spacing: Spacing3,
     class_names: Sequence[str] | None = None,
+    channel_names: Sequence[str] | None = None,
 ) -> SegmentationModel:
     """The network of a recipe; raises `JointError` where two components, or head and loss, do not fit."""
     check_loss(recipe)
-    encoder = _make(recipe.encoder, Encoder, in_channels=in_channels)
+    encoder_of = partial(_encoder, recipe.encoder)
+    encoder = encoder_of(in_channels)
     neck = _make(recipe.neck, Neck, in_spec=encoder.out_spec, spacing=spacing)
     decoder = _make(recipe.decoder, Decoder, in_spec=neck.out_spec)
     head_of = partial(_head, recipe.head, decoder.out_spec, spacing)
@@ -134,7 +173,9 @@ def build_model(
         in_channels=in_channels,
         num_classes=num_classes,
         class_names=class_names,
+        channel_names=channel_names,
         head_of=head_of,
+        encoder_of=encoder_of,
     )
 
 
@@ -160,13 +201,31 @@ def check_loss(recipe: ModelRecipe) -> None:
         )
 
 
-def _head(config: ComponentConfig, in_spec: FeatureSpec, spacing: Spacing3, num_classes: int) -> Head:
+def _encoder(config: ComponentConfig, in_channels: int) -> Encoder:
+    return _make(config, Encoder, in_channels=in_channels)
+
+
+def _head(
+    config: ComponentConfig,
+    in_spec: FeatureSpec,
+    spacing: Spacing3,
+    num_classes: int,
+    *,
+    num_queries: int | None = None,
+) -> Head:
+    if num_queries is not None and "num_queries" in type(config).model_fields:
+        config = config.model_copy(update={"num_queries": num_queries})
     return _make(config, Head, in_spec=in_spec, num_classes=num_classes, spacing=spacing)
 
 
-def _growing(shape: Sequence[int], other: Sequence[int], step: int) -> tuple[int, ...]:
-    """The axes along which one shape has `step` rows more than the other."""
-    return tuple(axis for axis, (a, b) in enumerate(zip(shape, other, strict=False)) if b - a == step)
+def _growing(part: nn.Module, other: nn.Module, prefix: str, step: int) -> dict[str, tuple[int, ...]]:
+    """By name of a parameter, with `prefix`, the axes along which `other` has `step` rows more; only those with any."""
+    grown, found = dict(other.named_parameters()), dict[str, tuple[int, ...]]()
+    for name, parameter in part.named_parameters():
+        shape = grown.get(name.replace("_orig_mod.", ""), parameter).shape  # of a compiled part
+        axes = enumerate(zip(parameter.shape, shape, strict=False))
+        found[f"{prefix}{name}"] = tuple(axis for axis, (a, b) in axes if b - a == step)
+    return {name: axes for name, axes in found.items() if axes}
 
 
 def _kind(config: ComponentConfig) -> str:

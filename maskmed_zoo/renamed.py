@@ -29,6 +29,8 @@ RECIPE_VALUES = (
     RenamedValue(("data", "unannotated"), "marginalise", "marginalize"),
     RenamedValue(("model", "encoder", "inflation"), "centre", "center", kind="timm"),
 )
+LATER_SETTINGS: tuple[tuple[tuple[str, str], Any], ...] = ((("train", "freeze"), []),)
+"""Of a recipe, by path: settings of later versions and the value at which all is as it was before them."""
 CARD_KEYS = {"licence": "license"}
 """Of component cards and of the cards of exported weights, old to new."""
 
@@ -57,13 +59,20 @@ def update_card(card: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def as_first_written(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a recipe's plain data, or of some of its sections, in its first words: what checksums are made of."""
+    """A copy of a recipe's plain data, or of some of its sections, in its first words: what checksums are made of.
+
+    Settings that came later are left out where they change nothing.
+    """
     result = copy.deepcopy(recipe)
     for value in RECIPE_VALUES:
         _replace(result, value, value.new, value.old)
     settings = _augmentation(result)
     if settings and settings.get("kind") == "light":
         del settings["kind"]
+    for (section, key), default in LATER_SETTINGS:
+        held = result.get(section)
+        if isinstance(held, dict) and held.get(key) == default:
+            held.pop(key, None)
     return result
 
 

@@ -52,6 +52,9 @@ FUNCTIONS: dict[str, Callable[[Any, Recipe], object]] = {
     "train folds": lambda x, r: zoo.train(r, data="no data", out="run", folds=x),
     "train device": lambda x, r: zoo.train(r, data="no data", out="run", device=x),
     "train workers": lambda x, r: zoo.train(r, data="no data", out="run", workers=x),
+    "train init": lambda x, r: zoo.train(r, data="no data", out="run", init=x),
+    "train extend_to": lambda x, r: zoo.train(r, data="no data", out="run", resume=True, extend_to=x),
+    "train resume alone": lambda x, _: zoo.train(resume=x),
     "train resume": lambda x, r: zoo.train(r, data="no data", out="run", resume=x),
     "train epochs": lambda x, r: zoo.train(r, data="no data", out="run", train__epochs=x),
     "compare": lambda x, _: zoo.compare(x),
@@ -160,10 +163,8 @@ def test_words_that_are_nearly_arguments(recipe: Recipe) -> None:
         zoo.create(recipe, num_class=3)
     with pytest.raises(ArgumentError, match="train: no argument 'epochs'; did you mean 'train__epochs'"):
         zoo.train(recipe, data="d", out="o", epochs=3)
-    with pytest.raises(
-        ArgumentError, match="fold: expected a whole number; a data set given as 'DIR@all' trains on all"
-    ):
-        zoo.train(recipe, data="d", out="o", fold="all")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="fold: expected a whole number, or 'all' to train on every case, got"):
+        zoo.train(recipe, data="d", out="o", fold="every")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="overrides: expected a mapping"):
         zoo.load_recipe(recipe, "train.epochs=3")  # type: ignore[arg-type]
     with pytest.raises(

@@ -108,10 +108,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
+def add_recipe(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """`RECIPE` and `--set`."""
     parser.add_argument(
         "recipe",
+        nargs="?" if optional else None,
         metavar="RECIPE",
         help="a model's name ('maskmed-zoo list --kind model'), or the path of a recipe (.yaml)",
     )

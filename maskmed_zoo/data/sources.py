@@ -51,17 +51,20 @@ class Source:
         }
 
 
-def open_sources(data: Data) -> tuple[Source, ...]:
-    """Open `DIR` or `DIR@all`, one or several.
+def open_sources(data: Data, *, whole: bool = False, must_validate: bool = True) -> tuple[Source, ...]:
+    """Open `DIR` or `DIR@all`, one or several; `whole`: as if all were `DIR@all`.
 
     Where a data set has a case that an earlier one has too, its cases are called `FOLDER_CASE`. Raises `DataError` as
-    `open_dataset` does, and if no data set is given, one is given twice, none of them validates, or names clash still.
+    `open_dataset` does, and if no data set is given, one is given twice, names clash still, or none of them validates
+    though one of them must.
     """
     given = [str(path) for path in ([data] if isinstance(data, str | Path) else data)]
     sources: list[Source] = []
     taken: set[str] = set()
     for text in given:
         source = _open(text)
+        if whole:
+            source = replace(source, is_whole=True)
         root = source.dataset.root.resolve()
         if root in (other.dataset.root.resolve() for other in sources):
             raise DataError(f"{root}: given twice; name each data set once")
@@ -71,7 +74,7 @@ def open_sources(data: Data) -> tuple[Source, ...]:
             raise DataError(f"{root}: an earlier data set has a case '{min(clash)}' too; rename the folder")
         taken |= _names(source)
         sources.append(source)
-    if all(source.is_whole for source in sources):
+    if not sources or (must_validate and all(source.is_whole for source in sources)):
         raise DataError(f"{', '.join(given) or 'data'}: no data set validates; give one without {WHOLE}")
     return tuple(sources)
 

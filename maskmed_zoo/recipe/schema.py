@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import ConfigDict, Field, SerializeAsAny, create_model, field_validator, model_validator
 
@@ -21,6 +21,7 @@ from maskmed_zoo.metric_settings import MetricSettings
 from maskmed_zoo.settings import LARGEST, Name, PositiveInt, Settings, Side
 
 Axis = Literal["z", "y", "x"]
+Part = Literal["encoder", "neck", "decoder", "head"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Range = tuple[PositiveFloat, PositiveFloat]
@@ -168,6 +169,9 @@ class TrainRecipe(Settings):
     )
     validate_every: PositiveInt = Field(default=1, description="epochs between validations on patches")
     optimizer: Optimizer = Optimizer()
+    freeze: tuple[Part, ...] = Field(
+        default=(), description="parts that are not trained: no gradients, no decay, and their norms as in evaluation"
+    )
     amp: Literal["auto", "off", "bf16", "fp16"] = Field(
         default="auto", description="auto: where the device has it (CUDA)"
     )
@@ -184,6 +188,11 @@ class TrainRecipe(Settings):
         description="most minutes between two states that training goes on from; one is written after every epoch too",
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @field_validator("freeze")
+    @classmethod
+    def _in_the_order_of_the_network(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        return tuple(part for part in get_args(Part) if part in parts)
 
     @property
     def iterations(self) -> int:

@@ -112,6 +112,7 @@ class Task:
     data: tuple[str, ...]
     device: str | None = None
     workers: int | None = None
+    init: Path | None = None
 
 
 def order(job: Job, task: Task) -> dict[str, Any]:
@@ -123,6 +124,7 @@ def order(job: Job, task: Task) -> dict[str, Any]:
         "fold": job.fold,
         "device": task.device,
         "workers": task.workers,
+        "init": None if task.init is None else str(task.init),
     }
 
 

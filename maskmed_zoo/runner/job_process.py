@@ -37,6 +37,7 @@ def work(order: dict[str, Any]) -> None:
         device=order["device"],
         workers=order["workers"],
         resume=run.exists(),
+        init=None if order["init"] is None else Path(order["init"]),
     )
     if job.trained() > before:
         write_json(run.path / RESOURCES, peak_memory(pick_device(order["device"])))

@@ -141,7 +141,7 @@ class Loop:
             **begun.rates,
         }
         is_due = (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs
-        if is_due and config.validation_iterations:
+        if is_due and self._validates:
             found = self.trainer.validate(self._validation(feed, pauses, session, watch))
             old = progress.average
             progress.average = found.dice if math.isnan(old) else SMOOTHING * old + (1 - SMOOTHING) * found.dice
@@ -174,12 +174,17 @@ class Loop:
         if turn is Turn.STOP:
             raise pauses.stop(f"{self.run.path}: saved after {step} of {self.recipe.train.iterations} steps")
 
+    @property
+    def _validates(self) -> bool:
+        """Whether there are cases to validate on, and patches of them are wanted."""
+        return "validation" in self.patches and self.recipe.train.validation_iterations > 0
+
     def _feed(self) -> Feed:
         """The batches of the steps that are left."""
         config = self.recipe.train
         first, last = (step * config.batch_size for step in (self.trainer.iteration, config.iterations))
         parts: dict[Stream, Part] = {"train": Part(self.patches["train"], own_indices(first, last))}
-        if config.validation_iterations:
+        if self._validates:
             indices = own_indices(0, config.validation_iterations * config.batch_size)
             parts["validation"] = Part(self.patches["validation"], cycle(indices))
         is_cuda = self.trainer.device.type == "cuda"

@@ -42,15 +42,17 @@ def run_facts(sources: Sequence[Source], splits: Sequence[Split], fold: int) -> 
     }
 
 
-def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: bool) -> None:
+def check_folder(
+    run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: bool, extend_to: int | None = None
+) -> None:
     """Raise `CheckpointError` unless `run` is free or, to `resume`, holds one of this recipe and these `run_facts`.
 
-    The recipe's `evaluation` may be another one.
+    The recipe's `evaluation` may be another one, and it may be longer if it is to be extended.
     """
     if run.is_exported:
         raise CheckpointError(
             f"{run.path}: holds exported weights, which are not trained further; give a new folder with --out, and "
-            f"start in Python from zoo.create(RECIPE, pretrained='{run.path}')"
+            f"--init '{run.path}' to start from them"
         )
     if not run.exists():
         if resume:
@@ -64,10 +66,15 @@ def check_folder(run: RunFolder, recipe: Recipe, facts: dict[str, Any], resume: 
         raise CheckpointError(
             f"{run.path}: already holds a run; add --resume or resume=True to continue it, or give a new folder"
         )
-    difference = first_difference(what_trains(run.recipe()), what_trains(recipe))
+    known, wanted = what_trains(run.recipe()), what_trains(recipe)
+    planned, epochs = known["train"]["epochs"], wanted["train"]["epochs"]
+    as_long = known | {"train": known["train"] | {"epochs": epochs}}
+    difference = first_difference(known if extend_to is None else as_long, wanted)
     if difference:
+        is_longer = epochs > planned and first_difference(as_long, wanted) is None
+        how = f", or lengthen the run with --extend-to {epochs} (extend_to={epochs})" if is_longer else ""
         raise CheckpointError(
-            f"{run.path}: checkpoint of another recipe: {difference}; resume with the run's recipe.yaml"
+            f"{run.path}: checkpoint of another recipe: {difference}; resume with the run's recipe.yaml{how}"
         )
     if not run.manifest_file.exists() and not run.has_state():
         return  # killed before its first step

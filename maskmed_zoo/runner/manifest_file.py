@@ -65,6 +65,17 @@ class History(_Record):
     session: OpenSession | None = None
 
 
+class _Init(_Record):
+    source: str
+    file: str
+    sha256: str
+
+
+class _Extension(_Record):
+    begin: int = Field(alias="from")
+    to: int
+
+
 class _Manifest(_Record):
     dataset: str
     fold: int
@@ -77,6 +88,8 @@ class _Manifest(_Record):
     preprocessing: int = 1
     processes: Annotated[int, Field(ge=1)] = 1
     data_hash: str | None = None
+    init: _Init | None = None
+    extended: list[_Extension] = []
 
 
 def history_of(manifest: dict[str, Any]) -> History:

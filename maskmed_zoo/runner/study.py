@@ -25,6 +25,7 @@ from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.study_folder import fold_path, folds_in
 from maskmed_zoo.runner.study_members import check_alike
 from maskmed_zoo.runner.study_scores import pool, write_scores
+from maskmed_zoo.weights.source import weights_in
 
 OWN = re.compile(r"fold_\d+(\..*)?|evaluation\..*|\..*")
 """Names of what a study may hold before its first fold has begun."""
@@ -55,6 +56,7 @@ def train_study(
     folds: str | Sequence[int],
     device: str | None = None,
     workers: int | None = None,
+    init: Path | None = None,
     display: Display | None = None,
 ) -> dict[str, Any]:
     """Train and score the folds that are neither finished nor in the hands of another process, and pool the scores.
@@ -62,11 +64,14 @@ def train_study(
     Returns `scores`, as `pool` gives them, of all finished folds in `out`, None without any; and `incomplete`: fold and
     state of the others. A fold that fails is reported and left for the next call; the others continue. Raises, before
     anything is made, what `train` does, `ArgumentError` for no folds, `DataError` where a case validates in two of
-    them, and `CheckpointError` for a folder that holds something else, or folds of another recipe or other data.
+    them, and `CheckpointError` for a folder that holds something else, folds of another recipe or other data, and no
+    weights in `init`, with which every fold begins.
     """
     display, numbers = display or Display(), parse_folds(folds)
     refuse_torchrun()
     pick_workers(workers, pick_device(device))
+    if init is not None:
+        weights_in(init)
     sources = open_sources(data)
     splits = {fold: [source.splits(fold) for source in sources] for fold in {*folds_in(out), *numbers}}
     _check_cases(sources, splits)
@@ -78,7 +83,7 @@ def train_study(
     network_facts(bound)
     jobs = {fold: Job(f"fold {fold}", recipe, RunFolder(fold_path(out, fold)), fold) for fold in splits}
     paths = tuple(str(path) for path in ([data] if isinstance(data, str | Path) else data))
-    work_through([jobs[fold] for fold in numbers], Task(paths, device, workers), display.say)
+    work_through([jobs[fold] for fold in numbers], Task(paths, device, workers, init), display.say)
     return {
         "scores": _pooled(out, jobs, data, display),
         "incomplete": [

@@ -45,6 +45,7 @@ class Trainer:
         self.recipe, self.device = recipe, device
         torch.manual_seed(recipe.train.seed)
         self.model = moved(model_of(recipe), device)
+        self.model.freeze(recipe.train.freeze)
         self.ignore_label = recipe.labels.ignore
         classes = self.model.num_classes
         self.loss = build_loss(recipe.model, num_classes=classes, ignore_label=self.ignore_label).to(device)

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from maskmed_zoo import renamed
 from maskmed_zoo.errors import CheckpointError
-from maskmed_zoo.files import is_file, is_folder, parse_json, read_text, sha256_of
+from maskmed_zoo.files import is_file, parse_json, read_text, sha256_of
 from maskmed_zoo.weights.files import LARGEST
 
 FORMAT = 1
@@ -122,21 +122,6 @@ def check_exported(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{folder / name}: is a link, expected a file; get the weights again")
         fact.check(folder / name)
     return card
-
-
-def weights_in(path: Path) -> Path:
-    """The weights file that a path stands for: itself, a run's last one, or an exported folder's, which is checked."""
-    if not is_folder(path):
-        return path
-    if not is_file(path / CARD):
-        last = path / RUN_WEIGHTS
-        if is_file(last):
-            return last
-        raise CheckpointError(
-            f"{path}: no {CARD} and no {RUN_WEIGHTS}, so no exported weights; give a file, a run or an exported folder"
-        )
-    check_exported(path)
-    return path / WEIGHTS
 
 
 def _hub_license(license: str) -> list[str]:

@@ -59,7 +59,7 @@ _PLAIN: list[Any] = [
 
 @dataclass(frozen=True)
 class State:
-    """Tensors by name, and the text that a safetensors header holds beside them."""
+    """Tensors by name, and the text that a safetensors header holds beside them, or that stood beside the file."""
 
     tensors: dict[str, Tensor]
     header: dict[str, str] = field(default_factory=dict[str, str])
@@ -67,14 +67,29 @@ class State:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Labels that the weights were trained for, where the file says so."""
+        return _names(self._said("class_names"))
+
+    @property
+    def channel_names(self) -> tuple[str, ...] | None:
+        """Channels that they were trained on, likewise: by themselves, or with the network that they are of."""
+        network: Any = self._said("network")
+        data: Any = network.get("data") if isinstance(network, dict) else None
+        said: Any = data.get("channels") if isinstance(data, dict) else None
+        return _names(said) or _names(self._said("channel_names"))
+
+    def _said(self, key: str) -> Any:
         try:
-            names = parse_json(self.header.get("class_names", "null"), "class_names", error=CheckpointError)
+            return parse_json(self.header.get(key, "null"), key, error=CheckpointError)
         except CheckpointError:
             return None
-        is_known = isinstance(names, list) and all(
-            isinstance(name, str) and is_visible(name) for name in cast(list[Any], names)
-        )
-        return tuple(cast(list[str], names)) if is_known else None
+
+
+def _names(content: Any) -> tuple[str, ...] | None:
+    """Names that can be read; None for anything else."""
+    is_known = isinstance(content, list) and all(
+        isinstance(name, str) and is_visible(name) for name in cast(list[Any], content)
+    )
+    return tuple(cast(list[str], content)) if is_known else None
 
 
 def read_state(path: Path) -> State:

@@ -19,14 +19,18 @@ from torch import Tensor, nn
 
 from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.weights.adapt import Context, adapt
-from maskmed_zoo.weights.card import weights_in
-from maskmed_zoo.weights.files import State, read_state, state_of
+from maskmed_zoo.weights.files import State, state_of
 from maskmed_zoo.weights.keys import KeyMap, Match, match, renamed
+from maskmed_zoo.weights.source import read_source
 
 DERIVED = ("relative_position_index",)
 """Buffers that follow from the settings of the network, not from its training."""
 HEADS = ("head", "heads", "fc", "classifier", "aux_head", "aux_classifier", "seg_head", "segmentation_head")
 """What the part of a network that gives the labels is called, which is another's in every task."""
+
+ABSENT = "not in the file"
+LEAST = 0.01
+"""Share of a network below which a file is another network's: a few biases always have the right shape."""
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +39,8 @@ log = logging.getLogger(__name__)
 class LoadReport:
     """What the parameters and buffers of a network got from a file, and which of its tensors were left.
 
-    `share` is the part of the network's numbers that came from the file; rows that are kept fresh do not count.
+    `share` is the part of the network's numbers that came from the file; rows of labels that it does not name do not
+    count.
     """
 
     loaded: list[str] = field(default_factory=list[str])
@@ -53,6 +58,22 @@ class LoadReport:
         lines += [f"  missing {name}: {why}" for name, why in self.missing.items()]
         lines += [f"  unexpected {name}" for name in self.unexpected]
         return "\n".join(lines)
+
+    def summary(self) -> list[str]:
+        """The same in a few lines: what has one reason is one of them, with its first name."""
+        groups: dict[str, list[str]] = {}
+        for name, how in self.adapted.items():
+            groups.setdefault(f"adapted, {how}", []).append(name)
+        for name, why in self.missing.items():
+            groups.setdefault("fresh, not in the file" if why == ABSENT else "fresh, does not fit", []).append(name)
+        if self.unexpected:
+            groups["ignored, no place in the network"] = self.unexpected
+        further = {key: f" and {len(names) - 1} more" if len(names) > 1 else "" for key, names in groups.items()}
+        return [
+            f"{len(self.loaded)} tensors loaded, {len(self.adapted)} adapted, {len(self.missing)} fresh, "
+            f"{len(self.unexpected)} ignored; {_percent(self.share)} of the network's numbers are from the file",
+            *(f"  {key}: {names[0]}{further[key]}" for key, names in groups.items()),
+        ]
 
 
 def load_weights(
@@ -76,12 +97,8 @@ def load_weights(
     module unchanged, for files that cannot be read or do not fit.
     """
     place = "the state dict" if isinstance(source, Mapping) else str(source)
-    state = state_of(source, place) if isinstance(source, Mapping) else read_state(weights_in(Path(source)))
-    try:
-        found = match(state.tensors, module) if keys is None else renamed(state.tensors, module, keys)
-    except CheckpointError as error:
-        raise CheckpointError(f"{place}: {error}") from error
-    context = _context(state, found)
+    state = state_of(source, place) if isinstance(source, Mapping) else read_source(Path(source))
+    found, context = _matched(module, state, keys, place)
     _check_labels(context, strict, place)
     fitted, report = _fit(module, found.tensors, context)
     if strict:
@@ -94,15 +111,57 @@ def load_weights(
     return report
 
 
-def _context(state: State, found: Match) -> Context:
-    """What the file and the network say of channels and labels."""
-    axes: dict[str, tuple[int, ...]] | None = None
-    names: tuple[str, ...] | None = getattr(found.inner, "class_names", None)
-    if state.class_names and names and state.class_names != names and hasattr(found.inner, "label_axes"):
-        known: dict[str, tuple[int, ...]] = getattr(found.inner, "label_axes")() or {}  # noqa: B009  of any module
+def start_from(module: nn.Module, source: Path) -> LoadReport:
+    """Fill of a network what can be filled from a file, a run, an exported folder or nnU-Net's, and report.
+
+    What does not fit stays fresh. Raises `CheckpointError`, with the module unchanged, for files that cannot be read,
+    and where as good as nothing of them fits.
+    """
+    found, context = _matched(module, read_source(source), None, str(source))
+    fitted, report = _fit(module, found.tensors, context)
+    if report.share < LEAST:
+        raise CheckpointError(
+            f"{source}: fits next to nothing of the network: {_first(report)}; start from weights of the same encoder "
+            f"with the same widths, or leave them out"
+        )
+    module.load_state_dict(fitted)
+    return report
+
+
+def _matched(module: nn.Module, state: State, keys: KeyMap | None, place: str) -> tuple[Match, Context]:
+    """The file's tensors under the names of the network, and what both say of channels and labels."""
+    try:
+        found = match(state.tensors, module) if keys is None else renamed(state.tensors, module, keys)
+    except CheckpointError as error:
+        raise CheckpointError(f"{place}: {error}") from error
+    return found, _context(state, found, module)
+
+
+def _context(state: State, found: Match, module: nn.Module) -> Context:
+    inner: Any = found.inner
+    names: tuple[str, ...] | None = getattr(inner, "class_names", None)
+    channels: tuple[str, ...] | None = getattr(inner, "channel_names", None)
+
+    def axes(which: str) -> dict[str, tuple[int, ...]]:
+        """By the module's names, where it says so of itself."""
+        known: dict[str, tuple[int, ...]] = (getattr(inner, which)() or {}) if hasattr(inner, which) else {}
         placed = {found.places.find(found.under + name): axis for name, axis in known.items()}
-        axes = {name: axis for name, axis in placed.items() if name is not None}
-    return Context(getattr(found.inner, "in_channels", None), state.class_names, names, axes or None)
+        return {name: axis for name, axis in placed.items() if name is not None}
+
+    own = module.state_dict()
+    is_alike = all(_is_alike(value, own[name]) for name, value in found.tensors.items() if name in own)
+    is_relabelled = bool(state.class_names and names and state.class_names != names)
+    is_rechanneled = bool(state.channel_names and channels and state.channel_names != channels)
+    return Context(
+        in_channels=getattr(inner, "in_channels", None),
+        old_classes=state.class_names,
+        new_classes=names,
+        label_axes=axes("label_axes") or None if is_relabelled else None,
+        query_axes=axes("query_axes") if is_relabelled or not is_alike else {},
+        old_channels=state.channel_names,
+        new_channels=channels,
+        channel_axes=axes("channel_axes") if is_rechanneled else {},
+    )
 
 
 def _fit(module: nn.Module, tensors: Mapping[str, Tensor], context: Context) -> tuple[dict[str, Any], LoadReport]:
@@ -112,13 +171,16 @@ def _fit(module: nn.Module, tensors: Mapping[str, Tensor], context: Context) -> 
     for name, target in own.items():
         value = tensors.get(name)
         if value is None:
-            report.missing[name] = "not in the file"
-        elif _is_alike(value, target) and not context.is_relabelled(name):
+            report.missing[name] = ABSENT
+        elif _is_alike(value, target) and not (context.is_relabelled(name) or context.is_rechanneled(name)):
             report.loaded.append(name)
             fitted[name], taken = value, taken + target.numel()
         elif (found := adapt(name, value, target, context)) is not None:
             report.adapted[name] = found.how
             fitted[name], taken = found.value, taken + found.taken
+        elif _is_alike(value, target) and not context.is_relabelled(name):  # channels that cannot be told apart
+            report.loaded.append(name)
+            fitted[name], taken = value, taken + target.numel()
         else:
             report.missing[name] = f"{_kind(value, target)} in the file, {_kind(target, value)} in the network"
     report.unexpected = [name for name in tensors if name not in fitted and not name.endswith(DERIVED)]

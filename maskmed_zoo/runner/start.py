@@ -1,0 +1,77 @@
+"""How a training starts, from the weights of others, and how it goes on for longer than planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from maskmed_zoo.errors import CheckpointError
+from maskmed_zoo.files import sha256_of, write_json
+from maskmed_zoo.recipe import Recipe, load_recipe
+from maskmed_zoo.runner.manifest import now
+from maskmed_zoo.runner.run_folder import RunFolder
+from maskmed_zoo.runner.trainer import Trainer
+from maskmed_zoo.weights.load import start_from
+from maskmed_zoo.weights.source import weights_in
+
+
+def load_init(trainer: Trainer, source: Path, sha256: str | None = None) -> dict[str, Any]:
+    """Fill the trainer's network from a source, say what fitted, and return the record of it for the manifest.
+
+    Raises `CheckpointError` as `start_from` does, and if the weights are others than those of this checksum, with which
+    the run began.
+    """
+    file = weights_in(source)
+    report = start_from(trainer.model, source)
+    found = sha256_of(file)
+    if sha256 not in (None, found):
+        raise CheckpointError(
+            f"{file}: has changed since the run began from it, which has finished no epoch; train into a new folder"
+        )
+    first, *rest = report.summary()
+    for line in (f"starting from {file}: {first}", *rest):
+        trainer.say(line)
+    return {"source": str(source.absolute()), "file": str(file.absolute()), "sha256": found, "report": asdict(report)}
+
+
+def check_init(run: RunFolder, manifest: Mapping[str, Any], init: Path | None) -> None:
+    """Raise `CheckpointError` unless a run that is resumed began from `init`, or none is given."""
+    known = manifest.get("init")
+    if init is None or (known is not None and known["source"] == str(init.absolute())):
+        return
+    began = "fresh weights" if known is None else known["source"]
+    raise CheckpointError(
+        f"{run.path}: the run began from {began}, and goes on from its own state; leave out --init (init=), or train "
+        f"into a new folder"
+    )
+
+
+def lengthened(recipe: Recipe, epochs: int) -> Recipe:
+    """The recipe with so many epochs; `RecipeError` for a number that is none of epochs."""
+    return load_recipe(recipe, {"train.epochs": epochs})
+
+
+def check_extension(run: RunFolder, epochs: int) -> None:
+    """Raise `CheckpointError` unless the run can be lengthened to so many epochs, or has been."""
+    if not run.exists():
+        raise CheckpointError(f"{run.path}: no run to lengthen, no recipe.yaml here; --extend-to goes with --resume")
+    planned = run.recipe().train.epochs
+    if epochs < planned:
+        raise CheckpointError(
+            f"{run.path}: the run has {planned} epochs and cannot be shortened to {epochs}; give --extend-to more"
+        )
+
+
+def record_extension(run: RunFolder, recipe: Recipe) -> None:
+    """Write down that a run is as long from now on as `recipe` says, if it was not."""
+    planned, manifest = run.recipe().train.epochs, run.manifest()
+    if recipe.train.epochs == planned:
+        return
+    before: list[dict[str, Any]] = manifest.get("extended", [])
+    record = {"from": planned, "to": recipe.train.epochs, "when": now()}
+    # First the manifest: killed in between, the same is asked for once more and told once.
+    kept = [entry for entry in before if (entry["from"], entry["to"]) != (record["from"], record["to"])]
+    write_json(run.manifest_file, manifest | {"extended": [*kept, record]})
+    run.write_recipe(recipe)
