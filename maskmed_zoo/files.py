@@ -93,10 +93,19 @@ def write_atomically(path: Path, write: Callable[[Path], Any], *, keep: Path | N
 
 def unwritable(path: Path, error: BaseException) -> OutputError:
     """The error for something at `path` that could not be written, with the space there is if that may be the cause."""
+    error = _cause(error)
     space = "" if isinstance(error, OSError) and error.errno not in _NO_SPACE else _space(path)
     return OutputError(
         f"{path}: cannot be written ({reason_of(error)}{space}); check the name, the rights and the free space"
     )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error of the operating system that led to another one, if there was one: it says why."""
+    earlier: BaseException | None = error
+    while earlier is not None and not isinstance(earlier, OSError):
+        earlier = earlier.__context__
+    return earlier or error
 
 
 def _space(path: Path) -> str:
@@ -105,7 +114,7 @@ def _space(path: Path) -> str:
         free = f"; {shutil.disk_usage(path.parent).free / 2**20:.1f} MiB are free there"
     except OSError:
         return ""
-    return f"{free}, it needed {path.stat().st_size / 2**20:.1f} before" if is_file(path) else free
+    return f"{free}, the file before has {path.stat().st_size / 2**20:.1f}" if is_file(path) else free
 
 
 def _sync(path: Path) -> None:

@@ -83,7 +83,7 @@ def history_of(manifest: dict[str, Any]) -> History:
     """The history in a manifest; of an earlier version's, or a damaged one, what can be read of it."""
     kept: dict[str, Any] = {}
     for name in History.model_fields:
-        with suppress(ValidationError):
+        with suppress(ValueError, OverflowError):
             if name in manifest:
                 History.model_validate({name: manifest[name]})
                 kept[name] = manifest[name]

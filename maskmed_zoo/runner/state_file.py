@@ -38,7 +38,8 @@ def write_state(state: Mapping[str, Any], path: Path, *, keep: Path) -> None:
     """Write a state with its checksum; the one that was at `path` is moved to `keep`. Raises `OutputError`."""
 
     def write(temporary: Path) -> None:
-        torch.save(state, temporary)
+        with temporary.open("wb") as file:  # of a path, torch does not say why it could not be written
+            torch.save(state, file)
         with temporary.open("r+b") as file:
             file.seek(-2, os.SEEK_END)
             file.write(_COMMENT.to_bytes(2, "little"))

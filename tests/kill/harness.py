@@ -95,14 +95,15 @@ class Sessions:
     def lost(self, number: int) -> tuple[int, float]:
         """Steps and seconds of work that the interruption of a session cost."""
         ended, first = self.ended[number], self.ended[number + 1].steps[0][0] - 1
-        made = [made for session in self.ended[: number + 1] for step, _, made in session.steps if step == first]
-        since = made[-1] if made else ended.steps[0][1]
+        made = [made for step, _, made in ended.steps if step == first]
+        since = made[0] if made else ended.steps[0][1]  # what it went on from was saved by an earlier session
         return ended.done - first, max(0.0, ended.at - since)
 
     def longest_step(self, number: int) -> float:
-        """Seconds from the end of one step to the end of the next in a session, at most."""
-        ends = [made for _, _, made in self.ended[number].steps]
-        return max((after - before for before, after in pairwise(ends)), default=0.0)
+        """Seconds that a step of a session took at most, with what was written after it."""
+        steps = self.ended[number].steps
+        ends = [after - before for (_, _, before), (_, _, after) in pairwise(steps)]
+        return max((*ends, *(made - begun for _, begun, made in steps)))
 
 
 def _train(words: list[str], log: Path, steps: Path, within: Callable[[], None] | None) -> None:

@@ -263,10 +263,11 @@ def test_training_ends_its_processes(
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
 
 
-def test_interrupting_a_terminal_leaves_no_process_and_no_traceback(
-    dataset: Path, tiny_recipe: Path, tmp_path: Path
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_a_job_leaves_a_state_no_process_and_no_traceback(
+    dataset: Path, tiny_recipe: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    """A group of processes that gets SIGINT as from Ctrl-C, workers included."""
+    """A group of processes that gets SIGINT as from Ctrl-C, or SIGTERM as from a scheduler, workers included."""
     words = ["train", str(tiny_recipe), "--data", str(dataset), "--out", str(tmp_path / "run"), "--device", "cpu"]
     words += ["--workers", "2", "--set", "train.epochs=1000"]
     group = subprocess.Popen(
@@ -274,11 +275,12 @@ def test_interrupting_a_terminal_leaves_no_process_and_no_traceback(
         start_new_session=True,
     )  # fmt: skip
     assert group.stdout is not None
-    pids = {int(group.stdout.readline()) for _ in range(12)}
-    os.killpg(group.pid, signal.SIGINT)
+    pids = {int(group.stdout.readline()) for _ in range(16)}  # four more than are made before training begins
+    os.killpg(group.pid, number)
     _, told = group.communicate(timeout=60)
-    assert group.returncode == 130, told
-    assert told.splitlines()[-1] == "interrupted"
+    assert group.returncode == code, told
+    assert f"stopped by {number.name}; go on with --resume" in told.splitlines()[-1]
+    assert (tmp_path / "run" / "state_last.pt").exists()
     assert "Traceback" not in told
     assert len(pids) >= 2
     for pid in pids:

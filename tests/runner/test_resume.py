@@ -363,7 +363,9 @@ def test_the_manifest_tells_how_a_run_was_trained(made: Path, tmp_path: Path) ->
     }
 
 
-@pytest.mark.parametrize("damage", [{"seconds": "x"}, {"interruptions": [3]}, {"session": []}, {"memory": 5}])
+@pytest.mark.parametrize(
+    "damage", [{"seconds": "x"}, {"seconds": 10**400}, {"interruptions": [3]}, {"session": []}, {"memory": 5}]
+)
 def test_a_history_that_cannot_be_read_breaks_no_run(made: Path, tmp_path: Path, damage: dict[str, Any]) -> None:
     shutil.copytree(whole(made).path, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
