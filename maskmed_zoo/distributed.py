@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maskmed_zoo.errors import PeerError, StoppedError, UserError, first_line
+from maskmed_zoo.errors import PeerError, StoppedError, UserError
 
 _T = TypeVar("_T")
 _AS_LONG_AS_IT_TAKES = timedelta(days=30)
@@ -218,6 +218,5 @@ def _together() -> Generator[None]:
         yield
     except RuntimeError as error:  # of gloo, NCCL and the store alike
         raise PeerError(
-            f"another process of this training has ended or does not answer ({first_line(error)}); see what it says, "
-            f"or torchrun"
+            "another process of this training has ended, or does not answer; torchrun says which, go on with --resume"
         ) from error

@@ -123,8 +123,8 @@ def test_a_run_of_two_processes_is_that_of_one(folder: Path, together: list[dict
     assert len(alone) == len(both) == 2
     for row, other in zip(alone, both, strict=True):
         for name in ("loss", "class", "bce", "dice", "gradient_norm", "lr_cnn"):
-            assert other[name] == pytest.approx(row[name], rel=1e-4), name
-        assert other["validation_dice"] == pytest.approx(row["validation_dice"], abs=0.01)
+            assert float(other[name]) == pytest.approx(float(row[name]), rel=1e-4), name
+        assert float(other["validation_dice"]) == pytest.approx(float(row["validation_dice"]), abs=0.01)
     scores = [json.loads(run.evaluation_file.read_text(encoding="utf-8")) for run in runs]
     names = [[case["case"] for case in score["cases"]] for score in scores]
     assert len(names[0]) == 2
