@@ -131,8 +131,8 @@ def test_callbacks_and_the_picture_go_on(made: Path, tmp_path: Path) -> None:
     before = run.progress_picture.read_bytes()
     go(made, run.path, resume=True, callbacks=[notes])
     assert notes.told[0] == ("start", "run", "tiny", 5)
-    assert [values["iteration"] for what, values in (each for each in notes.told if each[0] == "step")] == [6, 7, 8, 9]
-    assert [row["epoch"] for what, row in (each for each in notes.told if each[0] == "epoch")] == [1, 2]
+    assert [values["iteration"] for _, values in (each for each in notes.told if each[0] == "step")] == [6, 7, 8, 9]
+    assert [row["epoch"] for _, row in (each for each in notes.told if each[0] == "epoch")] == [1, 2]
     assert run.progress_picture.read_bytes() != before
     assert differences(whole(made), run) == []
 
