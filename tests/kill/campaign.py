@@ -16,7 +16,7 @@ from random import Random
 import yaml
 
 from tests.conftest import TINY, make_dataset
-from tests.kill.harness import CUTS, Sessions, after, flip, killed_before, truncate
+from tests.kill.harness import CUTS, FULL, Sessions, after, flip, killed_before, truncate
 
 CASES = 6
 REAL = {"channels": None, "labels": None, "spacing": [1, 1, 1], "patch_size": [16, 24, 16], "mirror_axes": []}
@@ -115,7 +115,7 @@ def full_disk(run: Sessions, seed: int, steps: int) -> None:
         ended = run.session("full disk", fill)
         filler.unlink()
         line = ended.said.splitlines()[-1]
-        if ended.code != 2 or "No space left" not in line or [*run.run.path.glob(".partial-*")]:
+        if ended.code != FULL or "No space left" not in line or [*run.run.path.glob(".partial-*")]:
             raise AssertionError(ended.said)
         whole = run.run.path.with_name("copied")
         run.finish()

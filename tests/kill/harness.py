@@ -31,6 +31,8 @@ CUTS = {
 }
 """Where a run is killed within a checkpoint, by the file that would have been put in place next."""
 PATIENCE = 600.0
+FULL = 2
+"""Exit code of a session that goes on until it wants to write on a full disk."""
 
 
 @dataclass
@@ -83,7 +85,7 @@ class Sessions:
             interrupt(pid, lambda: len(_steps(steps)))
         sent = time.monotonic()
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        at = sent if interrupt is not None else time.monotonic()
+        at = sent if interrupt is not None and code != FULL else time.monotonic()
         self.ended.append(Ended(how, code, at, _steps(steps), log.read_text()))
         return self.ended[-1]
 
