@@ -28,6 +28,7 @@ from maskmed_zoo.runner.train import train
 from maskmed_zoo.runner.trainer import Trainer, Validation
 from tests.conftest import TINY, make_dataset
 from tests.kill.harness import differences, flip, truncate
+from tests.runner.test_watch import Notes
 
 EPOCHS, STEPS = 3, 3
 TOTAL = EPOCHS * STEPS
@@ -121,6 +122,19 @@ def test_cut_off_again_and_again_with_skipped_steps(
     go(made, run.path, resume=True)
     assert differences(alone, run) == []
     assert [line.split(",")[0] for line in run.metrics_file.read_text().splitlines()] == ["epoch", "0", "1", "2"]
+
+
+def test_callbacks_and_the_picture_go_on(made: Path, tmp_path: Path) -> None:
+    """From the step of the state; what is told is told once, and warnings and lines of steps are those of one run."""
+    run, notes = cut(made, tmp_path / "run", 5), Notes()
+    assert [json.loads(line)["iteration"] for line in run.steps_file.read_text().splitlines()] == [1, 2, 3, 4, 5]
+    before = run.progress_picture.read_bytes()
+    go(made, run.path, resume=True, callbacks=[notes])
+    assert notes.told[0] == ("start", "run", "tiny", 5)
+    assert [values["iteration"] for _, values in (each for each in notes.told if each[0] == "step")] == [6, 7, 8, 9]
+    assert [row["epoch"] for _, row in (each for each in notes.told if each[0] == "epoch")] == [1, 2]
+    assert run.progress_picture.read_bytes() != before
+    assert differences(whole(made), run) == []
 
 
 PLACES = ["weights_best.safetensors", "weights_last.safetensors", "metrics.csv", "state_previous.pt", "state_last.pt"]
