@@ -31,6 +31,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -72,9 +73,11 @@ SAME = ("dataset", "fold", "patch", "batch", "steps")
 """Columns by which runs are compared."""
 
 
-def axes_of(plans: dict[str, Any], image: Path) -> list[int]:
+def axes_of(peer: Peer, source: Path) -> list[int]:
     """For each of our axes z, y, x: which of the plan's axes it is."""
-    world = nibabel.orientations.io_orientation(nibabel.load(image).affine)[:, 0].astype(int)
+    plans = json.loads((peer.preprocessed / f"{PLANNED}.json").read_text())
+    first = sorted((source / "imagesTr").glob("*_0000.nii.gz"))[0]
+    world = nibabel.orientations.io_orientation(nibabel.load(first).affine)[:, 0].astype(int)
     ours = [2 - world[2 - axis] for axis in plans["transpose_forward"]]
     return [ours.index(axis) for axis in range(3)]
 
@@ -92,11 +95,11 @@ def turned(configuration: dict[str, Any], axes: Sequence[int]) -> dict[str, Any]
 
 def our_recipe(peer: Peer, source: Path, configuration: dict[str, Any], *, maskmed: bool = False) -> Recipe:
     """The twin of nnU-Net's plan with its settings of training, or MaskMed on its encoder with those for few steps."""
-    plans = json.loads((peer.preprocessed / f"{PLANNED}.json").read_text())
-    first = sorted((source / "imagesTr").glob("*_0000.nii.gz"))[0]
-    configuration = turned(configuration, axes_of(plans, first))
+    axes = axes_of(peer, source)
+    configuration = turned(configuration, axes)
+    mirrored = (0, 1, 2) if peer.mirror_axes is None else peer.mirror_axes
     settings = {
-        "data.mirror_axes": ["z", "y", "x"],
+        "data.mirror_axes": [name for name, axis in zip("zyx", axes, strict=True) if axis in mirrored],
         "train.epochs": peer.epochs,
         "train.iterations_per_epoch": peer.iterations,
         "train.validation_iterations": peer.val_iterations,
@@ -233,6 +236,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--patch", type=int, nargs=3, help="instead of the planned patch, in the plan's axes")
+    parser.add_argument("--mirror", nargs="*", choices=("z", "y", "x"), default=["z", "y", "x"], help="in training")
     parser.add_argument("--work", type=Path, help="preprocessed data and runs go here")
     parser.add_argument("--csv", type=Path, default=Path("nnunet_parity.csv"), help="rows are appended")
     return parser.parse_args()
@@ -264,6 +268,8 @@ def main() -> None:
             )
             make_folders(peer, source)
             preprocess(peer, args.dataset, source)
+            axes = dict(zip("zyx", axes_of(peer, source), strict=True))
+            peer = replace(peer, mirror_axes=tuple(axes[name] for name in args.mirror))
             configuration = write_plans(peer)
             if tool == "nnunet":
                 found = run_theirs(peer, args.dataset, source)

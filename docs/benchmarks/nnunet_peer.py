@@ -74,6 +74,10 @@ class {name}(nnUNetTrainer):
         self.num_iterations_per_epoch = {iterations}
         self.num_val_iterations_per_epoch = {val_iterations}
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        *others, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        return *others, axes if {mirror_axes} is None else {mirror_axes}
+
     def on_train_start(self):
         super().on_train_start()
         self.cpu_start, self.wall_start = cpu_seconds(), time.perf_counter()
@@ -110,6 +114,8 @@ class Peer:
     mirroring: bool
     seed: int | None
     work: Path
+    mirror_axes: tuple[int, ...] | None = None
+    """Of the plan, flipped at random in training; None: all."""
 
     @property
     def trainer(self) -> str:
@@ -197,6 +203,7 @@ def write_trainer(peer: Peer) -> None:
         val_iterations=peer.val_iterations,
         timing_only=peer.timing_only,
         mirroring=peer.mirroring,
+        mirror_axes=peer.mirror_axes,
         seed=peer.seed,
         threads=peer.threads,
         usage_file=USAGE_FILE,
