@@ -92,5 +92,6 @@ def chosen(names: str | Sequence[str]) -> list[Metric]:
     known, names = metrics(), [names] if isinstance(names, str) else names
     for name in names:
         if name not in known:
-            raise ArgumentError(f"no metric '{name}'{nearest(name, known)} (metrics: {', '.join(sorted(known))})")
+            hint = nearest(name, known) or nearest(name.lower(), known)
+            raise ArgumentError(f"no metric '{name}'{hint} (metrics: {', '.join(sorted(known))})")
     return [known[name] for name in dict.fromkeys([DEFAULT, *names])]
