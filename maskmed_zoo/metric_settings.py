@@ -60,7 +60,7 @@ class MetricSettings(Settings):
         """The same where these are all the labels there are."""
         found = self.model_copy()
         if isinstance(self.tolerance, dict):
-            found._has_others = not set(labels) <= set(self.tolerance)
+            found._has_others = not self.tolerance or not set(labels) <= set(self.tolerance)
         return found
 
     def tolerance_of(self, label: str) -> float:

@@ -108,16 +108,16 @@ def _failures(metric: Metric, methods: Methods, worse: str) -> list[str]:
     told = {name: words for name, counts in methods.items() if (words := failures(counts))}
     if not told:
         return []
-    weigh = "are scored as the metric's rules say"
+    value = "the metric's rules say"
     if metric.one_absent == "diagonal":
-        weigh = "weigh in the mean as the image's diagonal, the largest distance there is"
+        value = "the image's diagonal, the largest distance there is"
     elif metric.one_absent is not None:
         value = f"{metric.one_absent:g} {metric.unit}".strip()
-        weigh = f"weigh in the mean as {value}{', the worst value' if value == '0' else ''}"
+        value += ", the worst value" if value == "0" else ""
     if list(told) == [worse] and not methods[worse]["false"]:
-        return [f"That {worse} is worse where it predicts: {told[worse]} {weigh}."]
+        return [f"That {worse} is worse where it predicts: its mean counts {told[worse]} as {value}."]
     each = "; ".join(f"{name}: {words}" for name, words in told.items())
-    return [f"That it is so where both maps have a label: others {weigh} ({each})."]
+    return [f"That it is so where both maps have a label: the means count others as {value} ({each})."]
 
 
 def failures(counts: Mapping[str, Any]) -> str:

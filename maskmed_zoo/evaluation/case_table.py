@@ -24,7 +24,8 @@ def rows(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Row by row, metric after metric, with the keys `COLUMNS`; `value` is None where there is none.
 
     `state`: `scored`; `missed` and `false`, in the reference or the prediction alone, whose value is the metric's rule;
-    `unpredicted`: missed, in a case without a prediction; `absent` from both; `unannotated`; `undefined`, for which the metric has no value although both have the label.
+    `unpredicted`, missed in a case without a prediction; `absent` from both; `unannotated`; `undefined`, for which the
+    metric has no value although both have the label.
     """
     patients = {case["case"]: case.get("patient") for case in summary["cases"]}
     unpredicted = set(summary.get("unpredicted", ()))
