@@ -105,7 +105,7 @@ def calibration_table(summary: Mapping[str, Any]) -> Table:
 
 
 def tables(summary: Mapping[str, Any]) -> list[RenderableType]:
-    """A `score_table` for each metric with its `distribution_line` and what it is, `remarks`, and what else there is."""
+    """A `score_table` for each metric, its `distribution_line` and meaning, the `remarks`, and what else was scored."""
     scores = {DEFAULT: summary, **summary.get("metrics", {})}
     shown: list[RenderableType] = []
     for name, table in scores.items():
