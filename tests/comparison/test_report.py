@@ -88,6 +88,35 @@ def test_the_picture_has_a_row_for_all(files: list[Path], tmp_path: Path) -> Non
     assert blue.sum() > 100, "differences that are told from chance"
 
 
+def test_pairs_of_very_different_size_have_scales_of_their_own(files: list[Path], tmp_path: Path) -> None:
+    found = zoo.compare(files)
+    assert len(picture._blocks(found)) == 1
+    base = np.random.default_rng(0).uniform(0.5, 0.9, (10, 2))
+    far = write(tmp_path / "far.json", document(base - 0.4, labels=("liver", EVIL), hd95=10 - base))
+    found = zoo.compare([*files, far])
+    blocks = picture._blocks(found)
+    assert [block[0][0] for block in blocks] == ["a − b", "a − far", "b − far"]
+    assert [row for block in blocks for row in block] == picture._rows(found)
+    picture.draw(found, tmp_path / "own.png")
+    height = imread(tmp_path / "own.png").shape[0]
+    picture.draw(
+        zoo.compare([*files, write(tmp_path / "c.json", json.loads(files[0].read_text()))]), tmp_path / "c.png"
+    )
+    assert height > imread(tmp_path / "c.png").shape[0], "an axis for every pair"
+
+
+def test_the_caption_names_the_test() -> None:
+    def caption(seeds: list[list[int]], patients: int | None = None) -> str:
+        rows = [{"seeds": pair} for pair in seeds]
+        comparison = {"patients": patients, "metrics": {"dice": {"differences": rows}}}
+        return " ".join(picture._caption(comparison, own_scales=False))
+
+    assert "p: the signed-rank test over cases, Holm-corrected." in caption([[1, 3], [1, 1]])
+    assert "p: the test over patients and runs, Holm-corrected." in caption([[2, 3]], patients=4)
+    both = caption([[2, 3], [1, 3]])
+    assert "p: the test over cases and runs where both have several runs, else the signed-rank test over cases" in both
+
+
 def test_names_that_begin_as_lists_do() -> None:
     assert report._item("1. x is better") == r"- 1\. x is better"
     assert report._item("- x is better") == r"- \- x is better"
