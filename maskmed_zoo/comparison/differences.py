@@ -16,10 +16,10 @@ TESTS = ("p", "p_mean", "p_methods")
 DEFINITIONS = {
     "mean": "mean over seeds of each run's mean over the cases that all runs of the method have scores of; over all "
     "labels: of each case's mean over its labels",
-    "interval": "95 %: of a mean, by the studentized bootstrap over patients, within what scores can be; "
-    "of a difference, by Student's t over "
-    "patients. Over other patients where a side has one run; over other training runs too where each has several, "
-    "with the variance between runs as a part of its own. Patients are cases where nothing tells of patients",
+    "interval": "95 %: of a mean, by Student's t with Hall's correction of skewness over patients, within what scores "
+    "can be; of a difference, by Student's t over patients. Over other patients where a side has one run; over other "
+    "training runs too where each has several, with the variance between runs as a part of its own. Patients are cases "
+    "where nothing tells of patients",
     "sd_over_seeds": "sample standard deviation over seeds of the mean; of a difference: of that between one run "
     "of each; null where a side has one run",
     "difference": "first minus second, over the cases that all runs of both have scores of, each averaged over seeds",

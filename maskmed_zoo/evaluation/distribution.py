@@ -15,9 +15,9 @@ WORST = 5
 """Cases that are named."""
 DEFINITION = (
     f"median, q1 and q3 are over cases, quartiles by linear interpolation; worst names up to {WORST} cases, the worst "
-    f"first; interval is the 95 % interval of the mean over cases, by the studentized bootstrap over patients (over "
-    f"cases where no groups.json tells of patients), null for fewer than {FEWEST}; how much the mean would move with "
-    f"other patients, not with another training run."
+    f"first; interval is the 95 % interval of the mean over cases, by Student's t with Hall's correction of skewness "
+    f"over patients (over cases where no groups.json tells of patients), null for fewer than {FEWEST}; how much the "
+    f"mean would move with other patients, not with another training run."
 )
 
 

@@ -54,7 +54,7 @@ def test_a_summary_says_how_sure_it_is(capsys: pytest.CaptureFixture[str]) -> No
     summary = summarize(cases, LABELS.names)
     assert summary["over_cases"] == {key: summary["labels"]["liver"][key] for key in summary["over_cases"]}
     assert "11 cases" in summary["interval_warning"]
-    assert "studentized bootstrap" in summary["definition"]
+    assert "Hall's correction of skewness" in summary["definition"]
     line = distribution_line(summary)
     assert "median 0.5000" in line
     assert "worst: h 0.4000, x0 0.4500" in line

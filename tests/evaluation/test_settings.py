@@ -101,6 +101,7 @@ def test_scores_of_folders_say_which_settings_they_had(folders, tmp_path: Path) 
 def test_missed_labels_are_counted_and_have_the_worst_value(folders) -> None:
     pred, ref = folders
     summary = zoo.evaluate(pred=pred, ref=ref, metrics=["hd95"])
+    assert zoo.evaluate(pred=pred, ref=ref, metrics="hd95") == summary, "a name alone"
     diagonal = float(np.linalg.norm([12, 12, 8]))
     right = {
         "mean": 0.5, "std": pytest.approx(0.5**0.5), "n": 2, "absent": 0, "missed": 1, "false": 0, "unannotated": 0

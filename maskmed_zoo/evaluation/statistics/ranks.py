@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskmed_zoo.evaluation.statistics.interval import RESAMPLES, resamples
 from maskmed_zoo.evaluation.statistics.sample import Scores, common_cases, sample
+
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def rank_stability(
         return None
     samples = [sample(runs, cases, patients) for runs in methods]
     counts = samples[0].by_patient(np.ones(len(cases)))
-    drawn = resamples(len(counts))
+    size = len(counts)  # drawn: how often each patient is, the same in every call, so that results repeat
+    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(np.float64)
     random = np.random.default_rng(1)
     sign = -1 if higher_is_better else 1
     means, resampled = np.zeros(len(samples)), np.zeros((RESAMPLES, len(samples)))

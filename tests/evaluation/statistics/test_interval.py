@@ -1,13 +1,14 @@
-"""Intervals of means: against a bootstrap written out, SciPy's and the normal distribution, and by symmetry."""
+"""Intervals of means: against Hall's transformation solved, SciPy's and the normal distribution, and by symmetry."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap, norm, t
+from scipy.optimize import brentq
+from scipy.stats import bootstrap, norm, skew, t
 
 from maskmed_zoo.evaluation.metrics import metrics
-from maskmed_zoo.evaluation.statistics.interval import FEWEST, RESAMPLES, mean_interval, resamples
+from maskmed_zoo.evaluation.statistics.interval import FEWEST, mean_interval
 
 
 def as_scores(values: np.ndarray) -> dict[str, float]:
@@ -18,17 +19,30 @@ def skewed(cases: int, seed: int = 0) -> np.ndarray:
     return 1 - np.random.default_rng(seed).gamma(1.5, 0.1, cases)
 
 
-def test_the_studentized_bootstrap_written_out() -> None:
-    values = skewed(12)
-    ratios: list[float] = []
-    for counts in resamples(12).astype(int):
-        drawn = np.repeat(values, counts)
-        # The variance of a resample has its own mean, and the same size as that of the sample.
-        ratios.append((drawn.mean() - values.mean()) / (drawn.std(ddof=1) / 12**0.5))
-    ends, tail = sorted(ratios), round(0.025 * RESAMPLES)
-    error = values.std(ddof=1) / 12**0.5
-    expected = values.mean() - ends[-tail - 1] * error, values.mean() - ends[tail] * error
+@pytest.mark.parametrize("sign", [1, -1])
+def test_halls_transformation_solved(sign: int) -> None:
+    """Eq. 2.1 of Hall 1992, with a = 1/3 and b = 1/6, for the studentized mean that it makes a quantile of."""
+    values = sign * skewed(12)
+    skewness, error = float(skew(values)), values.std(ddof=1) / 12**0.5
+
+    def transformed(x: float) -> float:
+        k = skewness / 12**0.5
+        return x + k * x**2 / 3 + k**2 * x**3 / 27 + k / 6
+
+    quantile = t.ppf(0.975, 11)
+    below, above = (brentq(lambda x, q=q: transformed(x) - q, -1e3, 1e3) for q in (quantile, -quantile))
+    expected = values.mean() - error * below, values.mean() - error * above
+    assert abs(skewness) > 0.5
     assert mean_interval([as_scores(values)]) == pytest.approx(expected)
+
+
+def test_symmetric_scores_have_students_interval() -> None:
+    values = np.array([*range(10), *range(0, -10, -1)], dtype=float)
+    for off in (0.0, 1e-7, 1e-5):  # below and above where the series is taken
+        shifted = values + off * values**2
+        width = t.ppf(0.975, 19) * shifted.std(ddof=1) / 20**0.5
+        low, high = mean_interval([as_scores(shifted)]) or (0, 0)
+        assert (low, high) == pytest.approx((shifted.mean() - width, shifted.mean() + width), abs=20 * off + 1e-12)
 
 
 def test_many_cases_have_the_normal_interval() -> None:
@@ -69,7 +83,7 @@ def test_few_cases_and_equal_scores() -> None:
 
 
 def test_the_interval_ends_where_scores_do() -> None:
-    """Few cases with one failure: the studentized bootstrap alone leaves the range of Dice on both sides."""
+    """Few cases with failures: the interval alone leaves the range of Dice."""
     dice = as_scores(np.array([0.95, 0.97, 0.2, 0.96, 0.99] * 2))
     low, high = mean_interval([dice]) or (0, 0)
     assert low < 0
@@ -80,12 +94,11 @@ def test_the_interval_ends_where_scores_do() -> None:
     assert limits == [(0, 1), (0, 1), (0, np.inf)]
 
 
-def test_where_most_resamples_hold_one_value_the_end_is_students() -> None:
-    values = np.array([1.0] * 9 + [0.5])
-    low, high = mean_interval([as_scores(values)]) or (0, 0)
-    assert np.isfinite([low, high]).all()
-    assert low == pytest.approx(values.mean() - t.ppf(0.975, 9) * values.std(ddof=1) / 10**0.5)
-    assert low < values.mean() < high
+def test_few_failures_do_not_move_the_ends_anywhere() -> None:
+    """Where the studentized bootstrap ends at three times the largest distance of all."""
+    distances = np.array([73.0, 73.0, *np.linspace(0.8, 1.4, 38)])
+    low, high = mean_interval([as_scores(distances)], within=metrics()["hd95"].limits) or (0, 0)
+    assert 0 < low < distances.mean() < high < 40
 
 
 def test_runs_that_differ_make_the_interval_wider() -> None:
