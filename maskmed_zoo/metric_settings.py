@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, PrivateAttr, Tag
 
 from maskmed_zoo.errors import nearest
 from maskmed_zoo.settings import LARGEST, Settings
@@ -48,6 +48,20 @@ class MetricSettings(Settings):
     calibration_bins: Annotated[int, Field(ge=1, le=MOST_BINS, strict=True)] = Field(
         default=15, description="ece: bins of equal width in which voxels are counted by their probability"
     )
+
+    _has_others: bool = PrivateAttr(default=True)
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there may be a label that `tolerance` does not name."""
+        return self._has_others
+
+    def among(self, labels: Collection[str]) -> MetricSettings:
+        """The same where these are all the labels there are."""
+        found = self.model_copy()
+        if isinstance(self.tolerance, dict):
+            found._has_others = not self.tolerance or not set(labels) <= set(self.tolerance)
+        return found
 
     def tolerance_of(self, label: str) -> float:
         """mm of a label."""

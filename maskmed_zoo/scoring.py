@@ -33,7 +33,7 @@ def evaluate(
         pred: folder of label maps, with `ref`.
         ref: folder of reference label maps of the same names.
         labels: label names and values of `pred` and `ref`; default: those of the dataset.json in `ref` or beside it.
-        metrics: further ones than Dice, by name.
+        metrics: further ones than Dice, by name: several, or one.
         metric_settings: what they depend on, such as the tolerance of `nsd`: a YAML file or its content; default: a
             run's recipe under `evaluation`, else the defaults there.
         missing_as_missed: score a reference without a prediction as if that were empty, instead of refusing it.
@@ -102,9 +102,11 @@ def compare(
             scored, a folder of runs, a folder of label maps, or a file of `evaluate --json`.
         ref: folder of reference label maps, for label maps; those of runs are then scored against it too.
         labels: as in `evaluate`, with `ref`.
-        metrics: further ones than Dice, by name; default: all that every run has scores of, with `ref` Dice alone.
+        metrics: further ones than Dice, by name, several or one; default: all that every run has scores of, with
+            `ref` Dice alone.
         metric_settings: as in `evaluate`, with `ref`.
-        missing_as_missed: as in `evaluate`, with `ref`.
+        missing_as_missed: as in `evaluate`, with `ref`; without, compare scores that were made so, instead of refusing
+            them.
         out: folder for compare.md, compare.tex, compare.json and, with matplotlib, compare.png.
 
     Returns a JSON-able document, the content of compare.json. Raises `ArgumentError` for arguments that do not go
@@ -123,8 +125,8 @@ def compare(
     if not isinstance(metrics, str):
         expect_several("metrics", metrics, (str,), "names of metrics")
     given = _by_name(methods)
-    if ref is None and (labels is not None or metric_settings is not None or missing_as_missed):
-        raise ArgumentError("compare: labels, metric_settings and missing_as_missed belong to ref")
+    if ref is None and (labels is not None or metric_settings is not None):
+        raise ArgumentError("compare: labels and metric_settings belong to ref")
 
     from maskmed_zoo.comparison.compare import compare as run
     from maskmed_zoo.comparison.methods import References

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import maskmed_zoo as zoo
-from maskmed_zoo.cli.output import render
+from maskmed_zoo.cli.output import add_metrics, names_of, render
 from maskmed_zoo.errors import ArgumentError
 from maskmed_zoo.files import is_there
 
@@ -33,19 +33,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ref", type=Path, metavar="DIR", help="reference label maps; runs too are then scored by their label maps"
     )
-    parser.add_argument(
-        "--metrics",
-        metavar="NAMES",
-        help="further metrics than Dice, by name and separated by commas: a,b (default: all that every run "
-        "has scores of)",
-    )
+    add_metrics(parser, "default: all that every run has scores of")
     parser.add_argument(
         "--metric-settings", type=Path, metavar="FILE", help="with --ref: YAML of what metrics depend on"
     )
     parser.add_argument(
         "--missing-as-missed",
         action="store_true",
-        help="with --ref: count a reference without a prediction as one in which every label was missed",
+        help="count a reference without a prediction as one in which every label was missed; also of scores (.json) "
+        "that were made so",
     )
     parser.add_argument(
         "--out",
@@ -61,12 +57,12 @@ def run(args: argparse.Namespace) -> None:
     """Print tables and words, and write the files."""
     from maskmed_zoo.comparison.picture import PICTURE
     from maskmed_zoo.comparison.report import data_line
-    from maskmed_zoo.comparison.tables import cost_table, remarks, tables_of
+    from maskmed_zoo.comparison.tables import cost_table, tables_of
 
     comparison = zoo.compare(
         _methods(args.methods),
         ref=args.ref,
-        metrics=args.metrics.split(",") if args.metrics else (),
+        metrics=names_of(args.metrics),
         metric_settings=args.metric_settings,
         missing_as_missed=args.missing_as_missed,
         out=args.out,
@@ -75,9 +71,9 @@ def run(args: argparse.Namespace) -> None:
     for name, tables in tables_of(comparison, labels=args.by_label).items():
         metric = comparison["metrics"][name]
         shown += [_table(table) for table in tables]
-        shown += [*remarks(metric), f"{metric['rules']}\n", *_words(metric["words"])]
+        shown += [f"{metric['rules']}\n", *_words(metric["words"])]
     costs = cost_table(comparison)
-    render(*shown, *([] if costs is None else [_table(costs)]))
+    render(*shown, *([] if costs is None else [_table(costs)]), *(f"Note: {note}" for note in comparison["notes"]))
     if args.out and not is_there(args.out / PICTURE):
         render('No picture, which needs matplotlib: pip install "maskmed-zoo[report]"')
 

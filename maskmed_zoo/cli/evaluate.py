@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import maskmed_zoo as zoo
-from maskmed_zoo.cli.output import add_device, add_moved_data, add_weights, render
+from maskmed_zoo.cli.output import add_device, add_metrics, add_moved_data, add_weights, names_of, render
 from maskmed_zoo.errors import ArgumentError, OutputError
 from maskmed_zoo.files import is_file, usable, write_json
 
@@ -21,9 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pred", type=Path, metavar="DIR", help="label maps to score, with --ref")
     parser.add_argument("--ref", type=Path, metavar="DIR", help="reference label maps of the same names")
     add_moved_data(parser)
-    parser.add_argument(
-        "--metrics", metavar="NAMES", help="further metrics than Dice, by name and separated by commas: a,b"
-    )
+    add_metrics(parser)
     parser.add_argument(
         "--metric-settings",
         type=Path,
@@ -78,7 +76,7 @@ def _run(args: argparse.Namespace, *, is_first: bool) -> None:
         args.run,
         pred=args.pred,
         ref=args.ref,
-        metrics=args.metrics.split(",") if args.metrics else (),
+        metrics=names_of(args.metrics),
         metric_settings=args.metric_settings,
         missing_as_missed=args.missing_as_missed,
         pictures=args.pictures,

@@ -103,6 +103,27 @@ def settle(stream: TextIO) -> None:
             os.close(nowhere)
 
 
+def add_metrics(parser: argparse.ArgumentParser, default: str = "") -> None:
+    """`--metrics`, with the names of all that there are."""
+    parser.add_argument(
+        "--metrics",
+        metavar="NAMES",
+        help="further metrics than Dice, by name and separated by commas"
+        f"{f' ({default})' if default else ''}: {', '.join(_metric_names())}",
+    )
+
+
+def _metric_names() -> list[str]:
+    """By the files that declare them: importing these would take longer than help should."""
+    folder = Path(__file__).resolve().parents[1] / "evaluation" / "metrics"
+    return sorted(path.stem for path in folder.glob("*.py") if "\nMETRIC = " in path.read_text(encoding="utf-8"))
+
+
+def names_of(text: str | None) -> list[str]:
+    """Names with commas between them, and perhaps spaces."""
+    return [name for part in (text or "").split(",") if (name := part.strip())]
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """`--json`, a switch."""
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")

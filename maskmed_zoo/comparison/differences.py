@@ -9,7 +9,7 @@ from maskmed_zoo.evaluation.metrics import Metric
 from maskmed_zoo.evaluation.statistics.coverage import shortfall
 from maskmed_zoo.evaluation.statistics.holm import holm
 from maskmed_zoo.evaluation.statistics.paired import paired_difference
-from maskmed_zoo.evaluation.statistics.sample import Scores, unpaired_cases
+from maskmed_zoo.evaluation.statistics.sample import Scores, several_cases, unpaired_cases
 
 TESTS = ("p", "p_mean", "p_methods")
 """Keys of a row that Holm's correction is made of."""
@@ -31,6 +31,10 @@ DEFINITIONS = {
     "p_methods": "two-sided test of the difference over patients and runs, with Satterthwaite's degrees of freedom: "
     "about the methods; null where a side has one run; p_methods_holm as p_holm",
     "better, equal, worse": "cases in which the first is better, equal or worse",
+    "missed, false": "pairs of case and label that only the reference has, and only the prediction, summed over runs; "
+    "what they weigh in a mean is said in the rules",
+    "unpredicted": "cases without a prediction: of a method their names, of a mean how many, summed over runs; "
+    "missed_unpredicted: how many of the missed labels are theirs",
     "unpaired": "cases that some runs alone have a score of, for instance where only one predicts a label that is not "
     "there; left out of the row",
     "ranks": "by the mean over the cases that all runs have scores of; shares: of bootstrap resamples, over patients "
@@ -69,7 +73,8 @@ def difference_row(
     return row | {
         "mean": found.mean,
         "interval": None if found.interval is None else list(found.interval),
-        "interval_warning": found.interval and shortfall("difference", found.patients, min(found.seeds)),
+        "interval_warning": found.interval
+        and (several_cases(found.cases, found.patients) or shortfall("difference", found.patients, min(found.seeds))),
         "sd_over_seeds": found.std,
         "p": found.p,
         "p_mean": found.p_mean,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.comparison.scores import RunScores, check_alike, read_scores, scores_of
+from maskmed_zoo.comparison.scores import RunScores, check_alike, read_scores, scores_of, some
 from maskmed_zoo.data.case import image_files
 from maskmed_zoo.errors import ArgumentError, DataError, UserError
 from maskmed_zoo.evaluation.folders import evaluate_folders
@@ -27,7 +27,10 @@ ALIKE = {"recipe": "name of the recipe", "dataset": "data set", "fold": "fold", 
 
 @dataclass(frozen=True)
 class References:
-    """Against what label maps are scored, and how, as in `evaluate`; without a `ref` they cannot be."""
+    """Against what label maps are scored, and how, as in `evaluate`; without a `ref` they cannot be.
+
+    `missing_as_missed` is also whether scores that were made so are compared.
+    """
 
     ref: Path | None = None
     labels: Mapping[str, int] | None = None
@@ -121,6 +124,11 @@ def _run(path: Path, wanted: Sequence[Metric], references: References) -> Run:
         if not is_run and references.ref:
             raise DataError(f"{path}: scores are no label maps, which --ref scores; give their folder, or no --ref")
         facts, scores = read_scores(path / SCORES if is_run else path, wanted)
+        if scores.unpredicted and not references.missing_as_missed:
+            raise DataError(
+                f"{scores.place}: scored without a prediction of {some(scores.unpredicted)}, as missed; predict and "
+                f"evaluate again, or compare them so (--missing-as-missed)"
+            )
     elif references.ref is None:
         raise DataError(f"{path}: label maps are scored against references; say with --ref where those are")
     else:

@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import floor, log10
+from typing import Any
+
+DECIMALS = 4
+"""Of a share."""
+FEWEST, MOST = 2, 6
+"""Decimals of a quantity with a unit."""
+TINY = 1e-9
+"""What rounding makes of 0, in any unit."""
 
 
-def number(value: float | None, unit: str = "", sign: str = "") -> str:
-    """Four decimals, or two of a quantity with a unit; – for none; minus signs are typographic, zero has none."""
-    return "–" if value is None else f"{value:{sign}z.{2 if unit else 4}f}".replace("-", "−")
+def decimals(values: Iterable[float | None], unit: str) -> int:
+    """Of numbers that stand together: with a unit so many that the smallest has three significant digits.
+
+    Where the largest would then have more than five, the smallest has fewer, but one at least.
+    """
+    if not unit:
+        return DECIMALS
+    places = [-floor(log10(abs(value))) for value in values if value and abs(value) > TINY]
+    if not places:
+        return FEWEST
+    wanted, bearable = max(places) + 2, max(*places, min(places) + 4)
+    return max(FEWEST, min(MOST, wanted, bearable))
 
 
-def size(value: float, unit: str) -> str:
-    """How large, with the unit."""
-    return _with_unit(number(abs(value), unit), unit)
+def decimals_of(row: Mapping[str, Any], unit: str) -> int:
+    """The same of a mean with its interval."""
+    return decimals([row["mean"], *(row["interval"] or ())], unit)
 
 
-def signed(value: float, unit: str) -> str:
+def number(value: float | None, places: int = DECIMALS, sign: str = "") -> str:
+    """With so many decimals; – for none; minus signs are typographic, zero has none."""
+    return "–" if value is None else f"{value:{sign}z.{places}f}".replace("-", "−")
+
+
+def size(value: float, unit: str, places: int | None = None) -> str:
+    """How large, with the unit; with the decimals of its own unless others are given."""
+    return _with_unit(number(abs(value), decimals([value], unit) if places is None else places), unit)
+
+
+def signed(value: float, unit: str, places: int) -> str:
     """With sign and unit."""
-    return _with_unit(number(value, unit, "+"), unit)
+    return _with_unit(number(value, places, "+"), unit)
 
 
-def interval(ends: Sequence[float] | None, unit: str = "", sign: str = "") -> str:
+def interval(ends: Sequence[float] | None, places: int = DECIMALS, sign: str = "") -> str:
     """Both ends."""
-    return "–" if ends is None else f"{number(ends[0], unit, sign)} to {number(ends[1], unit, sign)}"
+    return "–" if ends is None else f"{number(ends[0], places, sign)} to {number(ends[1], places, sign)}"
 
 
 def p_value(p: float | None, name: str = "") -> str:

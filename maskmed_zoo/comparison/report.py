@@ -10,7 +10,7 @@ from typing import Any
 
 from maskmed_zoo.comparison.compare import FORMAT
 from maskmed_zoo.comparison.numbers import counted
-from maskmed_zoo.comparison.tables import TextTable, cost_table, heading, remarks, tables_of
+from maskmed_zoo.comparison.tables import TextTable, cost_table, heading, tables_of
 from maskmed_zoo.errors import DataError, OutputError, escaped
 from maskmed_zoo.files import is_there, make_folder, read_json, write_text
 
@@ -55,10 +55,10 @@ def markdown(comparison: Mapping[str, Any]) -> Iterator[str]:
             yield ""
         for table in tables:
             yield from _markdown_table(table)
-        yield from (_markdown(" ".join([*remarks(metric), metric["rules"]])), "")
+        yield from (_markdown(metric["rules"]), "")
     if cost is not None:
         yield from _markdown_table(cost)
-    yield from ("## What the numbers are", "")
+    yield from ("## Notes", "", *map(_item, comparison["notes"]), "", "## What the numbers are", "")
     yield from (f"- {key}: {meaning}" for key, meaning in comparison["definitions"].items())
 
 
@@ -80,10 +80,11 @@ def latex(comparison: Mapping[str, Any]) -> Iterator[str]:
     for name, tables in tables_of(comparison).items():
         for table in tables:
             yield from _latex_table(table)
-        yield from (rf"{{\small {_latex(' '.join(remarks(comparison['metrics'][name])))}\par}}", "")
+        yield from (rf"{{\small {_latex(comparison['metrics'][name]['rules'])}\par}}", "")
     cost = cost_table(comparison)
     if cost is not None:
         yield from _latex_table(cost)
+    yield rf"{{\small {_latex(' '.join(comparison['notes']))}\par}}"
 
 
 def _markdown_table(table: TextTable) -> Iterator[str]:

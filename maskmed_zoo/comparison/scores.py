@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ class _Case(BaseModel):
     case: str
     mean: float | None
     unannotated: list[str]
+    missed: list[str] = []
+    false: list[str] = []
     patient: str | None = None
     reference: str | None = None
 
@@ -39,21 +42,29 @@ class _Table(BaseModel):
     """Checked against the metric's."""
     rules: str
     cases: list[_Case]
+    unpredicted: list[str] = []
+    """Of the document alone."""
 
 
 @dataclass(frozen=True)
 class MetricScores:
-    """One metric's scores of a run: `overall`, each case's mean over its labels, and `labels`, by label name."""
+    """One metric's scores of a run: `overall`, each case's mean over its labels, and `labels`, by label name.
+
+    `missed` and `false` count the cases in which only the reference, or only the prediction, has a label, by its name.
+    """
 
     rules: str
     overall: Scores
     labels: dict[str, Scores]
+    missed: Counter[str]
+    false: Counter[str]
 
 
 @dataclass(frozen=True)
 class RunScores:
     """All scores of a run. `place` is where they are from.
 
+    `unpredicted` are the cases that were scored without a prediction, and `missed_there` counts their missed labels.
     `references` (checksum of the reference), `patients` and `unannotated` (names of labels) are by case; the first two
     hold those cases of which they are known.
     """
@@ -63,6 +74,8 @@ class RunScores:
     references: dict[str, str]
     patients: dict[str, str]
     unannotated: dict[str, frozenset[str]]
+    unpredicted: list[str]
+    missed_there: int
 
     @property
     def cases(self) -> list[str]:
@@ -99,7 +112,10 @@ def scores_of(document: Any, place: str, wanted: Sequence[Metric]) -> RunScores:
                     f"--ref, which scores all anew"
                 )
         metrics = {name: _metric(tables[name], known_metrics()[name]) for name in names}
-        cases = _Table.model_validate(document).cases
+        table = _Table.model_validate(document)
+        cases, unpredicted = table.cases, set(table.unpredicted)
+        if not unpredicted <= {case.case for case in cases}:
+            raise ValueError  # caught below
     except (ValidationError, ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
         raise DataError(f"{place}: no scores as 'evaluate' of this version writes them; evaluate again") from error
     unannotated = {case.case: frozenset(case.unannotated) for case in cases}
@@ -109,6 +125,8 @@ def scores_of(document: Any, place: str, wanted: Sequence[Metric]) -> RunScores:
         {case.case: case.reference for case in cases if case.reference},
         {case.case: case.patient for case in cases if case.patient is not None},
         unannotated,
+        [case.case for case in cases if case.case in unpredicted],
+        sum(len(case.missed) for case in cases if case.case in unpredicted),
     )
     if not cases or not found.labels:
         raise DataError(f"{place}: no cases or no labels are scored; there is nothing to compare")
@@ -134,7 +152,10 @@ def _metric(table: Any, metric: Metric) -> MetricScores:
     if (checked.unit, checked.higher_is_better) != (metric.unit, metric.higher_is_better):
         raise ValueError
     by_label: dict[str, Scores] = {label: {case: row[label] for case, row in values.items()} for label in labels}
-    return MetricScores(checked.rules, {case.case: case.mean for case in checked.cases}, by_label)
+    missed, false = (
+        Counter(label for case in checked.cases for label in getattr(case, state)) for state in ("missed", "false")
+    )
+    return MetricScores(checked.rules, {case.case: case.mean for case in checked.cases}, by_label, missed, false)
 
 
 def common_metrics(runs: Sequence[RunScores]) -> list[str]:
@@ -154,12 +175,12 @@ def check_alike(runs: Sequence[RunScores]) -> None:
             lacking = [case for case in ours.cases if case not in theirs.unannotated]
             if lacking:
                 raise DataError(
-                    f"{theirs.place}: lacks {_some(lacking)} of {ours.place}; compare methods on the same cases"
+                    f"{theirs.place}: lacks {some(lacking)} of {ours.place}; compare methods on the same cases"
                 )
             names = [label for label in ours.labels if label not in theirs.labels]
             if names:
                 raise DataError(
-                    f"{theirs.place}: no scores of {_some(names, 'label')} of {ours.place}; score the same labels"
+                    f"{theirs.place}: no scores of {some(names, 'label')} of {ours.place}; score the same labels"
                 )
         remedy = "score both against the same references (--ref)"
         _check_same(where, "reference", remedy, references, other.references)
@@ -177,10 +198,10 @@ def check_alike(runs: Sequence[RunScores]) -> None:
 def _check_same(where: str, what: str, remedy: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     different = [case for case, value in ours.items() if case in theirs and theirs[case] != value]
     if different:
-        raise DataError(f"{where}: another {what} in {_some(different)}; {remedy}")
+        raise DataError(f"{where}: another {what} in {some(different)}; {remedy}")
 
 
-def _some(names: Sequence[str], what: str = "case") -> str:
+def some(names: Sequence[str], what: str = "case") -> str:
     """Up to three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{what}{'' if len(names) == 1 else 's'} {', '.join(map(repr, names[:3]))}{more}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from maskmed_zoo.comparison.numbers import interval, number, p_value
-from maskmed_zoo.evaluation.statistics.coverage import level_warning
+from maskmed_zoo.comparison.numbers import decimals, decimals_of, interval, number, p_value
 
-FAMILY = "p is corrected for the pairs of this metric, by label for pairs and labels, and not for other metrics."
+COUNTS = {"missed": "missed", "false": "false", "unpredicted": "no prediction"}
+"""Of labels and cases, and their headings; columns of those that there are."""
 COST_HEADINGS = {
     "parameters": ("parameters", lambda value: f"{value:,.0f}"),
     "macs": ("GMACs", lambda value: f"{value / 1e9:,.1f}"),
@@ -53,16 +53,6 @@ def _cost(costs: Mapping[str, Any], key: str, show: Any) -> str:
     return f"{show(costs[key])}{kind}"
 
 
-def remarks(table: Mapping[str, Any]) -> list[str]:
-    """What is to be said of a metric's intervals that hold less than they say and of its p, each once."""
-    means = [found for method in table["methods"].values() for found in (method["all"], *method["labels"].values())]
-    rows = [*means, *table["differences"], *table["label_differences"]]
-    said = dict.fromkeys(row["interval_warning"] for row in rows if row["interval_warning"])
-    tested = [min(row["seeds"]) for row in table["differences"] if row["p_methods"] is not None]
-    said |= dict.fromkeys(warning for runs in tested if (warning := level_warning(runs)))
-    return [*said, FAMILY]
-
-
 def heading(table: Mapping[str, Any]) -> str:
     """A metric's title with its unit and direction."""
     unit = f", {table['unit']}" if table["unit"] else ""
@@ -71,19 +61,25 @@ def heading(table: Mapping[str, Any]) -> str:
 
 def _tables(table: Mapping[str, Any], labels: bool) -> Iterator[TextTable]:
     title, unit = heading(table), table["unit"]
-    headings = ("method", "runs", "mean", "95 %", "SD of runs", "rank", "kept in")
-    yield TextTable(title, headings, [(name, *_method(found, table, name)) for name, found in table["methods"].items()])
+    counts = [count for count in COUNTS if any(method["all"][count] for method in table["methods"].values())]
+    headings = ("method", "runs", "mean", "95 %", "SD of runs", "rank", "kept in", *map(COUNTS.__getitem__, counts))
+    rows = [
+        (name, *_method(found, table, name), *_counts(found["all"], counts)) for name, found in table["methods"].items()
+    ]
+    yield TextTable(title, headings, rows)
+    counts = [count for count in counts if count != "unpredicted"]
     headings = ("pair", "mean", "95 %", "p", "p, runs too", "better, equal, worse", "cases (runs)")
     rows = [(_pair(row), *_difference(row, unit)) for row in table["differences"]]
     yield TextTable("Differences, first minus second", headings, rows)
     if not labels:
         return
     rows = [
-        (label, name, *_mean(found["labels"][label], unit))
+        (label, name, *_mean(found["labels"][label], unit), *_counts(found["labels"][label], counts))
         for label in next(iter(table["methods"].values()))["labels"]
         for name, found in table["methods"].items()
     ]
-    yield TextTable("By label", ("label", "method", "mean", "95 %", "SD of runs"), rows, words=2)
+    by_label = ("label", "method", "mean", "95 %", "SD of runs", *map(COUNTS.__getitem__, counts))
+    yield TextTable("By label", by_label, rows, words=2)
     rows = [(row["label"], _pair(row), *_difference(row, unit)) for row in table["label_differences"]]
     yield TextTable("Differences by label", ("label", *headings), rows, words=2)
 
@@ -98,7 +94,12 @@ def _method(found: Mapping[str, Any], table: Mapping[str, Any], name: str) -> tu
 
 
 def _mean(found: Mapping[str, Any], unit: str) -> tuple[str, ...]:
-    return number(found["mean"], unit), interval(found["interval"], unit), number(found["sd_over_seeds"], unit)
+    places = decimals([found["mean"], *(found["interval"] or ()), found["sd_over_seeds"]], unit)
+    return number(found["mean"], places), interval(found["interval"], places), number(found["sd_over_seeds"], places)
+
+
+def _counts(found: Mapping[str, Any], counts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(found[count]) for count in counts)
 
 
 def _pair(row: Mapping[str, Any]) -> str:
@@ -106,9 +107,10 @@ def _pair(row: Mapping[str, Any]) -> str:
 
 
 def _difference(row: Mapping[str, Any], unit: str) -> tuple[str, ...]:
+    places = decimals_of(row, unit)
     return (
-        number(row["mean"], unit, "+"),
-        interval(row["interval"], unit, "+"),
+        number(row["mean"], places, "+"),
+        interval(row["interval"], places, "+"),
         p_value(row["p_holm"]),
         p_value(row["p_methods_holm"]),
         ", ".join(str(row[key]) for key in ("better", "equal", "worse")),

@@ -74,6 +74,7 @@ def summarize(
     """
     metric = metric or metrics()[DEFAULT]
     names = [name for name in label_names if name not in (BACKGROUND, IGNORE)]
+    settings = (settings or MetricSettings()).among(names)
     for case in cases:
         lacking = [name for name in names if name not in case.values and name not in case.unannotated]
         if lacking:
@@ -97,11 +98,12 @@ def summarize(
         for name in names
     }
     over_cases = distribution({c.identifier: c.mean for c in scored}, **facts)
+    several = len({(patients or {}).get(c.identifier, c.identifier) for c in scored}) < len(scored)
     return {
         f"mean_{metric.name}": mean(case.mean for case in scored),
         f"mean_{metric.name}_over_labels": mean(label["mean"] for label in labels.values()),
         "over_cases": over_cases,
-        "interval_warning": interval_warning([over_cases, *labels.values()]),
+        "interval_warning": interval_warning([over_cases, *labels.values()], several=several),
         **{count: sum(label[count] for label in labels.values()) for count in COUNTS},
         "unit": metric.unit,
         "higher_is_better": metric.higher_is_better,

@@ -24,15 +24,19 @@ def rows(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Row by row, metric after metric, with the keys `COLUMNS`; `value` is None where there is none.
 
     `state`: `scored`; `missed` and `false`, in the reference or the prediction alone, whose value is the metric's rule;
-    `absent` from both; `unannotated`; `undefined`, for which the metric has no value although both have the label.
+    `unpredicted`, missed in a case without a prediction; `absent` from both; `unannotated`; `undefined`, for which the
+    metric has no value although both have the label.
     """
     patients = {case["case"]: case.get("patient") for case in summary["cases"]}
+    unpredicted = set(summary.get("unpredicted", ()))
     for name, table in {DEFAULT: summary, **summary.get("metrics", {})}.items():
         for case in table["cases"]:
             for label, value in case[name].items():
                 state = next(
                     (state for state in STATES if label in case[state]), "undefined" if value is None else "scored"
                 )
+                if state == "missed" and case["case"] in unpredicted:
+                    state = "unpredicted"
                 known = {"case": case["case"], "patient": patients[case["case"]], "label": label, "metric": name}
                 yield known | {"value": value, "state": state}
 

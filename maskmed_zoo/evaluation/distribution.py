@@ -9,7 +9,7 @@ import numpy as np
 
 from maskmed_zoo.evaluation.statistics.coverage import shortfall
 from maskmed_zoo.evaluation.statistics.interval import ANY, FEWEST, mean_interval
-from maskmed_zoo.evaluation.statistics.sample import Scores
+from maskmed_zoo.evaluation.statistics.sample import SEVERAL_CASES, Scores
 
 WORST = 5
 """Cases that are named."""
@@ -46,7 +46,12 @@ def distribution(
     }
 
 
-def interval_warning(distributions: Iterable[Mapping[str, Any]]) -> str | None:
-    """What is to be said of the intervals among these results: that the one of fewest patients holds less than 95 %."""
+def interval_warning(distributions: Iterable[Mapping[str, Any]], *, several: bool = False) -> str | None:
+    """What is to be said of the intervals among these results: that the one of fewest patients holds less than 95 %.
+
+    `several`: some patients have several cases, which was not simulated.
+    """
     patients = [found["patients"] for found in distributions if found["interval"] is not None]
-    return shortfall("mean", min(patients)) if patients else None
+    if not patients:
+        return None
+    return SEVERAL_CASES if several else shortfall("mean", min(patients))

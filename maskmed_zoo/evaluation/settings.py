@@ -15,6 +15,8 @@ from maskmed_zoo.metric_settings import MetricSettings
 
 SettingsSource = str | Path | Mapping[str, Any] | MetricSettings
 """A YAML file, its content, or what is made of it."""
+SECTION = "evaluation"
+"""Of a recipe, in which they stand; a file may have it too."""
 
 
 def metric_settings(source: SettingsSource) -> MetricSettings:
@@ -37,6 +39,9 @@ def metric_settings(source: SettingsSource) -> MetricSettings:
         document = strict_yaml.read(Path(source))
         if not isinstance(document.data, dict):
             raise RecipeError(f"{document.source}:1:1: settings of metrics are a mapping, as in 'tolerance: 2.0'")
+    if [*document.data] == [SECTION] and isinstance(document.data[SECTION], dict):
+        document.data = document.data[SECTION]
+        document.places = {path[1:]: place for path, place in document.places.items() if path[:1] == (SECTION,)}
     return validated(document, MetricSettings)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
+from maskmed_zoo.errors import escaped
 from maskmed_zoo.evaluation import aggregate, calibration
 from maskmed_zoo.evaluation.metrics import DEFAULT, Metric, metrics
 from maskmed_zoo.evaluation.metrics.objects import COUNTS, DEFINITION, MEANS
@@ -49,17 +50,34 @@ def score_table(summary: Mapping[str, Any], metric: Metric | None = None) -> Tab
 
 
 def distribution_line(summary: Mapping[str, Any], metric: Metric | None = None) -> str:
-    """Median, quartiles and worst cases of the cases' means, what the intervals are, and what they are worth."""
+    """Median, quartiles and worst cases of the cases' means."""
     found, means = summary["over_cases"], {case["case"]: case["mean"] for case in summary["cases"]}
     if found["median"] is None:
         return "No case has a score."
     number = _number_of(metric or metrics()[DEFAULT])
     median, q1, q3 = (number(found[key]) for key in ("median", "q1", "q3"))
-    worst = ", ".join(f"{case} {number(means[case])}" for case in found["worst"])
-    line = f"Means of cases: median {median}, quartiles {q1} and {q3}; worst: {worst}."
-    if found["interval"] is not None:
-        line += " 95 %: interval of the mean over other patients."
-    return f"{line} {summary['interval_warning'] or ''}".rstrip()
+    worst = ", ".join(f"{escaped(case)} {number(means[case])}" for case in found["worst"])
+    return f"Means of cases: median {median}, quartiles {q1} and {q3}; worst: {worst}."
+
+
+def remarks(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What holds for several tables of metrics by name, each once: what intervals are and are worth, and what a label
+    gets that one map alone has, or neither.
+    """
+    rows = [row for found in summaries.values() for row in (found["over_cases"], *found["labels"].values())]
+    lines = ["95 %: interval of the mean over other patients."] if any(row["interval"] for row in rows) else []
+    lines += dict.fromkeys(found["interval_warning"] for found in summaries.values() if found["interval_warning"])
+    of: dict[str, list[str]] = {}
+    for name, found in summaries.items():
+        metric = metrics()[name]
+        if found["rules"].endswith(metric.absence):
+            of.setdefault(metric.absence, []).append(metric.title)
+    return [*lines, *(f"{', '.join(titles)}: {rule}" if len(of) > 1 else rule for rule, titles in of.items())]
+
+
+def _meaning(summary: Mapping[str, Any], metric: Metric) -> str:
+    """The metric's rules, but for what `remarks` says."""
+    return summary["rules"].removesuffix(metric.absence).rstrip()
 
 
 def object_table(summary: Mapping[str, Any]) -> Table:
@@ -104,12 +122,13 @@ def fold_table(summary: Mapping[str, Any]) -> Table:
 
 
 def tables(summary: Mapping[str, Any]) -> list[RenderableType]:
-    """A `score_table` for each metric, its `distribution_line` and its rules under it, and what else was scored."""
+    """A `score_table` for each metric, its `distribution_line` and meaning, the `remarks`, and what else was scored."""
     scores = {DEFAULT: summary, **summary.get("metrics", {})}
     shown: list[RenderableType] = []
     for name, table in scores.items():
         metric = metrics()[name]
-        shown += [score_table(table, metric), distribution_line(table, metric), f"{table['rules']}\n"]
+        shown += [score_table(table, metric), distribution_line(table, metric), f"{_meaning(table, metric)}\n"]
+    shown.append("\n".join(remarks(scores)) + "\n")
     if "instances" in summary:
         shown += [object_table(summary["instances"]), f"Objects: {DEFINITION}\n"]
     if "folds" in summary:

@@ -59,7 +59,7 @@ def draw(folder: Path, summary: Mapping[str, Any], labels: Labels, maps_of: Call
     clear(folder)
     chosen = extremes(summary)
     if chosen:
-        overview_figure(folder / OVERVIEW, "Cases by mean Dice", _shown(chosen, labels, maps_of), labels)
+        overview_figure(folder / OVERVIEW, "Cases by mean Dice", _shown(summary, chosen, labels, maps_of), labels)
     if "calibration" in summary:
         reliability_figure(folder / RELIABILITY, curves(summary["calibration"]))
 
@@ -122,11 +122,15 @@ def extremes(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _shown(
-    chosen: Mapping[str, Mapping[str, Any]], labels: Labels, maps_of: Callable[[str], Maps]
+    summary: Mapping[str, Any],
+    chosen: Mapping[str, Mapping[str, Any]],
+    labels: Labels,
+    maps_of: Callable[[str], Maps],
 ) -> Generator[ShownCase]:
     for heading, case in chosen.items():
         image, reference, prediction, spacing = maps_of(case["case"])
-        lines = (case["case"], f"mean Dice {case['mean']:.4f}")
+        without = ("no prediction",) if case["case"] in summary.get("unpredicted", ()) else ()
+        lines = (case["case"], f"mean Dice {case['mean']:.4f}", *without)
         unannotated = [labels[name] for name in case["unannotated"]]
         yield ShownCase(heading, lines, image, reference, prediction, spacing, labels.ignore, unannotated)
 

@@ -13,6 +13,7 @@ import maskmed_zoo as zoo
 from maskmed_zoo.cli.main import VERBS, main
 from maskmed_zoo.cli.output import write_new
 from maskmed_zoo.errors import OutputError
+from maskmed_zoo.evaluation.metrics import metrics
 
 
 def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -58,6 +59,23 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
             main([verb, "--help"])
         assert stop.value.code == 0
+
+
+def test_help_names_the_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("evaluate", "compare"):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert ", ".join(sorted(metrics())) in text
+    page = (Path(zoo.__file__).parents[1] / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
+    assert [name for name in metrics() if f"`{name}`" not in page] == []
+
+
+def test_names_of_metrics(capsys: pytest.CaptureFixture[str], dataset: Path) -> None:
+    words = ["evaluate", "--pred", str(dataset / "labelsTr"), "--ref", str(dataset / "labelsTr"), "--metrics"]
+    assert "HD95, mm" in output(capsys, *words, "iou, hd95")
+    assert main([*words, "HD95"]) == 2
+    assert "no metric 'HD95'; did you mean 'hd95'?" in capsys.readouterr().err
 
 
 def test_list_and_describe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from scipy.stats import ttest_rel, wilcoxon
 
 import maskmed_zoo as zoo
 from maskmed_zoo.errors import ArgumentError, DataError, OutputError, UserError
+from maskmed_zoo.evaluation.statistics.sample import SEVERAL_CASES
 from tests.comparison.made import document, write
 
 RNG = np.random.default_rng(0)
@@ -168,6 +169,23 @@ def test_patients_are_counted_where_they_are_known(tmp_path: Path) -> None:
     assert (found["patients"], row["cases"], row["patients"]) == (6, 12, 6)
     differences = (BASE.mean(1) - better(0.05).mean(1)).reshape(6, 2).mean(1)
     assert row["p"] == pytest.approx(wilcoxon(differences).pvalue)
+    assert row["interval_warning"] == SEVERAL_CASES
+    assert found["notes"].count(SEVERAL_CASES) == 1
+    assert "simulations" not in " ".join(found["notes"]), "which had one case of each patient"
+    (words,) = found["metrics"]["dice"]["words"]
+    assert "95 % interval over patients" in words["follows"][0]
+    assert "cases" not in words["follows"][0]
+
+
+def test_what_holds_for_all_is_noted_once(tmp_path: Path) -> None:
+    paths = [
+        write(tmp_path / f"{name}.json", document(better(by, seed), hd95=10 * better(by, seed)))
+        for name, by, seed in (("a", 0, 1), ("b", 0.05, 2), ("c", 0.02, 3))
+    ]
+    notes = zoo.compare(paths)["notes"]
+    assert len(set(notes)) == len(notes)
+    assert sum("three equal methods" in note for note in notes) == 1
+    assert sum(note.startswith("Intervals of means: With 12 cases") for note in notes) == 1
 
 
 def test_every_number_of_a_method_is_over_the_cases_that_all_its_runs_have_scores_of(tmp_path: Path) -> None:
@@ -252,6 +270,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "label gone": (lambda d: d["cases"][0]["dice"].pop("liver"), "no scores as 'evaluate' of this version"),
     "Dice below 0": (lambda d: d["cases"][0]["dice"].update(liver=-3.0), "no scores as 'evaluate' of this version"),
     "mean above 1": (lambda d: d["cases"][0].update(mean=7.0), "no scores as 'evaluate' of this version"),
+    "unpredicted of no case": (lambda d: d.update(unpredicted=["x"]), "no scores as 'evaluate' of this version"),
+    "missed is text": (lambda d: d["cases"][0].update(missed="x"), "no scores as 'evaluate' of this version"),
     "metrics are text": (lambda d: d.update(metrics="x"), "no scores as 'evaluate' of this version"),
 }
 
@@ -291,7 +311,7 @@ def test_paths_and_names_that_do_not_go_together(two: list[Path], tmp_path: Path
         (two, {"metrics": ["hd95"]}, DataError, "no scores of 'hd95', only of dice; evaluate again"),
         (two, {"metrics": ["hd59"]}, ArgumentError, "no metric 'hd59'; did you mean 'hd95'"),
         (two, {"ref": tmp_path}, DataError, "scores are no label maps, which --ref scores"),
-        (two, {"missing_as_missed": True}, ArgumentError, "belong to ref"),
+        (two, {"metric_settings": {}}, ArgumentError, "belong to ref"),
         (two, {"labels": {"liver": 1}}, ArgumentError, "belong to ref"),
         ("ab", {}, ArgumentError, "methods: expected"),
         (3, {}, ArgumentError, "methods: expected"),

@@ -90,6 +90,61 @@ def test_missing_predictions_are_missed_or_refused(ref: Path, tmp_path: Path) ->
         evaluate_folders(tmp_path / "good", ref, missing_as_missed=True)
 
 
+def test_missed_labels_and_cases_without_a_prediction_are_told_everywhere(
+    ref: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of label maps, of files of scores and of runs' folders alike."""
+    (tmp_path / "bad" / "case4.nii.gz").unlink()
+    scores = tmp_path / "bad.json"
+    words = ["evaluate", "--pred", str(tmp_path / "bad"), "--ref", str(ref), "--missing-as-missed", "--metrics", "hd95"]
+    assert main([*words, "--json", str(scores)]) == 0
+    good = evaluate_folders(tmp_path / "good", ref, metrics=["hd95"])
+    write(tmp_path / "good.json", good)
+    write(tmp_path / "run" / "evaluation.json", json.loads(scores.read_text()))
+    for second in (scores, tmp_path / "run"):
+        with pytest.raises(
+            DataError, match=r"scored without a prediction of case 'case4', as missed.*--missing-as-mis"
+        ):
+            zoo.compare({"good": tmp_path / "good.json", "bad": second})
+    given: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"good": tmp_path / "good", "bad": tmp_path / "bad"}, {"ref": ref, "metrics": ["hd95"]}),
+        ({"good": tmp_path / "good.json", "bad": scores}, {}),
+        ({"good": tmp_path / "good.json", "bad": tmp_path / "run"}, {}),
+    ]
+    capsys.readouterr()
+    for methods, how in given:
+        out = tmp_path / "out"
+        found = zoo.compare(methods, missing_as_missed=True, out=out, **how)
+        assert [method["unpredicted"] for method in found["methods"]] == [[], ["case4"]]
+        for name in ("dice", "hd95"):
+            counts = found["metrics"][name]["methods"]["bad"]
+            told = {"missed": 3, "false": 0, "unpredicted": 1, "missed_unpredicted": 2}
+            assert counts["all"].items() >= told.items(), "two boxes of case4, one of case3"
+            assert counts["labels"]["spleen"]["missed"] == 2
+            assert found["metrics"][name]["methods"]["good"]["all"]["missed"] == 0
+            line = "its mean counts 1 case without a prediction (2 missed labels) and 1 other missed label as"
+            assert line in " ".join(found["metrics"][name]["words"][0]["does_not_follow"])
+        page, tex = ((out / f"compare.{end}").read_text(encoding="utf-8") for end in ("md", "tex"))
+        assert page.count("| kept in | missed | no prediction |") == 2
+        assert page.count("| SD of runs | missed |") == 2
+        assert tex.count(r"kept in & missed & no prediction \\") == 2
+    assert main(["compare", str(tmp_path / "good.json"), str(scores), "--missing-as-missed"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "its mean counts 1 case without a prediction (2 missed labels)" in printed
+    assert main(["compare", str(tmp_path / "good.json"), str(scores)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "bad.json: scored without a prediction of case 'case4'" in line
+
+
+def test_counts_are_summed_over_runs(ref: Path, tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        write(tmp_path / f"{name}.json", evaluate_folders(tmp_path / name, ref))
+    other = write(tmp_path / "other.json", evaluate_folders(ref, ref))
+    found = zoo.compare({"two": [tmp_path / "good.json", tmp_path / "bad.json"], "ref": other})
+    counts = found["metrics"]["dice"]["methods"]["two"]["all"]
+    assert (counts["missed"], counts["false"], counts["unpredicted"]) == (1, 0, 0)
+
+
 def rgb(path: Path) -> None:
     colour = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
     save(path, np.zeros((12, 10, 6), colour))

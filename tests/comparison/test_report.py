@@ -13,7 +13,7 @@ from matplotlib.image import imread
 import maskmed_zoo as zoo
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.comparison import picture, report
-from maskmed_zoo.comparison.numbers import interval, number, p_value, signed, size
+from maskmed_zoo.comparison.numbers import decimals, interval, number, p_value, signed, size
 from maskmed_zoo.runner import pictures
 from tests.comparison.made import document, write
 
@@ -56,8 +56,10 @@ def test_pages_escape_what_they_quote(files: list[Path], tmp_path: Path) -> None
     rows = [line for line in body if line.endswith(r"\\")]
     assert all(line.startswith("{}") for line in rows), "a name that begins with [ is no argument of the line break"
     assert "textquotedbl" not in tex
-    assert tex.count("held the truth in as few as") == 4, "of means and differences, of both metrics"
-    assert tex.count("corrected for the pairs of this metric") == 2
+    assert tex.count("held the truth in as few as") == 2, "of means and of differences, once for all metrics"
+    assert tex.count("corrected for the pairs of one metric") == 1
+    for metric in found["metrics"].values():
+        assert report._latex(metric["rules"]) in tex
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 8
     assert tex.replace(r"\{", "").replace(r"\}", "").count("{") == tex.replace(r"\{", "").replace(r"\}", "").count("}")
 
@@ -66,7 +68,7 @@ def test_numbers_of_the_page_are_those_of_the_document(files: list[Path], tmp_pa
     found = zoo.compare(files, out=tmp_path / "out")
     page = (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
     row = found["metrics"]["hd95"]["differences"][0]
-    expected = f"| a − b | {row['mean']:+.2f} | {row['interval'][0]:+.2f} to {row['interval'][1]:+.2f} |"
+    expected = f"| a − b | {row['mean']:+.4f} | {row['interval'][0]:+.4f} to {row['interval'][1]:+.4f} |"
     assert expected.replace("-", "−") in page.replace("\\", "")
     for definition in found["definitions"]:
         assert f"- {definition}: " in page
@@ -84,6 +86,35 @@ def test_the_picture_has_a_row_for_all(files: list[Path], tmp_path: Path) -> Non
     assert pixels.shape[1] > 1.5 * pixels.shape[0], "two panels side by side"
     blue = np.abs(pixels - np.array([0x1F, 0x4E, 0x9C]) / 255).max(2) < 0.02
     assert blue.sum() > 100, "differences that are told from chance"
+
+
+def test_pairs_of_very_different_size_have_scales_of_their_own(files: list[Path], tmp_path: Path) -> None:
+    found = zoo.compare(files)
+    assert len(picture._blocks(found)) == 1
+    base = np.random.default_rng(0).uniform(0.5, 0.9, (10, 2))
+    far = write(tmp_path / "far.json", document(base - 0.4, labels=("liver", EVIL), hd95=10 - base))
+    found = zoo.compare([*files, far])
+    blocks = picture._blocks(found)
+    assert [block[0][0] for block in blocks] == ["a − b", "a − far", "b − far"]
+    assert [row for block in blocks for row in block] == picture._rows(found)
+    picture.draw(found, tmp_path / "own.png")
+    height = imread(tmp_path / "own.png").shape[0]
+    picture.draw(
+        zoo.compare([*files, write(tmp_path / "c.json", json.loads(files[0].read_text()))]), tmp_path / "c.png"
+    )
+    assert height > imread(tmp_path / "c.png").shape[0], "an axis for every pair"
+
+
+def test_the_caption_names_the_test() -> None:
+    def caption(seeds: list[list[int]], patients: int | None = None) -> str:
+        rows = [{"seeds": pair} for pair in seeds]
+        comparison = {"patients": patients, "metrics": {"dice": {"differences": rows}}}
+        return " ".join(picture._caption(comparison, own_scales=False))
+
+    assert "p: the signed-rank test over cases, Holm-corrected." in caption([[1, 3], [1, 1]])
+    assert "p: the test over patients and runs, Holm-corrected." in caption([[2, 3]], patients=4)
+    both = caption([[2, 3], [1, 3]])
+    assert "p: the test over cases and runs where both have several runs, else the signed-rank test over cases" in both
 
 
 def test_names_that_begin_as_lists_do() -> None:
@@ -156,8 +187,26 @@ def test_names_and_paths_of_methods(files: list[Path], tmp_path: Path, capsys: p
 
 def test_numbers_in_words() -> None:
     assert number(-0.00001) == "0.0000"
-    assert (number(None), number(-1.234, "mm"), number(0.5, sign="+")) == ("–", "−1.23", "+0.5000")
-    assert (size(-1.2, "mm"), signed(-0.5, "")) == ("1.20 mm", "−0.5000")
-    assert (interval(None), interval([-0.1, 0.2], "mm")) == ("–", "−0.10 to 0.20")
+    assert (number(None), number(-1.234, 2), number(0.5, sign="+")) == ("–", "−1.23", "+0.5000")
+    assert (size(-1.2, "mm"), signed(-0.5, "", 4)) == ("1.20 mm", "−0.5000")
+    assert (interval(None), interval([-0.1, 0.2], 2)) == ("–", "−0.10 to 0.20")
     assert [p_value(p) for p in (None, 1e-9, 0.0123, 0.5, 1)] == ["–", "< 0.001", "0.012", "0.50", "1.00"]
     assert [p_value(p, "p") for p in (1e-9, 0.0123)] == ["p < 0.001", "p = 0.012"]
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "expected"),
+    [
+        ((0.02, 0.00001), "", 4),
+        ((3.2, 1.5, 12.0), "mm", 2),
+        ((0.15, 0.1, 0.21), "mm", 3),
+        ((0.00421, 0.0021, 0.0063), "mL", 5),
+        ((12.5, 0.03), "mm", 3),  # five digits of the largest
+        ((12.5, 0.0003), "mm", 4),  # but one of the smallest
+        ((150.0, -200.0, 0.0, None), "mm", 2),
+        ((0.0, 1e-17), "mL", 2),
+        ((1e-8, 1.0), "mL", 6),
+    ],
+)
+def test_decimals_are_chosen_by_size(values: tuple[float | None, ...], unit: str, expected: int) -> None:
+    assert decimals(values, unit) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -14,13 +15,15 @@ ROW: dict[str, Any] = {
     "sd_over_seeds": None, "p_holm": 0.004, "p_mean_holm": 0.004, "p_methods_holm": None, "better": 20,
     "equal": 0, "worse": 5, "cases": 25, "patients": 25, "unpaired": 0, "seeds": [1, 1],
 }  # fmt: skip
+COUNTS = {"missed": 0, "false": 0, "unpredicted": 0, "missed_unpredicted": 0}
+NONE = {"A": COUNTS, "B": COUNTS}
 SEVERAL = {"seeds": [3, 3], "p_methods_holm": 0.02, "sd_over_seeds": 0.005}
 CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "single runs": (
         {},
         "The trained network of A is better than that of B in Dice, by 0.0200 (95 % interval over cases +0.0100 to "
         "+0.0300); p = 0.004 over other cases.",
-        ["That other training runs would show the same: A and B have one run. In simulations with 25 cases"],
+        ["That other training runs would show the same: A and B have one run."],
     ),
     "the second is better": (
         {"mean": -0.02, "interval": [-0.03, -0.01], "better": 5, "worse": 20},
@@ -42,7 +45,7 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "methods of two runs": (
         SEVERAL | {"seeds": [2, 3]},
         "A is better than B in Dice",
-        ["That it holds", "That p over runs is exact. With two runs the test over cases and runs told at least one of"],
+        ["That it holds", "That p over runs is exact: two runs are few (see the notes)."],
     ),
     "methods, more than it varies by": (
         SEVERAL | {"sd_over_seeds": 0.05},
@@ -78,6 +81,11 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "−0.0100 to +0.0500).",
         ["That they are equal: every difference in the interval goes with these scores.", "That other training runs"],
     ),
+    "identical": (
+        {"p_holm": 1.0, "mean": 0.0, "interval": [0.0, 0.0], "better": 0, "equal": 25, "worse": 0},
+        "The scores of A and B in Dice are identical in all 25 cases.",
+        ["That they are equal: other cases may show a difference.", "That other training runs"],
+    ),
     "better in the mean, in few cases": (
         SEVERAL | {"better": 5, "worse": 20},
         "A is better than B",
@@ -97,7 +105,7 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         [
             "That it holds",
             "Anything about 3 cases that not every run has a score of.",
-            "That the interval is exact. With 5 cases.",
+            "That the interval is exact (see the notes).",
         ],
     ),
     "no cases": (
@@ -111,7 +119,7 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_every_reading(case: str) -> None:
     change, follows, limits = CASES[case]
-    found = sentences(ROW | change, metrics()["dice"])
+    found = sentences(ROW | change, metrics()["dice"], NONE)
     (line,) = found["follows"]
     assert line.startswith(follows)
     assert len(found["does_not_follow"]) == len(limits)
@@ -122,6 +130,56 @@ def test_every_reading(case: str) -> None:
 
 def test_less_is_better() -> None:
     row = ROW | {"mean": -3.0, "interval": [-4.0, -2.0]}
-    (line,) = sentences(row, metrics()["hd95"])["follows"]
+    (line,) = sentences(row, metrics()["hd95"], NONE)["follows"]
     assert line.startswith("The trained network of A is better than that of B in HD95, by 3.00 mm (95 % interval over")
     assert "+2.00 mm to +4.00 mm" in line
+
+
+def test_over_patients() -> None:
+    for row in (ROW, SEVERAL | {"p_methods_holm": 0.3, "p_mean_holm": 0.4}, {"p_holm": 0.5}, SEVERAL):
+        found = sentences(ROW | row, metrics()["dice"], NONE, "patient")
+        words = " ".join([*found["follows"], *found["does_not_follow"]])
+        assert "interval over patients" in words
+        assert not re.search(r"over (other )?cases", words), words
+
+
+MISSED = {"missed": 5, "unpredicted": 2, "missed_unpredicted": 4}
+FAILED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "the worse missed": (
+        "dice", {}, MISSED,
+        "That B is worse where it predicts: its mean counts 2 cases without a prediction (4 missed labels) and 1 other "
+        "missed label as 0, the worst value.",
+    ),
+    "of distances": (
+        "hd95", MISSED, {},
+        "That A is worse where it predicts: its mean counts 2 cases without a prediction (4 missed labels) and 1 other "
+        "missed label as the image's diagonal, the largest distance there is.",
+    ),
+    "no reference label in them": (
+        "dice", {}, {"unpredicted": 1},
+        "That B is worse where it predicts: its mean counts 1 case without a prediction as 0",
+    ),
+    "both": (
+        "relative_volume_difference", {"missed": 1}, {"false": 2},
+        "That it is so where both maps have a label: the means count others as 100 % (A: 1 missed label; B: 2 false "
+        "labels).",
+    ),
+    "the better": (
+        "volume_difference", {}, {"missed": 1},
+        "That it is so where both maps have a label: the means count others as the metric's rules say (B: 1 missed",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FAILED)
+def test_missed_labels_and_cases_without_a_prediction_are_told(case: str) -> None:
+    name, first, second, expected = FAILED[case]
+    methods = {"A": COUNTS | first, "B": COUNTS | second}
+    found = sentences(ROW, metrics()[name], methods)["does_not_follow"]
+    assert sum(line.startswith(expected) for line in found) == 1, found
+
+
+def test_small_quantities_keep_their_digits() -> None:
+    row = ROW | {"mean": -0.00421, "interval": [-0.0063, -0.0021]}
+    (line,) = sentences(row, metrics()["volume_difference"], NONE)["follows"]
+    assert "by 0.00421 mL (95 % interval over cases +0.00210 mL to +0.00630 mL)" in line

@@ -96,7 +96,10 @@ def test_one_table_per_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     summary = summarize_cases([score_case(pair(), wanted)], LABELS.names, wanted)
     shown = tables(summary)
     assert [str(each.title) for each in shown if isinstance(each, Table)] == ["Dice", "Excess, voxels"]
-    assert [str(each).strip() for each in shown[2::3]] == [metric.rules() for metric in wanted]
+    assert [str(each).strip() for each in shown[2:6:3]] == [metric.meaning() for metric in wanted]
+    last = str(shown[-1]).strip().splitlines()
+    assert last == [f"{metric.title}: {metric.absence}" for metric in wanted]
+    assert all(metric.rules() == f"{metric.meaning()} {metric.absence}" for metric in wanted)
 
 
 def test_maps_that_cannot_be_compared() -> None:

@@ -16,7 +16,8 @@ from maskmed_zoo.evaluation.distribution import distribution
 from maskmed_zoo.evaluation.metrics import chosen, metrics
 from maskmed_zoo.evaluation.reference import checksum_of
 from maskmed_zoo.evaluation.statistics.interval import mean_interval
-from maskmed_zoo.evaluation.table import distribution_line, score_table
+from maskmed_zoo.evaluation.statistics.sample import SEVERAL_CASES
+from maskmed_zoo.evaluation.table import distribution_line, remarks, score_table
 from maskmed_zoo.labels import Labels
 
 LABELS = Labels({"background": 0, "liver": 1, "cyst": 2})
@@ -57,7 +58,9 @@ def test_a_summary_says_how_sure_it_is(capsys: pytest.CaptureFixture[str]) -> No
     line = distribution_line(summary)
     assert "median 0.5000" in line
     assert "worst: h 0.4000, x0 0.4500" in line
-    assert line.endswith(summary["interval_warning"])
+    assert summary["interval_warning"] in remarks({"dice": summary})
+    patients = dict.fromkeys("bh", "one")
+    assert summarize(cases, LABELS.names, patients=patients)["interval_warning"] == SEVERAL_CASES
     assert "95 %" in [column.header for column in score_table(summary).columns]
     many = [CaseScores(f"{i}", {"liver": i / 200}) for i in range(200)]
     assert summarize(many, ["liver"])["interval_warning"] is None
@@ -101,6 +104,8 @@ def test_rows_of_the_table_of_cases(tmp_path: Path) -> None:
     assert {row[3] for row in found[6:]} == {"brats_dice", "lesion_sq"}
     assert found[7][2:] == ("cyst", "brats_dice", 1.0, "absent")
     assert found[12][2:] == ("liver", "lesion_sq", None, "undefined")  # an IoU of 0.5, which is no pair
+    states = {row["state"] for row in rows(summary | {"unpredicted": ["b"]}) if row["case"] == "b"}
+    assert states == {"unpredicted", "false"}, "missed labels alone"
     path = tmp_path / "scores.csv"
     write_cases(summary, path)
     with path.open(newline="", encoding="utf-8") as file:
@@ -130,3 +135,7 @@ def test_metrics_of_which_less_is_better_name_other_cases() -> None:
     assert summarize(cases, ["liver"], metrics()["hd95"])["over_cases"]["worst"] == ["far", "near"]
     with pytest.raises(DataError, match="same name"):
         summarize([cases[0], cases[0]], ["liver"], metrics()["hd95"])
+
+
+def test_names_of_the_worst_cases_are_one_line() -> None:
+    assert "worst: a\\nb 0.5000." in distribution_line(summarize([CaseScores("a\nb", {"liver": 0.5})], ["liver"]))

@@ -14,6 +14,7 @@ from maskmed_zoo.cli.main import main
 from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.errors import ArgumentError, DataError, RecipeError
+from maskmed_zoo.evaluation.metrics import metrics
 from maskmed_zoo.evaluation.settings import metric_settings
 from maskmed_zoo.evaluation.table import tables
 from maskmed_zoo.metric_settings import MetricSettings
@@ -30,12 +31,17 @@ def test_a_file_a_mapping_or_an_object(tmp_path: Path) -> None:
     assert [found.tolerance_of(name) for name in ("left", "right", "other")] == [1.5, 3, 2]
     assert MetricSettings().tolerance_of("left") == 2
     assert metric_settings({"tolerance": 0}).tolerance_of("left") == 0
+    section = tmp_path / "section.yaml"
+    section.write_text("evaluation:\n" + "".join(f"  {line}\n" for line in file.read_text().splitlines()))
+    assert metric_settings(section) == metric_settings({"evaluation": found.model_dump()}) == found, "as in a recipe"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("tolerence: 3", r"s\.yaml:1:1: tolerence: unknown key; did you mean 'tolerance'"),
+        ("evaluation:\n  tolerence: 3", r"s\.yaml:2:3: tolerence: unknown key; did you mean 'tolerance'"),
+        ("evaluation: 3", r"s\.yaml:1:1: evaluation: unknown key"),
         ("boundary_width: 1\ntolerance: -1", r"s\.yaml:2:1: tolerance: .*greater than or equal to 0, got -1$"),
         ("tolerance: true", r"s\.yaml:.*'tolerance' takes neither true nor false"),
         ("tolerance: {liver: true}", r"s\.yaml:1:1: tolerance: [^;]*number, got True$"),
@@ -95,6 +101,7 @@ def test_scores_of_folders_say_which_settings_they_had(folders, tmp_path: Path) 
 def test_missed_labels_are_counted_and_have_the_worst_value(folders) -> None:
     pred, ref = folders
     summary = zoo.evaluate(pred=pred, ref=ref, metrics=["hd95"])
+    assert zoo.evaluate(pred=pred, ref=ref, metrics="hd95") == summary, "a name alone"
     diagonal = float(np.linalg.norm([12, 12, 8]))
     right = {
         "mean": 0.5, "std": pytest.approx(0.5**0.5), "n": 2, "absent": 0, "missed": 1, "false": 0, "unannotated": 0
@@ -116,10 +123,18 @@ def test_the_command_prints_the_rules_under_every_table(folders, tmp_path: Path,
     assert main([*words, "--metrics", "nsd,hd", "--metric-settings", str(settings)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     scores = json.loads((tmp_path / "scores.json").read_text())
-    for rules in (scores["rules"], scores["metrics"]["nsd"]["rules"], scores["metrics"]["hd"]["rules"]):
-        assert rules in printed
+    for name in ("dice", "nsd", "hd"):
+        assert metrics()[name].meaning(metric_settings(settings)) in printed
+        rules = (scores if name == "dice" else scores["metrics"][name])["rules"]
+        assert rules == f"{metrics()[name].meaning(metric_settings(settings))} {metrics()[name].absence}"
+    assert printed.count("A label absent in reference and prediction") == 2, "of shares together, and of distances"
+    assert f"Dice, NSD: {metrics()['nsd'].absence}" in printed
     assert "the tolerance is 1 mm for right, 2 mm for any other" in printed
     assert "gets the image's diagonal" in printed
+    settings.write_text("tolerance: {right: 1, left: 2.5}", encoding="utf-8")
+    assert main([*words, "--metrics", "nsd", "--metric-settings", str(settings)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the tolerance is 1 mm for right, 2.5 mm for left." in printed, "and there is no other label"
     settings.write_text("tolerance: {wrong: 1}", encoding="utf-8")
     assert main([*words, "--metric-settings", str(settings)]) == 2
     assert capsys.readouterr().err.count("\n") == 1

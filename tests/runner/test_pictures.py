@@ -46,6 +46,16 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return pred, ref
 
 
+def test_a_case_without_a_prediction_is_drawn_as_that(folders: tuple[Path, Path], shown: list[ShownCase]) -> None:
+    pred, ref = folders
+    (pred / "d.nii.gz").unlink()
+    score_folders(pred, ref, pictures=pred / "pictures", missing_as_missed=True)
+    assert [("no prediction" in case.lines, case.lines[0]) for case in shown if case.heading == "worst"] == [
+        (True, "d")
+    ]
+    assert sum("no prediction" in case.lines for case in shown) == 1
+
+
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[ShownCase]:
     """What is drawn."""

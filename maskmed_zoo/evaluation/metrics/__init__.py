@@ -49,18 +49,26 @@ class Metric:
 
     def rules(self, settings: MetricSettings | None = None) -> str:
         """Unit, direction, definition with these settings (default: the defaults), and what absent labels get."""
+        return f"{self.meaning(settings)} {self.absence}"
+
+    def meaning(self, settings: MetricSettings | None = None) -> str:
+        """The rules without what absent labels get."""
         unit = f"{self.unit}, " if self.unit else ""
         details = f"; {self.details(settings or MetricSettings())}" if self.details else ""
         better = "higher" if self.higher_is_better else "lower"
+        return f"{self.title} ({unit}{better} is better): {self.definition}{details}."
+
+    @property
+    def absence(self) -> str:
+        """What a label gets that neither of the maps has, or only one."""
         both = (
             "is left out and counted in absent"
             if self.both_absent is None
             else f"(counted in absent) gets {self.both_absent:g}"
         )
         return (
-            f"{self.title} ({unit}{better} is better): {self.definition}{details}. A label absent in reference and "
-            f"prediction {both}; one that only the reference has (counted in missed) or only the prediction (counted "
-            f"in false) {self.one_absent_words}."
+            f"A label absent in reference and prediction {both}; one that only the reference has (counted in missed) "
+            f"or only the prediction (counted in false) {self.one_absent_words}."
         )
 
     @property
@@ -92,5 +100,6 @@ def chosen(names: str | Sequence[str]) -> list[Metric]:
     known, names = metrics(), [names] if isinstance(names, str) else names
     for name in names:
         if name not in known:
-            raise ArgumentError(f"no metric '{name}'{nearest(name, known)} (metrics: {', '.join(sorted(known))})")
+            hint = nearest(name, known) or nearest(name.lower(), known)
+            raise ArgumentError(f"no metric '{name}'{hint} (metrics: {', '.join(sorted(known))})")
     return [known[name] for name in dict.fromkeys([DEFAULT, *names])]

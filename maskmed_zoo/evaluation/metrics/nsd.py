@@ -31,8 +31,9 @@ def _of_pair(pair: LabelMapPair, names: Sequence[str]) -> dict[str, float]:
 def _tolerances(settings: MetricSettings) -> str:
     if not isinstance(settings.tolerance, dict):
         return f"the tolerance is {settings.tolerance:g} mm"
-    named = ", ".join(f"{mm:g} mm for {name}" for name, mm in settings.tolerance.items())
-    return f"the tolerance is {', '.join([*[named][: bool(named)], f'{TOLERANCE:g} mm for any other'])}"
+    named = [f"{mm:g} mm for {name}" for name, mm in settings.tolerance.items()]
+    others = [f"{TOLERANCE:g} mm for any other"] if settings.has_others else []
+    return f"the tolerance is {', '.join([*named, *others])}"
 
 
 METRIC = Metric(

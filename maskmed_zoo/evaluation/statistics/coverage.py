@@ -53,8 +53,8 @@ def told_apart(patients: int) -> str:
     if cases is None:
         return ""
     return (
-        f"In simulations with {cases} cases the test told at least one of three pairs of single runs of equal methods "
-        f"apart in up to {100 * ONE_RUN[cases]:.0f} %, as it would other seeds of one method."
+        f"Single runs differ by chance too: among three equal methods of one run each, the test over {cases} cases "
+        f"told two apart in up to {100 * ONE_RUN[cases]:.0f} % of simulations."
     )
 
 

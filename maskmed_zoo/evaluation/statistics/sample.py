@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 Scores = Mapping[str, float | None]
 """Case to score, None where it has none."""
 Vector = NDArray[np.float64]
+SEVERAL_CASES = (
+    "Some patients have several cases: how well 95 % intervals and tests over patients hold then was not simulated."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,11 @@ def sample(runs: Sequence[Scores], cases: Sequence[str], patients: Mapping[str, 
         numbers.setdefault((patients or {}).get(case, case), len(numbers))
     index = [numbers[(patients or {}).get(case, case)] for case in cases]
     return Sample(np.array([[run[case] for case in cases] for run in runs], np.float64), np.array(index, np.int64))
+
+
+def several_cases(cases: int, patients: int) -> str | None:
+    """What is to be said where patients have several cases, as in no simulation; else None."""
+    return SEVERAL_CASES if patients < cases else None
 
 
 def spread(values: Sequence[float | None]) -> float | None:

@@ -95,5 +95,5 @@ def test_words_where_the_share_is_too_small() -> None:
 
 def test_single_runs_of_equal_methods() -> None:
     assert told_apart(9) == ""
-    assert "25 cases the test told at least one of three pairs" in told_apart(40)
+    assert "the test over 25 cases told two apart" in told_apart(40)
     assert f"{100 * ONE_RUN[100]:.0f} %" in told_apart(1000)
