@@ -97,7 +97,7 @@ def _limits(row: Mapping[str, Any], metric: Metric, better: str | None) -> list[
     if row["unpaired"]:
         found.append(f"Anything about {counted(row['unpaired'], 'case')} that not every run has a score of.")
     if row["p_methods_holm"] is not None and level_warning(min(row["seeds"])):
-        found.append("That p over runs is exact: two runs are few (see the notes).")
+        found.append("That p over runs is exact: two runs are few.")
     if row["interval_warning"]:
         found.append("That the interval is exact (see the notes).")
     return found

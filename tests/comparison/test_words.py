@@ -45,7 +45,7 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "methods of two runs": (
         SEVERAL | {"seeds": [2, 3]},
         "A is better than B in Dice",
-        ["That it holds", "That p over runs is exact: two runs are few (see the notes)."],
+        ["That it holds", "That p over runs is exact: two runs are few."],
     ),
     "methods, more than it varies by": (
         SEVERAL | {"sd_over_seeds": 0.05},
