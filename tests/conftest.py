@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,12 @@ train:
   optimizer: {kind: adamw, lr: 3e-3, transformer_scale: 0.3, warmup_iterations: 2}
 inference: {}
 """
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is heard by tests that are started in the background too, whose shell has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,7 @@ def load(source: RunFolder | str | Path, *, which: Which = "last", device: str |
     if which == "best" and run.is_exported and check_exported(run.path).get("weights") != "best":
         raise CheckpointError(f"{run.path}: the last weights of a run were exported here, not the best; export those")
     runs = [*finished_folds(run.path, log.warning).values()] if folds_in(run.path) else [run]
-    recipe, fingerprint = runs[0].recipe(with_loss=False), runs[0].fingerprint()
+    recipe = runs[0].recipe(with_loss=False)
     models = [model_of(recipe) for _ in runs]
     sums = [one.load_weights(model, which, recipe) for one, model in zip(runs, models, strict=True)]
     if runs[0].preprocessing != PREPROCESSING:
@@ -43,4 +43,4 @@ def load(source: RunFolder | str | Path, *, which: Which = "last", device: str |
             "%s: trained on images prepared as by an earlier version, and sees them as prepared today; train it again",
             run.path,
         )
-    return Predictor(recipe, models, fingerprint, device=device, weights_sha256=together(sums))
+    return Predictor(recipe, models, runs[0].fingerprint(), device=device, weights_sha256=together(sums))

@@ -43,7 +43,7 @@ def test_training_saves(
     assert last == (
         f"{run}: saved after 1 of 6 steps, stopped by {number.name}; go on with --resume (resume=True in Python)"
     )
-    assert {path.name for path in run.iterdir()} == {"recipe.yaml", "manifest.json", "state_last.pt"}
+    assert {path.name for path in run.iterdir()} == {"recipe.yaml", "manifest.json", "state_last.pt", "steps.jsonl"}
 
 
 @pytest.mark.parametrize(("owner", "name"), [(CaseCache, "_build"), (Predictor, "segment")], ids=["before", "after"])

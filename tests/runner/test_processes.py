@@ -113,7 +113,7 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_both(together: l
 
 def test_validation_counts_the_patches_of_all_processes(folder: Path, together: list[dict[str, Any]]) -> None:
     batches: Any = [two.batch_of("plain", step) | {"annotated": torch.ones(4, 3).bool()} for step in range(3)]
-    assert together[0]["dice"] == together[1]["dice"] == two.learner(folder).validate(batches) > 0
+    assert together[0]["dice"] == together[1]["dice"] == two.learner(folder).validate(batches).dice > 0
 
 
 def test_a_run_of_two_processes_is_that_of_one(folder: Path, together: list[dict[str, Any]], printed: Any) -> None:

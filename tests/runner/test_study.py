@@ -220,9 +220,9 @@ def test_a_fold_that_fails_is_one_line_and_the_others_go_on(
     )
     words = ["train", str(tiny_recipe), "--data", str(dataset), "--out", str(out), "--folds", "0-1"]
     words += ["--device", "cpu", *(word for key, value in QUICK.items() for word in ("--set", f"{key}={value}"))]
-    for extra in (["--fold", "0"], ["--resume"]):
+    for extra in (["--fold", "0"], ["--resume"], ["--extend-to", "9"], ["--tensorboard"]):
         assert main([*words, *extra]) == 2
-        assert capsys.readouterr().err.startswith("train: give no --fold and no --resume beside --folds")
+        assert capsys.readouterr().err.startswith(f"folds: give no {extra[0]} beside them")
     assert main(words) == 1
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-1] == "fold 0: failed: step 7: loss is nan"
@@ -285,8 +285,8 @@ def test_what_is_no_study_is_refused_before_anything_is_made(
     refused(DataError, "case 'case_01' validates in folds 0 and 1, and would count twice")
     monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
     refused(ArgumentError, "torchrun lets several processes train one run; to share several runs, give this command")
-    for words in ({"fold": 1}, {"resume": True}):
-        with pytest.raises(ArgumentError, match="give no fold and no resume beside them"):
+    for words in ({"fold": 1}, {"resume": True}, {"extend_to": 9}):
+        with pytest.raises(ArgumentError, match=f"give no {next(iter(words))} beside them"):
             zoo.train(recipe, data=dataset, out=tmp_path / "new", folds="0-1", **words)  # type: ignore[arg-type]
     assert here == []
     assert not (tmp_path / "new").exists()

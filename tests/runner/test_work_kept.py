@@ -220,7 +220,7 @@ def test_little_memory_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch, 
     def short(*_: Any, **__: Any) -> None:
         raise shortage
 
-    monkeypatch.setattr(Predictor, "run", short)
+    monkeypatch.setattr(Predictor, "_output", short)
     (line,) = message(lambda: predictor.segment(np.zeros((9, 18, 18)), spacing=(2, 1, 1)), MemoryShortageError)
     assert "needs more memory than there is" in line
     assert "crop the image" in line
@@ -235,7 +235,7 @@ def test_other_failures_are_not_taken_for_little_memory(here: Path, monkeypatch:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(Predictor, "run", broken)
+    monkeypatch.setattr(Predictor, "_output", broken)
     predictor = load(here / "run", device="cpu")
     with pytest.raises(RuntimeError, match="shapes do not match"):
         predictor.segment(np.zeros((9, 18, 18)), spacing=(2, 1, 1))

@@ -125,7 +125,7 @@ def _skipped(folder: Path, rank: int) -> tuple[dict[str, float], str, bool]:
 def _validated(folder: Path) -> float:
     trainer = learner(folder, accumulate=2)
     batches: Any = [own(batch_of("plain", step) | {"annotated": torch.ones(4, 3).bool()}) for step in range(3)]
-    return trainer.validate(batches)
+    return trainer.validate(batches).dice
 
 
 def command(folder: Path, out: str) -> int | str:

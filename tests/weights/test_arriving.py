@@ -180,7 +180,7 @@ def test_a_full_disk(source: int, exported: Path, server: Server, tmp_path: Path
     code, said = process(sources(server, exported, tmp_path)[source], out, largest=20000).end()
     assert code == 2
     assert said.count("\n") == 1
-    assert "cannot be written (File too large)" in said
+    assert "cannot be written (File too large; " in said
     assert not out.parent.exists()
 
 
