@@ -53,7 +53,7 @@ def test_the_test_over_runs_holds_its_level() -> None:
     chance = 3 * (0.05 * 0.95 / int(rows[0]["simulations"])) ** 0.5
     methods = [float(row["methods"]) for row in rows if row["methods"]]
     assert len(methods) == 72
-    assert max(methods) <= 0.05 + chance
+    assert max(float(row["methods"]) for row in rows if int(row["seeds"]) > 2) <= 0.05 + chance
     assert max(float(row["methods"]) for row in rows if row["seeds"] == "2") == TWO_RUNS
     assert f"{100 * TWO_RUNS:.1f} %" in (level_warning(2) or "")
     assert level_warning(3) is None
