@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from maskmed_zoo import files
+from maskmed_zoo import distributed
 from maskmed_zoo.data.patches import Patch
 from maskmed_zoo.errors import CheckpointError, OutputError, StoppedError
 from maskmed_zoo.recipe import Recipe, load_recipe
@@ -313,6 +314,25 @@ def test_the_same_signal_again_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         assert isinstance(asked.stop("x"), StoppedError), "the first one counts"
     finally:
         signal.signal(signal.SIGTERM, old)
+
+
+@pytest.mark.parametrize(("does", "waits"), [("raise", 0), ("stop", 2)])
+def test_processes_wait_for_each_other_where_all_stop(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, waits: int
+) -> None:
+    """For the state to be saved, and for all to end; not where this one alone is interrupted, whatever is said."""
+    waited: list[None] = []
+
+    def interrupts() -> None:
+        if does == "raise":
+            raise KeyboardInterrupt("a second time")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(distributed, "wait", lambda: waited.append(None))
+    before_step(monkeypatch, 0, interrupts)
+    with pytest.raises(KeyboardInterrupt):
+        go(made, tmp_path / "run", recipe=recipe_of(made, {"train.save_minutes": 10}))
+    assert len(waited) == waits
 
 
 def test_a_signal_that_ends_at_once_is_noted_by_its_words(made: Path, tmp_path: Path) -> None:
