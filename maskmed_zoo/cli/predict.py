@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> None:
     with distributed.one_voice():
         if distributed.size() > 1:
             raise ArgumentError(
-                "predict: torchrun would let every process predict every image; give the command without it, or several "
-                "times, each with images of its own"
+                "predict: torchrun would let every process predict every image; give the command without it, or "
+                "several times, each with images of its own"
             )
     written = predict(
         RunFolder(args.run), args.inputs, args.out, device=args.device, overwrite=args.overwrite, which=args.weights

@@ -28,7 +28,7 @@ def begin(
     device: str | None,
     resume: bool | str | Path,
     **how: Any,
-) -> tuple[RunFolder, list[str | Path], str | None]:
+) -> tuple[RunFolder, Sequence[str | Path], str | None]:
     """`train` with a recipe, data and a new folder; with `resume`, what is not given is what the run knows.
 
     `resume` is the run's folder, or True for that in `out`; `how` has further arguments of `train`. Returns the run,
@@ -41,7 +41,7 @@ def begin(
     if run is not None and resume is not False and (recipe is None or given is None or resume is not True):
         known = Known.of(run, overrides if recipe is None else (), given)
         loaded = known.recipe if recipe is None else load_recipe(recipe, overrides)
-        given, fold, device = [*known.data], known.fold if fold is None else fold, device or known.device
+        given, fold, device = known.data, known.fold if fold is None else fold, device or known.device
     elif recipe is None or given is None or run is None:
         raise ArgumentError(
             "to train, give RECIPE, --data and --out (recipe, data=, out=); to go on, --resume RUN (resume=) is enough"

@@ -63,10 +63,10 @@ def train_study(
     """Train and score the folds that are neither finished nor in the hands of another process, and pool the scores.
 
     Returns `scores`, as `pool` gives them, of all finished folds in `out`, None without any; and `incomplete`: fold and
-    state of the others, and whether it is one of `folds`. A fold that fails is reported and left for the next call; the others continue. Raises, before
-    anything is made, what `train` does, `ArgumentError` for no folds, `DataError` where a case validates in two of
-    them, and `CheckpointError` for a folder that holds something else, folds of another recipe or other data, another start, and
-    no weights in `init`, with which every fold begins.
+    state of the others, and whether it is one of `folds`. A fold that fails is reported and left for the next call; the
+    others continue. Raises, before anything is made, what `train` does, `ArgumentError` for no folds, `DataError` where
+    a case validates in two of them, and `CheckpointError` for a folder that holds something else, folds of another
+    recipe or other data, another start, and no weights in `init`, with which every fold begins.
     """
     display, numbers = display or Display(), parse_folds(folds)
     refuse_torchrun()

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskmed_zoo import files
-from maskmed_zoo import distributed
+from maskmed_zoo import distributed, files
 from maskmed_zoo.data.patches import Patch
 from maskmed_zoo.errors import CheckpointError, OutputError, StoppedError
 from maskmed_zoo.recipe import Recipe, load_recipe
