@@ -281,7 +281,7 @@ def train(
             expect_several("folds", folds, INTEGER, "numbers of folds, or text such as '0-4'")
         check_failures(begin_study(recipe, settings, folds=folds, alone=alone, **where))
         return Path(where["out"])
-    run, _ = begin(recipe, settings, **where, **alone)
+    run, *_ = begin(recipe, settings, **where, **alone)
     return run.path
 
 

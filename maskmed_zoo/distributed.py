@@ -1,9 +1,9 @@
 """The processes that train one run, started by `torchrun`: who this one is, and the few things they do together.
 
-In one process everything here is the identity. Gradients and counts are summed where they are, over gloo on the CPU and
-NCCL on GPUs, in the usual time limits. Words, and waiting for another process, go over gloo and may take as long as
-they take: rank 0 prepares cases for hours, if need be. A process that dies is noticed by its connections, and by
-`torchrun`, which ends the others.
+In one process everything here is the identity. Gradients and counts are summed where they are, over gloo on the CPU
+and NCCL on GPUs, and what is asked after every step is over gloo, in the usual time limits. Words, and waiting for
+another process, go over gloo and may take as long as they take: rank 0 prepares cases for hours, if need be. A
+process that dies is noticed by its connections, and by `torchrun`, which ends the others.
 """
 
 # What is used of torch.distributed is documented there, and by its own list not exported.
@@ -130,7 +130,7 @@ def largest(number: int) -> int:
         return number
     found = torch.tensor(number)
     with _together():
-        dist.all_reduce(found, dist.ReduceOp.MAX, group=_words())
+        dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
 
 

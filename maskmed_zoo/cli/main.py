@@ -1,8 +1,8 @@
 """The command `maskmed-zoo`: verbs, each in a module of its own that is imported on use.
 
 Exit code 0: done; 1: a failure; 2: a user's mistake, reported in one line per problem on standard error; as in a shell
-130: interrupted by Ctrl-C; 143: ended by SIGTERM, or training that a signal stopped; 141: nobody read standard output
-to the end.
+130: interrupted by Ctrl-C; 143: ended by SIGTERM or SIGUSR1, or training that a signal stopped; 141: nobody read
+standard output to the end.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from maskmed_zoo.memory import REMEDY, is_exhausted
 from maskmed_zoo.version import __version__
 
 PIPE_CLOSED, INTERRUPTED, TERMINATED = 141, 130, 143
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""What schedulers send some time before they kill."""
 VERBS = {
     "list": "names of components and models",
     "describe": "the facts about one of them",
@@ -93,24 +95,25 @@ def _run(words: Sequence[str]) -> None:
 
 
 class _TerminatedError(BaseException):
-    """SIGTERM, wherever the program is; what is being written is cleaned up as after Ctrl-C."""
+    """A signal of `ENDING`, wherever the program is; what is being written is cleaned up as after Ctrl-C."""
 
 
 @contextmanager
 def _termination_raised() -> Generator[None]:
-    """SIGTERM ends a command as Ctrl-C does, unless somebody has said what it is to do."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _terminated)
+    """Signals of `ENDING` end a command as Ctrl-C does, unless somebody has said what they are to do."""
+    is_main = threading.current_thread() is threading.main_thread()
+    ours = [number for number in ENDING if is_main and signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, _terminated)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
-def _terminated(*_: object) -> NoReturn:
-    raise _TerminatedError("ended by SIGTERM")
+def _terminated(number: int, _: object) -> NoReturn:
+    raise _TerminatedError(f"ended by {signal.Signals(number).name}")
 
 
 class _Parser(argparse.ArgumentParser):

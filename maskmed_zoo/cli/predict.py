@@ -31,9 +31,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Predict and name the files written."""
+    from maskmed_zoo import distributed
+    from maskmed_zoo.errors import ArgumentError
     from maskmed_zoo.runner.predict import predict
     from maskmed_zoo.runner.run_folder import RunFolder
 
+    with distributed.one_voice():
+        if distributed.size() > 1:
+            raise ArgumentError(
+                "predict: torchrun would let every process predict every image; give the command without it, or "
+                "several times, each with images of its own"
+            )
     written = predict(
         RunFolder(args.run), args.inputs, args.out, device=args.device, overwrite=args.overwrite, which=args.weights
     )

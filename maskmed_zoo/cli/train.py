@@ -83,25 +83,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train and evaluate; of several processes, rank 0 prints."""
-    if args.folds is not None:
-        _study(args)
-        return
     from maskmed_zoo import distributed
 
     with distributed.one_voice():
-        _run(args, is_first=distributed.is_first())
+        if args.folds is not None:
+            _study(args)
+        else:
+            _run(args, is_first=distributed.is_first())
 
 
 def _run(args: argparse.Namespace, *, is_first: bool) -> None:
     from maskmed_zoo.evaluation.table import tables
     from maskmed_zoo.runner.begin import begin
     from maskmed_zoo.runner.evaluate import evaluate
+    from maskmed_zoo.runner.run_folder import RunFolder
     from maskmed_zoo.runner.tensorboard import TensorBoard
 
-    if isinstance(args.resume, str) and args.out is not None and args.recipe is None:
+    is_run = isinstance(args.resume, str) and RunFolder(Path(args.resume)).exists()
+    if isinstance(args.resume, str) and not is_run and args.out is not None and args.recipe is None:
         args.recipe, args.resume = args.resume, True  # train --resume RECIPE --data … --out RUN
     how: dict[str, Any] = {"workers": args.workers, "init": args.init, "extend_to": args.extend_to}
-    folder, device = begin(
+    folder, data, device = begin(
         args.recipe,
         _overrides(args),
         data=args.data,
@@ -114,7 +116,7 @@ def _run(args: argparse.Namespace, *, is_first: bool) -> None:
     )
     if not folder.manifest()["validation"]:
         return
-    result = evaluate(folder, data=args.data, device=device)
+    result = evaluate(folder, data=data, device=device)
     if is_first:
         render(*tables(result))
 

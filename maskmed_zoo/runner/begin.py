@@ -28,11 +28,11 @@ def begin(
     device: str | None,
     resume: bool | str | Path,
     **how: Any,
-) -> tuple[RunFolder, str | None]:
+) -> tuple[RunFolder, Sequence[str | Path], str | None]:
     """`train` with a recipe, data and a new folder; with `resume`, what is not given is what the run knows.
 
-    `resume` is the run's folder, or True for that in `out`; `how` has further arguments of `train`. Returns the run and
-    the device. Raises `ArgumentError` where something is missing.
+    `resume` is the run's folder, or True for that in `out`; `how` has further arguments of `train`. Returns the run,
+    its data sets and the device. Raises `ArgumentError` where something is missing.
     """
     given = None if data is None else [data] if isinstance(data, str | Path) else list(data)
     if not isinstance(resume, bool) and out is not None and Path(resume).absolute() != out.absolute():
@@ -49,7 +49,8 @@ def begin(
     else:
         loaded = load_recipe(recipe, overrides)
     resumes = resume is not False
-    return train(loaded, data=given, out=run, fold=fold or 0, device=device, resume=resumes, **how), device
+    folder = train(loaded, data=given, out=run, fold=fold or 0, device=device, resume=resumes, **how)
+    return folder, given, device
 
 
 def begin_study(

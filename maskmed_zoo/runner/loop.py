@@ -59,6 +59,7 @@ class Loop:
             for stream, chosen in parts.items()
         }
         self.progress = Progress()
+        self._is_told_to_stop = False  # after a step, in all processes
 
     def resume(self) -> None:
         """Continue from the last state of the run."""
@@ -81,8 +82,8 @@ class Loop:
         distributed.same_as_first([*model.parameters(), *model.buffers()])
         try:
             self._run(total, display)
-        except (StoppedError, KeyboardInterrupt) as error:
-            if error.args:  # after a step, in all processes
+        except (StoppedError, KeyboardInterrupt):
+            if self._is_told_to_stop:
                 distributed.wait()  # until all is written, lest the end of one ends the one that writes
             raise
 
@@ -107,9 +108,10 @@ class Loop:
                     watch.save()
                     if distributed.is_first():
                         save(self.run, self.trainer, progress)
+                    distributed.wait()  # however long that takes
                 session.note(self.trainer.iteration)
             if _turn(pauses) is Turn.STOP:  # while the last epoch was saved: evaluation is not to begin
-                raise pauses.stop(f"{self.run.path}: all {total} epochs are trained and saved")
+                raise self._stop(pauses, f"{self.run.path}: all {total} epochs are trained and saved")
 
     def watched(self, shown: Callback, say: Callable[[str], None]) -> Callbacks:
         """What looks at the training, and writes down what it sees: in rank 0."""
@@ -169,10 +171,16 @@ class Loop:
             watch.save()
             if distributed.is_first():
                 save_state(self.run, self.trainer, self.progress)
+            distributed.wait()  # however long that takes
         step = self.trainer.iteration
         session.note(step)
         if turn is Turn.STOP:
-            raise pauses.stop(f"{self.run.path}: saved after {step} of {self.recipe.train.iterations} steps")
+            raise self._stop(pauses, f"{self.run.path}: saved after {step} of {self.recipe.train.iterations} steps")
+
+    def _stop(self, pauses: Pauses, what: str) -> StoppedError | KeyboardInterrupt:
+        """What all processes raise together."""
+        self._is_told_to_stop = True
+        return pauses.stop(what)
 
     @property
     def _validates(self) -> bool:

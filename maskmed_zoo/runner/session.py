@@ -84,4 +84,7 @@ def _cause(error: BaseException) -> str:
     """What ended a session: a signal's name, or the error."""
     if isinstance(error, StoppedError):
         return error.by
-    return "SIGINT" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, KeyboardInterrupt):
+        return "SIGINT"
+    named = f"{type(error).__name__}: {first_line(error)}"
+    return named if isinstance(error, Exception) else str(error) or named

@@ -100,7 +100,7 @@ def _verify(path: Path) -> None:
         start = max(0, file.seek(0, os.SEEK_END) - _END - _COMMENT)
         file.seek(start)
         tail = file.read()
-        if tail[-_END:].startswith(b"PK\5\6"):
+        if tail[-_END:].startswith(b"PK\5\6") and tail.endswith(bytes(2)):
             return  # of an earlier version
         if len(tail) < _END + _COMMENT or not tail.startswith(b"PK\5\6"):
             raise ValueError("cut off, or no state of a training run")

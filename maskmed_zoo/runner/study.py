@@ -15,6 +15,7 @@ from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.sources import Data, Source, Split, open_sources
 from maskmed_zoo.device import pick_device, pick_workers
 from maskmed_zoo.errors import ArgumentError, CheckpointError, DataError, ZooError
+from maskmed_zoo.files import sha256_of
 from maskmed_zoo.lock import locked
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.display import Display
@@ -62,16 +63,15 @@ def train_study(
     """Train and score the folds that are neither finished nor in the hands of another process, and pool the scores.
 
     Returns `scores`, as `pool` gives them, of all finished folds in `out`, None without any; and `incomplete`: fold and
-    state of the others. A fold that fails is reported and left for the next call; the others continue. Raises, before
-    anything is made, what `train` does, `ArgumentError` for no folds, `DataError` where a case validates in two of
-    them, and `CheckpointError` for a folder that holds something else, folds of another recipe or other data, and no
-    weights in `init`, with which every fold begins.
+    state of the others, and whether it is one of `folds`. A fold that fails is reported and left for the next call; the
+    others continue. Raises, before anything is made, what `train` does, `ArgumentError` for no folds, `DataError` where
+    a case validates in two of them, and `CheckpointError` for a folder that holds something else, folds of another
+    recipe or other data, another start, and no weights in `init`, with which every fold begins.
     """
     display, numbers = display or Display(), parse_folds(folds)
     refuse_torchrun()
     pick_workers(workers, pick_device(device))
-    if init is not None:
-        weights_in(init)
+    start = None if init is None else weights_in(init)
     sources = open_sources(data)
     splits = {fold: [source.splits(fold) for source in sources] for fold in {*folds_in(out), *numbers}}
     _check_cases(sources, splits)
@@ -80,6 +80,7 @@ def train_study(
     for fold, parts in splits.items():
         run = RunFolder(fold_path(out, fold))
         check_folder(run, bound, run_facts(sources, parts, fold), run.exists())
+    _check_starts(out, numbers, init, start)
     network_facts(bound)
     jobs = {fold: Job(f"fold {fold}", recipe, RunFolder(fold_path(out, fold)), fold) for fold in splits}
     paths = tuple(str(path) for path in ([data] if isinstance(data, str | Path) else data))
@@ -87,14 +88,16 @@ def train_study(
     return {
         "scores": _pooled(out, jobs, data, display),
         "incomplete": [
-            {"fold": fold, "state": job.state()} for fold, job in sorted(jobs.items()) if job.scores() is None
+            {"fold": fold, "state": job.state(), "is_asked_for": fold in numbers}
+            for fold, job in sorted(jobs.items())
+            if job.scores() is None
         ],
     }
 
 
 def check_failures(summary: Mapping[str, Any]) -> None:
-    """Raise `ZooError` with a line for each fold that `train_study` says has failed."""
-    failed = [fold for fold in summary["incomplete"] if fold["state"].startswith("failed")]
+    """Raise `ZooError` with a line for each fold that was asked for and, as `train_study` says, has failed."""
+    failed = [fold for fold in summary["incomplete"] if fold["is_asked_for"] and fold["state"].startswith("failed")]
     if failed:
         raise ZooError("\n".join(f"fold {fold['fold']}: {fold['state']}" for fold in failed))
 
@@ -120,6 +123,27 @@ def _check_out(out: Path) -> None:
     is_ours = out.is_dir() and (folds_in(out) or all(OWN.fullmatch(path.name) for path in out.iterdir()))
     if out.exists() and not is_ours:
         raise CheckpointError(f"{out}: exists and is no study; give a new folder with --out")
+
+
+def _check_starts(out: Path, numbers: Sequence[int], init: Path | None, file: Path | None) -> None:
+    """Raise `CheckpointError` where folds began otherwise than from `init`, of which `file` has the weights."""
+    runs = [RunFolder(path) for path in folds_in(out).values()]
+    begun = {run.path: run.manifest().get("init") for run in runs if run.manifest_file.exists()}
+    given = None if init is None else str(init.absolute())
+    for path, start in begun.items():
+        if given != (start and start["source"]):
+            how = f"give --init {start['source']}" if start else "leave out --init (init=)"
+            raise CheckpointError(
+                f"{path}: began from {start['source'] if start else 'fresh weights'}, and all folds of a study begin "
+                f"alike; {how}, or train into a new folder"
+            )
+    is_any_new = any(fold_path(out, fold) not in begun for fold in numbers)
+    found = sha256_of(file) if file is not None and begun and is_any_new else None
+    for path, start in begun.items():
+        if found is not None and start and start["sha256"] != found:
+            raise CheckpointError(
+                f"{file}: has changed since {path} began from it; put it back, or train into a new folder"
+            )
 
 
 def _check_cases(sources: Sequence[Source], splits: Mapping[int, Sequence[Split]]) -> None:

@@ -1,4 +1,4 @@
-"""The runs of a study that count: trained to their end, on one recipe and the same data sets."""
+"""The runs of a study that count: trained to their end, on one recipe and the same data sets, from one start."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from maskmed_zoo.runner.study_folder import folds_in
 def finished_folds(study: Path, say: Callable[[str], None]) -> dict[int, RunFolder]:
     """The folds that are trained to their end, by number; `say` is told which are not.
 
-    Raises `CheckpointError` where there is none, or where they are of different recipes or data sets.
+    Raises `CheckpointError` where there is none, or where they are of different recipes, data sets or starts.
     """
     runs = {fold: RunFolder(path) for fold, path in folds_in(study).items()}
-    check_alike(runs)
     epochs = {fold: (_trained(run), run.recipe(with_loss=False).train.epochs) for fold, run in runs.items()}
     left = {fold: f"fold {fold} ({done} of {all_} epochs)" for fold, (done, all_) in epochs.items() if done < all_}
     if len(left) == len(runs):
         raise CheckpointError(f"{study}: no fold is trained to its end; 'train --folds' with this --out goes on")
     if left:
         say(f"{study}: without {', '.join(left.values())}; 'train --folds' with this --out goes on")
-    return {fold: run for fold, run in runs.items() if fold not in left}
+    finished = {fold: run for fold, run in runs.items() if fold not in left}
+    check_alike(finished)
+    return finished
 
 
 def check_alike(runs: Mapping[int, RunFolder]) -> None:
-    """Raise `CheckpointError` unless all are of the recipe and the data sets of the first."""
-    first: tuple[RunFolder, dict[str, Any], list[Any]] | None = None
+    """Raise `CheckpointError` unless all are of the recipe, the data sets and the start of the first."""
+    first: tuple[RunFolder, dict[str, Any], list[Any], str | None] | None = None
     for fold, run in runs.items():
         manifest = run.manifest()
         if manifest["fold"] != fold:
@@ -40,12 +41,15 @@ def check_alike(runs: Mapping[int, RunFolder]) -> None:
         recipe = what_trains(run.recipe(with_loss=False))
         sets = [{key: data[key] for key in ("name", "cases", "prefix", "labels")} for data in manifest["data"]]
         made_of = [sets, manifest["fingerprint"], manifest["preprocessing"]]
-        first = first or (run, recipe, made_of)
+        start = (manifest.get("init") or {}).get("sha256")
+        first = first or (run, recipe, made_of, start)
         other = f"{run.path}: no fold of one study with {first[0].path}"
         if difference := first_difference(first[1], recipe):
             raise CheckpointError(f"{other}: another recipe: {difference}; train it with the recipe of the others")
         if made_of != first[2]:
             raise CheckpointError(f"{other}: other data sets, or their images were others; train it on the same data")
+        if start != first[3]:
+            raise CheckpointError(f"{other}: it began from other weights (--init); train it from those of the others")
 
 
 def _trained(run: RunFolder) -> int:

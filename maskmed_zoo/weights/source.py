@@ -34,10 +34,12 @@ def weights_in(path: Path) -> Path:
     """The weights file that a path stands for.
 
     That is itself, a run's last one, an exported folder's, which is checked, a fold's of nnU-Net, or of a folder of
-    folds the first's, `fold_all` last. Raises `CheckpointError` for another folder.
+    folds the first's, `fold_all` last. Raises `CheckpointError` for another folder, and where there is none.
     """
-    if not is_folder(path):
+    if is_file(path):
         return path
+    if not is_folder(path):
+        raise CheckpointError(f"{path}: no such file or folder; give weights, a run or an exported folder")
     if is_file(path / CARD):
         check_exported(path)
         return path / WEIGHTS

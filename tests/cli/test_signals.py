@@ -46,14 +46,15 @@ def test_training_saves(
     assert {path.name for path in run.iterdir()} == {"recipe.yaml", "manifest.json", "state_last.pt", "steps.jsonl"}
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize(("owner", "name"), [(CaseCache, "_build"), (Predictor, "segment")], ids=["before", "after"])
-def test_sigterm_before_and_after_training_is_one_line(
+def test_a_signal_before_and_after_training_is_one_line(
     *, tiny_recipe: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    owner: Any, name: str,
+    owner: Any, name: str, number: signal.Signals,
 ) -> None:  # fmt: skip
-    before = signal.getsignal(signal.SIGTERM)
-    sent_within(monkeypatch, owner, name, signal.SIGTERM)
+    before = signal.getsignal(number)
+    sent_within(monkeypatch, owner, name, number)
     assert main(words(tiny_recipe, dataset)) == 143
-    assert capsys.readouterr().err.splitlines()[-1] == "ended by SIGTERM"
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert capsys.readouterr().err.splitlines()[-1] == f"ended by {number.name}"
+    assert signal.getsignal(number) is before
     assert not [*tiny_recipe.parent.rglob(".partial-*"), *tiny_recipe.parent.rglob(".unfinished-*")]

@@ -156,3 +156,14 @@ def test_a_loss_or_a_network_that_cannot_be_divided_is_refused(
     assert Trainer(load_recipe(recipe, {"train.accumulate": 1}), two.CPU).step(
         torch.randn(2, 1, 8, 16, 16), torch.ones(2, 8, 16, 16).long()
     )
+
+
+@pytest.mark.parametrize("words", ["predict RUN IMAGES OUT", "train maskmed_phantom --data DATA --out OUT --folds 0-1"])
+def test_commands_of_one_process_are_refused_in_one_line(words: str, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "maskmed_zoo", *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=3000, check=False)
+    assert done.returncode != 0
+    refusals = ("predict: torchrun would let", "torchrun lets several processes")
+    assert sum(line.startswith(refusals) for line in done.stderr.splitlines()) == 1
+    assert [*tmp_path.iterdir()] == []

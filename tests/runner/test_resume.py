@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from maskmed_zoo import files
+from maskmed_zoo import distributed, files
 from maskmed_zoo.data.patches import Patch
 from maskmed_zoo.errors import CheckpointError, OutputError, StoppedError
 from maskmed_zoo.recipe import Recipe, load_recipe
@@ -179,6 +179,17 @@ def test_a_damaged_state_falls_back_to_the_one_before(
         assert differences(whole(made), run) == []
 
 
+def test_a_state_without_its_checksum_is_cut_off(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By exactly as many bytes as the checksum has; an archive is whole without them."""
+    run = cut(made, tmp_path / "run", 5)
+    run.state_file.write_bytes(run.state_file.read_bytes()[:-64])
+    go(made, run.path, resume=True)
+    assert f"{run.state_file}: cut off, or no state of a training run; training goes on" in capsys.readouterr().err
+    assert differences(whole(made), run) == []
+
+
 def test_the_whole_one_is_not_overwritten_by_the_damaged(made: Path, tmp_path: Path) -> None:
     """Cut off in the first checkpoint after the fall back, between the two states."""
     run = cut(made, tmp_path / "run", 5)
@@ -302,6 +313,42 @@ def test_the_same_signal_again_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> 
         assert isinstance(asked.stop("x"), StoppedError), "the first one counts"
     finally:
         signal.signal(signal.SIGTERM, old)
+
+
+@pytest.mark.parametrize(("does", "waits"), [("raise", 0), ("stop", 2)])
+def test_processes_wait_for_each_other_where_all_stop(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, waits: int
+) -> None:
+    """For the state to be saved, and for all to end; not where this one alone is interrupted, whatever is said."""
+    waited: list[None] = []
+
+    def interrupts() -> None:
+        if does == "raise":
+            raise KeyboardInterrupt("a second time")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(distributed, "wait", lambda: waited.append(None))
+    before_step(monkeypatch, 0, interrupts)
+    with pytest.raises(KeyboardInterrupt):
+        go(made, tmp_path / "run", recipe=recipe_of(made, {"train.save_minutes": 10}))
+    assert len(waited) == waits
+
+
+def test_a_signal_that_ends_at_once_is_noted_by_its_words(made: Path, tmp_path: Path) -> None:
+    """What is raised then has a class of nobody's concern."""
+
+    class EndedError(BaseException):
+        pass
+
+    def ends() -> None:
+        raise EndedError("ended by SIGTERM")
+
+    with pytest.MonkeyPatch.context() as patch:
+        before_step(patch, 1, ends)
+        with pytest.raises(EndedError):
+            go(made, tmp_path / "run")
+    (interruption,) = RunFolder(tmp_path / "run").manifest()["interruptions"]
+    assert interruption["by"] == "ended by SIGTERM"
 
 
 def test_signals_are_left_alone_outside_the_main_thread(made: Path, tmp_path: Path) -> None:

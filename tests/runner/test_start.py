@@ -307,6 +307,8 @@ def test_the_folder_alone_is_enough_to_go_on(
     assert zoo.train(resume=parts, data=[data, moved]) == parts
     assert all(torch.equal(weights(parts)[name], tensor) for name, tensor in weights(whole.path).items())
     assert manifest(parts)["environment"]["device"] == "cpu"
+    assert main(["train", "--resume", str(parts), "--data", str(data), "--data", str(moved)]) == 0
+    assert (parts / "evaluation.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -314,6 +316,7 @@ def test_the_folder_alone_is_enough_to_go_on(
     [
         "--resume RUN",
         "--resume --out RUN",
+        "--resume RUN --out RUN",
         "RECIPE --data DATA --out RUN --resume",
         "--resume RECIPE --data DATA --out RUN",
     ],

@@ -238,6 +238,7 @@ def test_a_fold_that_fails_is_one_line_and_the_others_go_on(
     monkeypatch.setattr(jobs, "run_in_process", lambda *_: "no memory")
     with pytest.raises(ZooError, match="fold 3: failed: no memory"):
         zoo.train(recipe, data=dataset, out=out, folds=[2, 3], device="cpu")
+    assert zoo.train(recipe, **arguments) == out, "another fold has failed, which was not asked for"
 
 
 def test_a_signal_reaches_the_process_at_work(
@@ -281,6 +282,16 @@ def test_what_is_no_study_is_refused_before_anything_is_made(
     refused(CheckpointError, r"fold_0: checkpoint of another recipe: train.seed was 0, now 1", out=study,
             recipe=load_recipe(known, {"train.seed": 1}))  # fmt: skip
     refused(CheckpointError, r"fold_0: the run is on training cases", out=study, recipe=known, data=other)
+    refused(CheckpointError, r"none\.pt: no such file or folder", init=tmp_path / "none.pt")
+    own: dict[str, Any] = {"out": study, "recipe": known, "data": data_of(study)}
+    refused(CheckpointError, "fold_0: began from fresh weights, .* leave out --init", init=study / "fold_1", **own)
+    (study / "fold_3").rename(tmp_path / "source")
+    source = tmp_path / "source" / "weights_last.safetensors"
+    for path in study.glob("*/manifest.json"):
+        start = {"source": str(source), "file": str(source), "sha256": "x", "report": {}}
+        write_json(path, json.loads(path.read_text()) | {"init": start})
+    refused(CheckpointError, rf"fold_0: began from {source}, .* give --init {source}", **own)
+    refused(CheckpointError, "has changed since .*fold_0 began from it", init=source, folds=[3], **own)
     write_json(dataset / "splits_final.json", [{"train": ["case_00"], "val": ["case_01"]}] * 2)
     refused(DataError, "case 'case_01' validates in folds 0 and 1, and would count twice")
     monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
@@ -315,6 +326,10 @@ def test_folds_of_different_recipes_are_no_study(study: Path, tmp_path: Path) ->
     write_json(study / "fold_2" / "manifest.json", manifest | {"fold": 1})
     with pytest.raises(CheckpointError, match="fold_2: a run of fold 1"):
         zoo.load(study, device="cpu")
+    start = {"source": "s", "file": "f", "sha256": "x", "report": {}}
+    write_json(study / "fold_2" / "manifest.json", manifest | {"init": start})
+    with pytest.raises(CheckpointError, match=r"fold_2: no fold of one study .*: it began from other weights"):
+        zoo.load(study, device="cpu")
     manifest["fingerprint"][0]["mean"] += 1
     write_json(study / "fold_2" / "manifest.json", manifest)
     with pytest.raises(CheckpointError, match=r"fold_2: no fold of one study with .*fold_0: other data sets"):
@@ -344,6 +359,7 @@ def test_predict_averages_the_folds(
     (study / "fold_3" / "metrics.csv").unlink()
     assert zoo.load(study, device="cpu").weights_sha256 == together.weights_sha256, "the weights say how far they came"
     (study / "fold_3" / "weights_last.safetensors").unlink()
+    (study / "fold_3" / "manifest.json").unlink()  # as of a fold that was killed before its first step
     assert len(zoo.load(study, device="cpu").models) == 3
     assert "without fold 3 (0 of 1 epochs); 'train --folds' with this --out goes on" in caplog.text
     assert main(words) == 2
