@@ -116,14 +116,15 @@ def test_new_labels_take_nothing_from_those_of_the_file(head: str, tiny_recipe: 
 
 
 def test_queries_of_new_labels_learn(tiny_recipe: Path, tmp_path: Path) -> None:
-    """Their masks begin at 0, and have a gradient as their classes are not 0 too; from the next step on so have these."""
+    """Their masks begin at 0, and have a gradient as their classes do not; from the next step on so have these."""
     path = save(made(tiny_recipe, "learned_class", *OLD), tmp_path / "old.safetensors", list(OLD))
     model = made(tiny_recipe, "learned_class", *OLD, "a", "b")
     zoo.load_weights(model, path, strict=False)
     optimizer = torch.optim.SGD(model.head.parameters(), 0.01)
     for learns in (("masks",), ("masks", "classes")):
         optimizer.zero_grad()
-        sum(-stage.logits.log_softmax(1)[:, 3:].mean() for stage in model(torch.randn(1, 1, 8, 16, 16)).stages).backward()
+        stages = model(torch.randn(1, 1, 8, 16, 16)).stages
+        torch.stack([-stage.logits.log_softmax(1)[:, 3:].mean() for stage in stages]).sum().backward()
         for name, value in model.head.named_parameters():
             new = value.grad[3:] if name.endswith("weight") or "classes" in name else value.grad[3:, None]
             assert bool((new.flatten(1) != 0).any(1).all()) == (name.split(".")[0] in learns), name
