@@ -107,7 +107,8 @@ def load_weights(
 
     Args:
         model: a network of `create`, or any module.
-        source: a file of safetensors or torch, a run (its last weights), an exported folder, or a state dict.
+        source: a file of safetensors or torch, a run (its last weights), an exported folder, nnU-Net's folder of a fold
+            or of folds, or a state dict.
         keys: a function from the file's state dict and the module to one under the module's names; default: recognised.
         strict: refuse what does not fit whole. Else input channels and tables of positions are adapted, and rows of
             labels matched by name.

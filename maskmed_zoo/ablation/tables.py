@@ -47,7 +47,7 @@ DEFINITIONS = {
     "seconds_per_step": "wall-clock seconds of an epoch over its optimiser steps, loading of patches included; median "
     "over all seeds' epochs but each first, of those without validation where there are any",
     "cpu_seconds_per_step": "the same for processor seconds of the training process; loader processes not counted",
-    "peak_memory_bytes": "of the process that trained the last epoch, before it predicted, largest over seeds; memory "
+    "peak_memory_bytes": "of the process that trained, before it predicted, largest over sessions and seeds; memory "
     "'cuda': allocated for tensors on the card; 'resident': main memory, mapped files counted, loader processes not",
 }
 

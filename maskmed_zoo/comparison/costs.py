@@ -59,7 +59,7 @@ def _of_run(run: Run, networks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     epochs = [read_rows(folder.metrics_file, recipe.train.iterations_per_epoch) for folder in folders]
     if all(len(rows) == recipe.train.epochs and all(row.get("seconds") for row in rows) for rows in epochs):
         found["training_seconds"] = sum(float(row["seconds"]) for rows in epochs for row in rows)
-    return found | _together([read_resources(folder.path) for folder in folders])
+    return found | _together([read_resources(folder) for folder in folders])
 
 
 def _together(resources: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from maskmed_zoo.evaluation.written import read_summary
 from maskmed_zoo.files import is_file, is_folder, is_there, usable
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.study_folder import folds_in, runs_at
+from maskmed_zoo.weights.card import RECIPE
 
-SCORES, RECIPE, PREDICTIONS = "evaluation.json", "recipe.yaml", "predictions"
+SCORES, PREDICTIONS = "evaluation.json", "predictions"
 """In the folder of a run."""
 ALIKE = {"recipe": "name of the recipe", "dataset": "data set", "fold": "fold", "weights": "choice of weights"}
 """Keys of `evaluation.json` that runs of one method share, and what they are."""

@@ -3,8 +3,8 @@
 `maskmed-zoo nnunet install` writes a subclass that names its recipe into a folder where nnU-Net looks for trainers
 (`nnUNet_extTrainer`), so nnU-Net itself stays as it was installed. This module is imported by nobody else.
 
-From the recipe: `model.neck`, `model.head`, `model.loss` and `train` but `batch_size`, `accumulate`, `seed`
-and `validate_every`.
+From the recipe: `model.neck`, `model.head`, `model.loss` and `train` but `batch_size`, `accumulate`, `seed`,
+`save_minutes` and `validate_every`, which mean nothing here.
 From nnU-Net: all else, mirroring over every axis included. What differs from its default trainer:
 
 * The network gives log-probabilities, whose softmax are the probabilities, so that nnU-Net's averages over windows,
@@ -41,6 +41,7 @@ from maskmed_zoo.model import build_loss
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 from maskmed_zoo.recipe.difference import first_difference
 from maskmed_zoo.runner.optimizer import build_optimizer
+from maskmed_zoo.weights.card import RECIPE
 
 _Base: Any = nnUNetTrainer
 
@@ -92,6 +93,7 @@ class MaskMedTrainer(_Base):
         recipe = recipe_of_plan(_read(cls.recipe_file), configuration_manager.configuration)
         model = model_of(recipe, in_channels=num_input_channels, num_classes=num_output_channels)
         model.encoder.out_spec.check_patch(recipe.data.patch_size)
+        model.freeze(recipe.train.freeze)
         return PluginNetwork(model, enable_deep_supervision)
 
     def _do_i_compile(self) -> bool:
@@ -117,7 +119,7 @@ class MaskMedTrainer(_Base):
     def on_train_start(self) -> None:
         """Also write the recipe of the whole network beside the checkpoints, or compare with the one there."""
         super().on_train_start()
-        file = Path(self.output_folder, "recipe.yaml")
+        file = Path(self.output_folder, RECIPE)
         if self.current_epoch and file.exists():
             before, now = (recipe.model_dump(mode="json") for recipe in (load_recipe(file), self.plan_recipe))
             difference = first_difference(before, now)

@@ -1,7 +1,8 @@
 """What looks at a training run while it is trained: the protocol of callbacks, and who calls them.
 
-A run's own records, its steps and its warnings, are callbacks too, and end it where they cannot be written. Anybody
-else's costs the run nothing but its time: one that raises an error is told in a line and left out from there on.
+A run's steps and its warnings are callbacks too, and end it where they cannot be written. Any other, the picture of its
+progress among them, costs the run nothing but its time: one that raises an error is told in a line and left out from
+there on.
 """
 
 from __future__ import annotations

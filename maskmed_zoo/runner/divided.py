@@ -51,7 +51,8 @@ def check_divisible(recipe: Recipe, model: nn.Module, loss: Loss) -> None:
             f"loss '{kind}' does not say what it divides by, so a batch cannot be divided among {asked}; give it the "
             f"method 'counts', or train in one process with train.accumulate 1"
         )
-    name = next((name for name, module in model.named_modules() if isinstance(module, _BatchNorm)), None)
+    norms = (name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training)
+    name = next(norms, None)  # in a frozen part it is in evaluation mode, and the batch means nothing to it
     if name is not None:
         raise JointError(
             f"the network has batch norm ('{name}'), whose statistics would be of a part of the batch with {asked}; "

@@ -80,7 +80,7 @@ class Job:
 
     def resources(self) -> dict[str, Any]:
         """Peak memory of the training run, empty where it is not known."""
-        return read_resources(self.run.path)
+        return read_resources(self.run)
 
     def state(self) -> str:
         """Finished, running, failed, unfinished or new, in words."""

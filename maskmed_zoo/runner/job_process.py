@@ -1,8 +1,4 @@
-"""The process of one job: `python -m maskmed_zoo.runner.job_process`, with the order as JSON on standard input.
-
-Peak memory is read after training and before the prediction, and only if this process trained: one that merely
-scores a run that was trained before says nothing about training.
-"""
+"""The process of one job: `python -m maskmed_zoo.runner.job_process`, with the order as JSON on standard input."""
 
 from __future__ import annotations
 
@@ -11,13 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from maskmed_zoo.device import pick_device
 from maskmed_zoo.errors import ZooError
-from maskmed_zoo.files import write_json
 from maskmed_zoo.recipe.loader import parse_recipe
 from maskmed_zoo.runner.evaluate import evaluate
-from maskmed_zoo.runner.job import Job
-from maskmed_zoo.runner.resources import RESOURCES, peak_memory
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.train import train
 
@@ -26,21 +18,17 @@ def work(order: dict[str, Any]) -> None:
     """Train, or resume, and score."""
     recipe = parse_recipe(order["recipe"], "the order of a job")
     run = RunFolder(Path(order["out"]))
-    job = Job("", recipe, run, order["fold"])
-    before = job.trained()
     run.evaluation_file.unlink(missing_ok=True)  # of fewer epochs, or cut off: else nobody would have called this
     train(
         recipe,
         data=order["data"],
         out=run.path,
-        fold=job.fold,
+        fold=order["fold"],
         device=order["device"],
         workers=order["workers"],
         resume=run.exists(),
         init=None if order["init"] is None else Path(order["init"]),
     )
-    if job.trained() > before:
-        write_json(run.path / RESOURCES, peak_memory(pick_device(order["device"])))
     evaluate(run, data=order["data"], device=order["device"])
 
 

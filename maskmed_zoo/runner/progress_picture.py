@@ -19,7 +19,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 class ProgressPicture(Callback):
-    """Draws the rows of a run, those before a resume included. Raises `OutputError`."""
+    """Draws the rows of a run, those before a resume included. An error costs the run the picture alone."""
 
     def __init__(self, path: Path, rows: Rows) -> None:
         self.path, self.rows = path, rows

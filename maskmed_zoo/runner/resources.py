@@ -1,21 +1,24 @@
-"""What training cost: time and peak memory of this process, and `resources.json`, where a run's peak memory may lie."""
+"""What training cost: time and peak memory of this process, and the peak memory of a run."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from maskmed_zoo.errors import DataError
+from maskmed_zoo.errors import DataError, UserError
 from maskmed_zoo.files import read_json
+from maskmed_zoo.runner.manifest_file import history_of
+from maskmed_zoo.runner.run_folder import RunFolder
 
 RESOURCES = "resources.json"
-"""In the run folder."""
+"""In the folder of an earlier version's job, whose manifest does not tell."""
 
 
 class _Resources(BaseModel):
@@ -25,10 +28,14 @@ class _Resources(BaseModel):
     memory: str
 
 
-def read_resources(run: Path) -> dict[str, Any]:
+def read_resources(run: RunFolder) -> dict[str, Any]:
     """Keys `peak_memory_bytes` and `memory` ('cuda' or 'resident'); empty where they are not known."""
+    with suppress(UserError):
+        history = history_of(run.manifest())
+        if history.peak_memory_bytes is not None and history.memory is not None:
+            return {"peak_memory_bytes": history.peak_memory_bytes, "memory": history.memory}
     try:
-        content = read_json(run / RESOURCES)
+        content = read_json(run.path / RESOURCES)
         _Resources.model_validate(content)
     except (DataError, ValueError, OverflowError):
         return {}

@@ -27,7 +27,7 @@ from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 from maskmed_zoo.recipe.network import network_difference, network_section
 from maskmed_zoo.runner.manifest_file import read_manifest
 from maskmed_zoo.runner.study_folder import folds_in
-from maskmed_zoo.weights.card import CARD, WEIGHTS, check_exported, read_card
+from maskmed_zoo.weights.card import CARD, RECIPE, WEIGHTS, check_exported, read_card
 from maskmed_zoo.weights.files import State, check_tensors, read_safetensors
 
 Which = Literal["best", "last"]
@@ -49,7 +49,7 @@ class RunFolder:
 
     @property
     def recipe_file(self) -> Path:
-        return self.path / "recipe.yaml"
+        return self.path / RECIPE
 
     @property
     def manifest_file(self) -> Path:

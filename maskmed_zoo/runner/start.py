@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,23 @@ def load_init(trainer: Trainer, source: Path, sha256: str | None = None) -> dict
     first, *rest = report.summary()
     for line in (f"starting from {file}: {first}", *rest):
         trainer.say(line)
+    _say_frozen(trainer, report.missing)
     return {"source": str(source.absolute()), "file": str(file.absolute()), "sha256": found, "report": asdict(report)}
+
+
+def begin_fresh(trainer: Trainer) -> None:
+    """Say what is frozen of a network that begins without weights of others."""
+    has_weights = getattr(trainer.recipe.model.encoder, "weights", None) is not None
+    names = (name for name, _ in trainer.model.named_parameters())
+    _say_frozen(trainer, (name for name in names if not (has_weights and name.startswith("encoder."))))
+
+
+def _say_frozen(trainer: Trainer, fresh: Iterable[str]) -> None:
+    """Say which frozen parts have weights that are drawn at random, given the names of all these."""
+    begun = {name.partition(".")[0] for name in fresh}
+    parts = [part for part in trainer.model.frozen if part in begun]
+    if parts:
+        trainer.say(f"train.freeze: {' and '.join(parts)} will not be trained, though weights in it are fresh")
 
 
 def check_init(run: RunFolder, manifest: Mapping[str, Any], init: Path | None) -> None:

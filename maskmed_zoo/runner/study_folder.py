@@ -13,9 +13,7 @@ import re
 from pathlib import Path
 
 from maskmed_zoo.files import is_file, is_folder
-
-RECIPE = "recipe.yaml"
-"""In the folder of a run."""
+from maskmed_zoo.weights.card import RECIPE
 
 
 def fold_path(study: Path, fold: int) -> Path:

@@ -1,4 +1,4 @@
-"""`train`: from a recipe and a data set to a run folder, resumable after every epoch."""
+"""`train`: from a recipe and a data set to a run folder, resumable from its last state."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from maskmed_zoo.runner.feed import Stream
 from maskmed_zoo.runner.loop import Loop
 from maskmed_zoo.runner.manifest import check_folder, data_hash, environment, now, run_facts
 from maskmed_zoo.runner.run_folder import RunFolder
-from maskmed_zoo.runner.start import check_extension, check_init, lengthened, load_init, record_extension
+from maskmed_zoo.runner.start import begin_fresh, check_extension, check_init, lengthened, load_init, record_extension
 from maskmed_zoo.runner.trainer import Trainer
 from maskmed_zoo.weights.source import weights_in
 
@@ -121,6 +121,8 @@ def _train(
         check_init(run, run.manifest(), init)
     elif is_first and init is not None:
         start = load_init(trainer, init)
+    elif is_first:
+        begin_fresh(trainer)
     how = _prepare(run, trainer, parts, facts, display, workers=workers, start=start) if is_first else None
     how = distributed.from_first(how)
     if how is None:

@@ -7,7 +7,8 @@
   does); without names the parameter stays fresh;
 * queries: as the labels, where there is one for each. None is given up while there is room, because a matcher may have
   let the query of one label answer for another: what is left over takes the place of new labels. Further ones begin as
-  copies, and what they multiply in a dense head begins at 0: a query drawn at random disturbs the others;
+  copies, and their masks in a dense head begin at 0: a query drawn at random disturbs the others. The copies' classes
+  are not 0, so that the masks learn;
 * tables over positions (Swin's relative bias, a ViT's embedding): interpolated, which is right for cubes alone.
 
 Anything else is not fitted: equal numbers of elements promise no equal meaning.
@@ -107,7 +108,7 @@ def _rows(name: str, value: Tensor, target: Tensor, context: Context, axes: Sequ
         new = [row for row in range(sizes[1]) if row not in found.new]
         if not is_query:
             further = value.mean(axis, keepdim=True).repeat_interleave(len(new), axis)
-        elif value.ndim == 2 and len(axes) == 1:  # the queries themselves
+        elif value.ndim == 2:  # the queries themselves, or their classes
             turns = [row % max(1, len(found.old)) for row in range(len(new))]
             further = picked.index_select(axis, torch.tensor(turns, dtype=torch.long))
         else:

@@ -25,6 +25,7 @@ from maskmed_zoo.weights.files import LARGEST
 
 FORMAT = 1
 CARD, RECIPE, WEIGHTS, README = "card.json", "recipe.yaml", "weights.safetensors", "README.md"
+"""In an exported folder; the second in a run too."""
 RUN_WEIGHTS = "weights_last.safetensors"
 """Of a run that has finished an epoch."""
 FILES = (RECIPE, WEIGHTS, README)

@@ -88,7 +88,8 @@ def load_weights(
 
     Args:
         module: a `SegmentationModel` or any module.
-        source: a file of weights, whatever its name, a run, an exported folder, or a state dict.
+        source: a file of weights, whatever its name, a run, an exported folder, nnU-Net's folder of a fold or of folds,
+            or a state dict.
         keys: how the file's names become the module's; default: recognised from the names.
         strict: refuse what does not fit whole.
         minimum: smallest share of the module's numbers that must come from the file, where not strict.

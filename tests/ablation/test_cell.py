@@ -116,6 +116,14 @@ def test_files_that_are_no_scores(finished: Cell, content: bytes) -> None:
     assert "\n" not in finished.state()
 
 
+def test_peak_memory_is_the_manifests_and_of_earlier_versions_in_a_file(finished: Cell) -> None:
+    old, new = ({"peak_memory_bytes": size, "memory": "resident"} for size in (1, 2))
+    write_json(finished.run.path / RESOURCES, old)
+    assert finished.resources() == old
+    write_json(finished.run.manifest_file, MANIFEST | new)
+    assert finished.resources() == new
+
+
 def test_a_pipe_is_waited_for_by_nobody(finished: Cell) -> None:
     for path in (
         finished.run.evaluation_file,

@@ -190,6 +190,9 @@ def _read_stamp(original: Path, random: Random, folder: Path) -> None:
 
 def _read_resources(original: Path, random: Random, folder: Path) -> None:
     run = _copy(original, folder)
+    manifest = json.loads(run.manifest_file.read_bytes())
+    manifest.pop("peak_memory_bytes", None)
+    run.manifest_file.write_text(json.dumps(manifest), encoding="utf-8")
     path = run.path / "resources.json"
     path.write_bytes(json_bytes(random, {"peak_memory_bytes": 10**9, "memory": "resident"}))
     _read_cell(run)

@@ -106,7 +106,7 @@ def test_plan_train_kill_continue_validate_predict(
     folders: Path, tiny_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["nnunet", "install", "--recipe", str(tiny_recipe), "--dir", str(folders / "trainers")]
-    assert main([*words, "--set", "train.iterations_per_epoch=2"]) == 0
+    assert main([*words, "--set", "train.iterations_per_epoch=2", "--set", "train.freeze=[neck]"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"export nnUNet_extTrainer={folders / 'trainers'}\n")
     assert NAME in printed
@@ -138,3 +138,5 @@ def test_plan_train_kill_continue_validate_predict(
     state = torch.load(fold / "checkpoint_final.pth", weights_only=False)
     assert state["trainer_name"] == NAME
     assert state["current_epoch"] == 2
+    trained = sum(len(group["params"]) for group in state["optimizer_state"]["param_groups"])
+    assert trained == sum(not name.startswith("neck.") for name, _ in model.named_parameters())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import maskmed_zoo as zoo
@@ -23,6 +23,7 @@ from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 from maskmed_zoo.runner import train as train_module
 from maskmed_zoo.runner.optimizer import rate_factor
 from maskmed_zoo.runner.run_folder import RunFolder
+from maskmed_zoo.runner.start import begin_fresh, load_init
 from maskmed_zoo.runner.train import train
 from maskmed_zoo.runner.trainer import Trainer
 from tests.conftest import TINY, make_dataset
@@ -206,6 +207,19 @@ def test_frozen_parts_stay_as_they_are(kind: str, tiny_recipe: Path) -> None:
     assert all(
         torch.equal(tensor, trainer.model.state_dict()[name]) for name, tensor in again.model.state_dict().items()
     )
+
+
+def test_a_frozen_part_with_fresh_weights_is_told(base: RunFolder, tmp_path: Path) -> None:
+    said: list[str] = []
+    trainer = Trainer(recipe_of(base, train__freeze=["encoder", "neck"]), CPU, said.append)
+    begin_fresh(trainer)
+    save_file({n: w for n, w in weights(base.path).items() if not n.startswith("neck.")}, tmp_path / "w.safetensors")
+    load_init(trainer, tmp_path / "w.safetensors")
+    load_init(trainer, base.path)
+    told = [words for words in said if words.startswith("train.freeze: ")]
+    assert [words.partition(" will not be trained")[0] for words in told] == [
+        "train.freeze: encoder and neck", "train.freeze: neck"
+    ]  # fmt: skip
 
 
 def test_nothing_left_to_train_is_refused(tiny_recipe: Path) -> None:

@@ -72,7 +72,11 @@ def test_only_rows_of_the_file_count(head: str, new: tuple[str, ...], tiny_recip
     after = model.state_dict()
     assert not any((after[name] == value).any() for name, value in before.items())
     taken = sum(int(torch.isin(value, old[name]).sum()) for name, value in after.items())
-    copies = max(0, len(new) - 3) * before["head.decoder.queries.0"].shape[1] if head == "masked_query" else 0
+    copies = max(0, len(new) - 3)
+    if head == "learned_class":
+        copies *= known * sum(".classes." in name for name in before)
+    else:
+        copies *= before["head.decoder.queries.0"].shape[1] if head == "masked_query" else 0
     total = sum(value.numel() for value in before.values())
     assert 0 < taken <= total
     assert report.share == pytest.approx((taken - copies) / total, abs=1e-9)
@@ -109,6 +113,22 @@ def test_new_labels_take_nothing_from_those_of_the_file(head: str, tiny_recipe: 
             torch.testing.assert_close(logits[..., [0, 4, 2, 5]], old.class_logits, rtol=1e-6, atol=1e-6)
             assert bool((logits[..., [1, 3]].amax(-1) <= old.class_logits.amax(-1) + 1e-9).all())
             torch.testing.assert_close(new.masks[:, rows], old.masks, rtol=1e-6, atol=1e-6)
+
+
+def test_queries_of_new_labels_learn(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Their masks begin at 0, and have a gradient as their classes do not; from the next step on so have these."""
+    path = save(made(tiny_recipe, "learned_class", *OLD), tmp_path / "old.safetensors", list(OLD))
+    model = made(tiny_recipe, "learned_class", *OLD, "a", "b")
+    zoo.load_weights(model, path, strict=False)
+    optimizer = torch.optim.SGD(model.head.parameters(), 0.01)
+    for learns in (("masks",), ("masks", "classes")):
+        optimizer.zero_grad()
+        stages = model(torch.randn(1, 1, 8, 16, 16)).stages
+        torch.stack([-stage.logits.log_softmax(1)[:, 3:].mean() for stage in stages]).sum().backward()
+        for name, value in model.head.named_parameters():
+            new = value.grad[3:] if name.endswith("weight") or "classes" in name else value.grad[3:, None]
+            assert bool((new.flatten(1) != 0).any(1).all()) == (name.split(".")[0] in learns), name
+        optimizer.step()
 
 
 def test_a_network_that_does_not_say_its_rows_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:

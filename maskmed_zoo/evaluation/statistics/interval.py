@@ -5,7 +5,7 @@ Stat. Soc. B 54: 221-228), over patients; those of several cases by the lineariz
 level of their own: what another training run would change is added by the rule for the sum of two independent parts
 (Zou and Donner 2008). Chosen by simulation among t, percentile, BCa, the studentized bootstrap and this one: scores are
 skewed, and the first three miss more often on the side of the failures; the studentized bootstrap holds as often, but
-with one or two failures its ends lie anywhere. `docs/benchmarks/intervals.py` is the simulation.
+with one or two failures the ends of this one move less. `docs/benchmarks/intervals.py` is the simulation.
 """
 
 from __future__ import annotations
