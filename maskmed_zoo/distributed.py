@@ -23,13 +23,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maskmed_zoo.errors import PeerError, StoppedError, UserError
+from maskmed_zoo.errors import INTERRUPTED, TERMINATED, PeerError, StoppedError, UserError
 
 _T = TypeVar("_T")
 _AS_LONG_AS_IT_TAKES = timedelta(days=30)
 _SPOKEN = "spoken"
 """Key of the store that all processes share: how many of them had something to say of the end."""
-INTERRUPTED, TERMINATED = 130, 143
 
 
 class _Group:
@@ -93,7 +92,7 @@ def add_up_gradients(parameters: Sequence[Tensor], *, failed: bool = False) -> b
 
     A parameter has a gradient afterwards if it had one in any process. Everything travels in one piece.
     """
-    if size() == 1 or not parameters:
+    if size() == 1:
         return failed
     kind = torch.promote_types(parameters[0].dtype, torch.float32)
     rows = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

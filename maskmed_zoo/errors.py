@@ -13,6 +13,8 @@ from itertools import accumulate
 
 LONGEST = 2000
 """Characters of a line."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes, as in a shell: of what Ctrl-C ended, and of what another signal did."""
 LONGEST_NAME = 255
 """Characters of a name that anything may be called by; to compare longer ones takes minutes."""
 

@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 from maskmed_zoo.cli.output import NobodyReadsError, printing, settle, usable_streams
 from maskmed_zoo.errors import (
+    INTERRUPTED,
+    TERMINATED,
     ArgumentError,
     StoppedError,
     UserError,
@@ -31,7 +33,7 @@ from maskmed_zoo.errors import (
 from maskmed_zoo.memory import REMEDY, is_exhausted
 from maskmed_zoo.version import __version__
 
-PIPE_CLOSED, INTERRUPTED, TERMINATED = 141, 130, 143
+PIPE_CLOSED = 141
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """What schedulers send some time before they kill."""
 VERBS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,14 @@ class Source:
             "labels": dict(self.dataset.labels),
             "annotated": {case.identifier: sorted(case.annotated) for case in cases if case.annotated is not None},
         }
+
+
+def gone(record: Mapping[str, Any]) -> str:
+    """What is to be said where a run's data set is not where its manifest has it."""
+    return (
+        f"{record['path']}: no such folder any more, where the run's data set '{record['name']}' was; say with "
+        f"--data (data= in Python) where it is now"
+    )
 
 
 def open_sources(data: Data, *, whole: bool = False, must_validate: bool = True) -> tuple[Source, ...]:

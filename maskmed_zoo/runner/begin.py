@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from maskmed_zoo.data.sources import WHOLE
+from maskmed_zoo.data.sources import WHOLE, gone
 from maskmed_zoo.errors import ArgumentError, CheckpointError
 from maskmed_zoo.files import is_folder
 from maskmed_zoo.recipe import Recipe, load_recipe
@@ -99,10 +99,7 @@ class Known:
             )
         for record, place in zip(records, places, strict=True):
             if data is None and not is_folder(Path(place)):
-                raise CheckpointError(
-                    f"{place}: no such folder any more, where the run's data set '{record['name']}' was; say with "
-                    f"--data (data= in Python) where it is now"
-                )
+                raise CheckpointError(gone(record))
         wholes = [WHOLE if record["cases"] == "all" else "" for record in records]
         places = [f"{place.removesuffix(whole)}{whole}" for place, whole in zip(places, wholes, strict=True)]
         device = str(manifest["environment"].get("device", "cpu"))

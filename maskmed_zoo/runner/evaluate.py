@@ -23,7 +23,7 @@ from maskmed_zoo.data.groups import GROUPS, read_groups
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.instances import components, read_instances
 from maskmed_zoo.data.predicted import PredictedFolder
-from maskmed_zoo.data.sources import Data, open_sources
+from maskmed_zoo.data.sources import Data, gone, open_sources
 from maskmed_zoo.errors import DataError, Failures
 from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.calibration import Probabilities
@@ -272,8 +272,5 @@ def validation_cases(
 
 def _open(record: dict[str, Any]) -> RawDataset:
     if not is_folder(Path(record["path"])):
-        raise DataError(
-            f"{record['path']}: no such folder any more, where the run's data set '{record['name']}' was; say with "
-            f"--data (data= in Python) where it is now"
-        )
+        raise DataError(gone(record))
     return open_dataset(record["path"])

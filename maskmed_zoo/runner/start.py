@@ -80,11 +80,9 @@ def check_extension(run: RunFolder, epochs: int) -> None:
         )
 
 
-def record_extension(run: RunFolder, recipe: Recipe) -> None:
-    """Write down that a run is as long from now on as `recipe` says, if it was not."""
-    planned, manifest = run.recipe().train.epochs, run.manifest()
-    if recipe.train.epochs == planned:
-        return
+def record_extension(run: RunFolder, planned: int, recipe: Recipe) -> None:
+    """Write down that a run of `planned` epochs is as long from now on as `recipe` says."""
+    manifest = run.manifest()
     before: list[dict[str, Any]] = manifest.get("extended", [])
     record = {"from": planned, "to": recipe.train.epochs, "when": now()}
     # First the manifest: killed in between, the same is asked for once more and told once.

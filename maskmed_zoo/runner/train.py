@@ -185,9 +185,9 @@ def _prepare(
         }
         run.write_recipe(recipe)
         write_json(run.manifest_file, manifest | ({} if start is None else {"init": start}))
-    elif recipe.train.epochs != run.recipe().train.epochs:
-        record_extension(run, recipe)
-    elif recipe != run.recipe():
+    elif recipe.train.epochs != (known := run.recipe()).train.epochs:
+        record_extension(run, known.train.epochs, recipe)
+    elif recipe != known:
         run.write_recipe(recipe)
     return how
 
