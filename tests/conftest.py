@@ -11,8 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from maskmed_zoo.errors import DataError, MemoryShortageError, OutputError
+
+settings.register_profile("repeatable", derandomize=True)  # other examples: pytest --hypothesis-profile default
+settings.load_profile("repeatable")
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 TINY = """\

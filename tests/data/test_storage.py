@@ -29,13 +29,14 @@ def spread(values: np.ndarray) -> Spread:
 def test_a_value_changes_by_less_than_a_thousandth_of_the_deviation(seed, size, scale, shift):
     rng = np.random.default_rng(seed)
     values = (rng.standard_t(3, size) * scale + rng.choice([0, shift])).astype(np.float32)
+    deviation = values.std(dtype=np.float64)  # in float32 it is wrong where values lie far from zero
     coding = coding_of(spread(values))
     if coding is None:
-        assert np.ptp(values) > 120 * values.std()
+        assert np.ptp(values) > 120 * deviation
         return
     back = coding.decoded(coding.encoded(values))
     rounding = 2 * np.spacing(np.abs(values).max())  # what float32 itself loses there
-    assert np.abs(back - values).max() <= LARGEST_ERROR * values.std() + rounding
+    assert np.abs(back - values).max() <= LARGEST_ERROR * deviation + rounding
 
 
 def test_zero_stays_zero_and_a_constant_stays_itself():

@@ -156,7 +156,7 @@ def test_every_sample_has_classes_of_its_own():
 # --- assignment
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None)
 @given(
     queries=st.integers(1, 5),
     seed=st.integers(0, 10_000),

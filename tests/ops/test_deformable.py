@@ -138,7 +138,7 @@ def test_fsad_with_zero_offsets_reads_its_own_voxel_of_every_level(sampled, monk
 # --- against other implementations
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None)
 @given(
     shapes=st.lists(st.tuples(*[st.integers(1, 5)] * 3), min_size=1, max_size=3),
     sizes=st.fixed_dictionaries(
