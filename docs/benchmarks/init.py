@@ -94,7 +94,7 @@ def first_step(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each label of the data set: the Dice of the run, and of the network that starts from it."""
     dataset = open_dataset(renamed(args.data, args.rename, args.work))
     source, run = zoo.load(args.init, device="cpu"), RunFolder(args.init)
-    recipe = bind(recipe_for(args.init, None), dataset)
+    recipe = bind(zoo.load_recipe(recipe_for(args.init, None), args.set), dataset)
     torch.manual_seed(args.seed)
     model = zoo.create(recipe)
     print("\n".join(start_from(model, args.init).summary()))
@@ -125,6 +125,7 @@ def rows_of(
         "dataset": args.data.name,
         "renamed": " ".join(f"{old}={new}" for old, new in args.rename.items()),
         "head": str(recipe.model.model_dump()["head"]["kind"]),
+        "settings": " ".join(args.set),
         "seed": args.seed,
         "steps": steps,
         "cases": args.cases or "all",
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, required=True, metavar="SOURCE")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--rename", type=pair, action="append", default=[], metavar="OLD=NEW")
+    parser.add_argument("--set", action="append", default=[], metavar="K=C", help="first-step: settings of the recipe")
     parser.add_argument("--steps", type=int, default=200, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--cases", type=int, metavar="N", help="validation cases (default: all of fold 0)")

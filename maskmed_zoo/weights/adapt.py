@@ -7,8 +7,9 @@
   does); without names the parameter stays fresh;
 * queries: as the labels, where there is one for each. None is given up while there is room, because a matcher may have
   let the query of one label answer for another: what is left over takes the place of new labels. Further ones begin as
-  copies, and their masks in a dense head begin at 0: a query drawn at random disturbs the others. The copies' classes
-  are not 0, so that the masks learn;
+  copies, and their masks in a dense head begin at 0: a query drawn at random disturbs the others. Where each query of
+  the file gets as many copies, all answers stay what they were; else the first, the background's, gets none: twice
+  the background takes the borders of every organ. The copies' classes are not 0, so that the masks learn;
 * tables over positions (Swin's relative bias, a ViT's embedding): interpolated, which is right for cubes alone.
 
 Anything else is not fitted: equal numbers of elements promise no equal meaning.
@@ -109,7 +110,10 @@ def _rows(name: str, value: Tensor, target: Tensor, context: Context, axes: Sequ
         if not is_query:
             further = value.mean(axis, keepdim=True).repeat_interleave(len(new), axis)
         elif value.ndim == 2:  # the queries themselves, or their classes
-            turns = [row % max(1, len(found.old)) for row in range(len(new))]
+            copied = range(len(found.old))
+            if len(new) % len(copied):
+                copied = copied[:0:-1] or copied
+            turns = [copied[row % len(copied)] for row in range(len(new))]
             further = picked.index_select(axis, torch.tensor(turns, dtype=torch.long))
         else:
             further = torch.zeros_like(value).narrow(axis, 0, 1).repeat_interleave(len(new), axis)

@@ -115,6 +115,24 @@ def test_new_labels_take_nothing_from_those_of_the_file(head: str, tiny_recipe: 
             torch.testing.assert_close(new.masks[:, rows], old.masks, rtol=1e-6, atol=1e-6)
 
 
+@torch.no_grad()
+def test_as_many_copies_of_every_query_change_nothing(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Twelve queries of six do not disturb one another's attention; of eight, none is a copy of the background's."""
+    trained = made(tiny_recipe, "masked_query", *OLD)
+    path, image = save(trained, tmp_path / "old.safetensors", list(OLD)), torch.randn(1, 1, 8, 16, 16)
+    names = {name: value for value, name in enumerate(("background", "a", "right", "b", "left"))}
+    twice = zoo.create(zoo.load_recipe(tiny_recipe, {"data.labels": names, "model.head.num_queries": 6})).eval()
+    zoo.load_weights(twice, path, strict=False)
+    for new, old in zip(*(each.double()(image.double()).stages for each in (twice, trained)), strict=True):
+        for copy in (new.masks[:, :3], new.masks[:, 3:]):
+            torch.testing.assert_close(copy, old.masks, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(new.class_logits[:, :3, [0, 4, 2, 5]], old.class_logits, rtol=1e-6, atol=1e-6)
+    five, queries = made(tiny_recipe, "masked_query", *names), trained.head.get_parameter("decoder.queries.0")
+    zoo.load_weights(five, path, strict=False)
+    found = five.head.get_parameter("decoder.queries.0").double()
+    torch.testing.assert_close(found, queries[[0, 1, 2, 2, 1]])
+
+
 def test_queries_of_new_labels_learn(tiny_recipe: Path, tmp_path: Path) -> None:
     """Their masks begin at 0, and have a gradient as their classes do not; from the next step on so have these."""
     path = save(made(tiny_recipe, "learned_class", *OLD), tmp_path / "old.safetensors", list(OLD))
