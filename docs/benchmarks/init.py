@@ -36,7 +36,7 @@ from maskmed_zoo.data.case import load_case
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.interop.nnunet_plan import read_configuration, recipe_of_plan
-from maskmed_zoo.recipe import Recipe
+from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.weights.load import start_from
 from maskmed_zoo.weights.source import weights_in
@@ -94,7 +94,7 @@ def first_step(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each label of the data set: the Dice of the run, and of the network that starts from it."""
     dataset = open_dataset(renamed(args.data, args.rename, args.work))
     source, run = zoo.load(args.init, device="cpu"), RunFolder(args.init)
-    recipe = bind(zoo.load_recipe(recipe_for(args.init, None), args.set), dataset)
+    recipe = bind(load_recipe(recipe_for(args.init, None), args.set), dataset)
     torch.manual_seed(args.seed)
     model = zoo.create(recipe)
     print("\n".join(start_from(model, args.init).summary()))
