@@ -29,7 +29,11 @@ RECIPE_VALUES = (
     RenamedValue(("data", "unannotated"), "marginalise", "marginalize"),
     RenamedValue(("model", "encoder", "inflation"), "centre", "center", kind="timm"),
 )
-LATER_SETTINGS: tuple[tuple[tuple[str, str], Any], ...] = ((("train", "freeze"), []),)
+LATER_SETTINGS: tuple[tuple[tuple[str, str], Any], ...] = (
+    (("train", "freeze"), []),
+    (("train", "ema"), None),
+    (("train", "patience"), None),
+)
 """Of a recipe, by path: settings of later versions and the value at which all is as it was before them."""
 CARD_KEYS = {"licence": "license"}
 """Of component cards and of the cards of exported weights, old to new."""

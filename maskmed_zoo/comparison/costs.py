@@ -57,7 +57,8 @@ def _of_run(run: Run, networks: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return found
     found |= {"parameters": network["total_parameters"], "macs": network["macs"]}
     epochs = [read_rows(folder.metrics_file, recipe.train.iterations_per_epoch) for folder in folders]
-    if all(len(rows) == recipe.train.epochs and all(row.get("seconds") for row in rows) for rows in epochs):
+    whole = [folder.whole(recipe.train.epochs) for folder in folders]
+    if [len(rows) for rows in epochs] == whole and all(row.get("seconds") for rows in epochs for row in rows):
         found["training_seconds"] = sum(float(row["seconds"]) for rows in epochs for row in rows)
     return found | _together([read_resources(folder) for folder in folders])
 

@@ -4,7 +4,7 @@
 (`nnUNet_extTrainer`), so nnU-Net itself stays as it was installed. This module is imported by nobody else.
 
 From the recipe: `model.neck`, `model.head`, `model.loss` and `train` but `batch_size`, `accumulate`, `seed`,
-`save_minutes` and `validate_every`, which mean nothing here.
+`save_minutes`, `validate_every`, `ema` and `patience`, which mean nothing here.
 From nnU-Net: all else, mirroring over every axis included. What differs from its default trainer:
 
 * The network gives log-probabilities, whose softmax are the probabilities, so that nnU-Net's averages over windows,

@@ -175,6 +175,19 @@ class TrainRecipe(Settings):
     amp: Literal["auto", "off", "bf16", "fp16"] = Field(
         default="auto", description="auto: where the device has it (CUDA)"
     )
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay per step, such as 0.999, of an exponential moving average of the weights, which is then "
+        "validated, saved and predicted with; at most (1 + n) / (10 + n) after n steps, so that the first weights are "
+        "soon forgotten; null: the newest weights",
+    )
+    patience: PositiveInt | None = Field(
+        default=None,
+        description="validations in a row without a new best smoothed Dice after which training ends early, on a "
+        "schedule that stays that of all epochs; null: never",
+    )
     max_skipped_steps: int = Field(
         default=10,
         ge=0,
@@ -193,6 +206,14 @@ class TrainRecipe(Settings):
     @classmethod
     def _in_the_order_of_the_network(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
         return tuple(part for part in get_args(Part) if part in parts)
+
+    @model_validator(mode="after")
+    def _patience_has_validations(self) -> TrainRecipe:
+        if self.patience is not None and not self.validation_iterations:
+            raise ValueError(
+                "patience counts validations, and validation_iterations: 0 leaves none; change one of them"
+            )
+        return self
 
     @property
     def iterations(self) -> int:

@@ -19,7 +19,7 @@ from maskmed_zoo.recipe import Recipe
 class Callback:
     """Something to do while a run is trained, in the process that writes it; here nothing, to be overwritten.
 
-    What is given is to be read, not changed. Torch's random numbers are those of training: draw none of them.
+    What is given is to be read, not changed.
     """
 
     def on_start(self, run: Path, recipe: Recipe, step: int) -> None:

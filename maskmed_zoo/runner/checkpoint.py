@@ -17,10 +17,14 @@ import torch
 
 from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.files import write_atomically
-from maskmed_zoo.runner.metrics_file import read_rows, trained_epochs, write_rows
+from maskmed_zoo.recipe.schema import TrainRecipe
+from maskmed_zoo.runner.metrics_file import DICE, SINCE_BEST, read_rows, trained_epochs, write_rows
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.state_file import load_state, write_state
 from maskmed_zoo.runner.trainer import Trainer
+
+SMOOTHING = 0.9
+"""Exponential moving average of the validation Dice that decides on the best weights (nnU-Net's)."""
 
 
 class Begun:
@@ -72,25 +76,40 @@ class Begun:
 class Progress:
     """How far a run has come: whole epochs, their rows of metrics, the smoothed validation Dice and its best value.
 
-    `begun` is the epoch in which training is, None between two.
+    `stale` is how many validations there were since that; `begun` the epoch in which training is, None between two.
     """
 
     epoch: int = 0
     best: float = -math.inf
     average: float = math.nan
+    stale: int = 0
     rows: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
     begun: Begun | None = None
+
+    def validated(self, dice: float, config: TrainRecipe) -> dict[str, float]:
+        """Count a validation; returns what its row says of it."""
+        old = self.average
+        self.average = dice if math.isnan(old) else SMOOTHING * old + (1 - SMOOTHING) * dice
+        self.stale = 0 if self.average > self.best else self.stale + 1
+        self.best = max(self.best, self.average)
+        counted = {} if config.patience is None else {SINCE_BEST: self.stale}
+        return {DICE: dice, f"{DICE}_average": self.average, **counted}
+
+    def is_stale(self, config: TrainRecipe) -> bool:
+        """Whether validations have been without a new best for as long as the recipe waits."""
+        return config.patience is not None and self.stale >= config.patience
+
+    def is_over(self, config: TrainRecipe) -> bool:
+        """Whether training has ended: after the last epoch, or early."""
+        return self.epoch >= config.epochs or self.is_stale(config)
 
 
 def save(run: RunFolder, trainer: Trainer, progress: Progress) -> None:
     """Write the checkpoint of an epoch that has just ended; `progress` holds its row."""
-    average = progress.rows[-1].get("validation_dice_average", -math.inf)
-    is_best = average > progress.best
-    if is_best:
-        progress.best = average
+    is_best = DICE in progress.rows[-1] and not progress.stale
     if is_best or progress.best == -math.inf:  # before the first validation the newest are the best known
-        run.save_weights(trainer.model, "best", trainer.recipe, epochs=progress.epoch)
-    run.save_weights(trainer.model, "last", trainer.recipe, epochs=progress.epoch)
+        run.save_weights(trainer.kept, "best", trainer.recipe, epochs=progress.epoch)
+    run.save_weights(trainer.kept, "last", trainer.recipe, epochs=progress.epoch)
     write_atomically(run.metrics_file, lambda path: write_rows(progress.rows, path))
     # The state comes last: killed before it, what came since the one before is done again and writes the same files.
     save_state(run, trainer, progress)
@@ -98,7 +117,7 @@ def save(run: RunFolder, trainer: Trainer, progress: Progress) -> None:
 
 def save_state(run: RunFolder, trainer: Trainer, progress: Progress) -> None:
     """Write what training goes on from, between two steps or two epochs."""
-    state = trainer.state() | {"epoch": progress.epoch, "best": progress.best, "average": progress.average}
+    state = trainer.state() | {key: getattr(progress, key) for key in ("epoch", "best", "average", "stale")}
     state["begun"] = progress.begun.state() if progress.begun else None
     write_state(state, run.state_file, keep=run.previous_state_file)
 
@@ -119,7 +138,7 @@ def load(run: RunFolder, trainer: Trainer) -> Progress:
         return Progress()
     state = load_state(path, run.previous_state_file, trainer)
     begun = Begun.of(state["begun"]) if state.get("begun") else None
-    progress = Progress(state["epoch"], state["best"], state["average"], begun=begun)
+    progress = Progress(state["epoch"], state["best"], state["average"], state.get("stale", 0), begun=begun)
     progress.rows += [row for row in rows if int(row["epoch"]) < progress.epoch]
     lost = sorted(set(range(progress.epoch)) - {int(row["epoch"]) for row in progress.rows})
     if lost:
@@ -128,5 +147,5 @@ def load(run: RunFolder, trainer: Trainer) -> Progress:
             f"the first that of epoch {lost[0] + 1}; the weights are not, training goes on from them"
         )
     if not begun and not run.weights_file("last").is_file():
-        run.save_weights(trainer.model, "last", trainer.recipe, epochs=progress.epoch)
+        run.save_weights(trainer.kept, "last", trainer.recipe, epochs=progress.epoch)
     return progress

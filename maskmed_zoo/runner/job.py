@@ -68,7 +68,7 @@ class Job:
         if scores is None or scores.get("weights") != "last":
             return None
         trained = scores.get("epochs") or self.trained()  # earlier versions did not write how many there were
-        return scores if trained == self.recipe.train.epochs else None
+        return scores if trained == self.run.whole(self.recipe.train.epochs) else None
 
     def epochs(self) -> list[dict[str, str]]:
         """The rows of `metrics.csv`, of which some may be lost."""
@@ -93,7 +93,9 @@ class Job:
             return "finished"
         if self.failed.exists():
             return f"failed: {self._why()}"
-        return f"unfinished, {self.trained()} of {self.recipe.train.epochs} epochs" if self.run.exists() else "new"
+        if not self.run.exists():
+            return "new"
+        return f"unfinished, {self.trained()} of {self.run.whole(self.recipe.train.epochs)} epochs"
 
     def _why(self) -> str:
         try:

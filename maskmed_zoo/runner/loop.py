@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
@@ -18,6 +17,7 @@ from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.divergence import diverged
 from maskmed_zoo.runner.divided import own_indices
 from maskmed_zoo.runner.feed import Feed, Part, Stream
+from maskmed_zoo.runner.manifest_file import EarlyEnd
 from maskmed_zoo.runner.metrics_file import DICE
 from maskmed_zoo.runner.pauses import Pauses, Turn
 from maskmed_zoo.runner.pictures import can_draw
@@ -28,9 +28,6 @@ from maskmed_zoo.runner.session import Session
 from maskmed_zoo.runner.steps_file import StepsFile
 from maskmed_zoo.runner.trainer import Trainer
 from maskmed_zoo.runner.training_display import training_display
-
-SMOOTHING = 0.9
-"""Exponential moving average of the validation Dice that decides on the best weights (nnU-Net's)."""
 
 
 class Loop:
@@ -74,18 +71,23 @@ class Loop:
 
     def run_to_end(self, display: Display) -> None:
         """The epochs that are left; `StoppedError`, or KeyboardInterrupt by Ctrl-C, if told to stop before."""
-        total, progress = self.recipe.train.epochs, self.progress
-        if progress.epoch >= total:
-            display.say(f"{self.run.path}: all {total} epochs are trained")
-            return
-        model = self.trainer.model
-        distributed.same_as_first([*model.parameters(), *model.buffers()])
-        try:
-            self._run(total, display)
-        except (StoppedError, KeyboardInterrupt):
-            if self._is_told_to_stop:
-                distributed.wait()  # until all is written, lest the end of one ends the one that writes
-            raise
+        config, progress = self.recipe.train, self.progress
+        if not progress.is_over(config):
+            model = self.trainer.model
+            distributed.same_as_first([*model.parameters(), *model.buffers()])
+            try:
+                self._run(config.epochs, display)
+            except (StoppedError, KeyboardInterrupt):
+                if self._is_told_to_stop:
+                    distributed.wait()  # until all is written, lest the end of one ends the one that writes
+                raise
+        elif not progress.is_stale(config):
+            display.say(f"{self.run.path}: all {config.epochs} epochs are trained")
+        if progress.is_stale(config):
+            end = EarlyEnd(epoch=progress.epoch, of=config.epochs, validations=progress.stale, best=progress.best)
+            display.say(f"{self.run.path}: {end.in_words()}")
+            if distributed.is_first():
+                self.run.note_early_end(end)
 
     def _run(self, total: int, display: Display) -> None:
         progress = self.progress
@@ -96,7 +98,7 @@ class Loop:
             self.watched(shown, display.say) as watch,
             Pauses(self.recipe.train.save_minutes) as pauses,
         ):
-            while progress.epoch < total:
+            while not progress.is_over(self.recipe.train):
                 try:
                     row = self._epoch(feed, pauses, session, watch)
                 except NonFiniteError as error:
@@ -111,7 +113,8 @@ class Loop:
                     distributed.wait()  # however long that takes
                 session.note(self.trainer.iteration)
             if _turn(pauses) is Turn.STOP:  # while the last epoch was saved: evaluation is not to begin
-                raise self._stop(pauses, f"{self.run.path}: all {total} epochs are trained and saved")
+                done = "all" if progress.epoch == total else f"{progress.epoch} of"
+                raise self._stop(pauses, f"{self.run.path}: {done} {total} epochs are trained and saved")
 
     def watched(self, shown: Callback, say: Callable[[str], None]) -> Callbacks:
         """What looks at the training, and writes down what it sees: in rank 0."""
@@ -145,9 +148,7 @@ class Loop:
         is_due = (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs
         if is_due and self._validates:
             found = self.trainer.validate(self._validation(feed, pauses, session, watch))
-            old = progress.average
-            progress.average = found.dice if math.isnan(old) else SMOOTHING * old + (1 - SMOOTHING) * found.dice
-            row |= {DICE: found.dice, f"{DICE}_average": progress.average}
+            row |= progress.validated(found.dice, config)
             row |= {f"{DICE}/{label}": dice for label, dice in found.by_label.items() if dice is not None}
             row |= {} if found.query_classes is None else {"query_classes": found.query_classes}
         begun.tick()

@@ -76,6 +76,21 @@ class _Extension(_Record):
     to: int
 
 
+class EarlyEnd(_Record):
+    """The end of a run that `train.patience` ended: after how many epochs of how many, and why."""
+
+    epoch: Annotated[int, Field(ge=1)]
+    of: Annotated[int, Field(ge=1)]
+    validations: Step
+    best: float
+
+    def in_words(self) -> str:
+        return (
+            f"training has ended after {self.epoch} of {self.of} epochs: {self.validations} validations in a row "
+            f"without a new best (train.patience), which is a smoothed Dice of {self.best:.4f}"
+        )
+
+
 class _Manifest(_Record):
     dataset: str
     fold: int
@@ -90,6 +105,7 @@ class _Manifest(_Record):
     data_hash: str | None = None
     init: _Init | None = None
     extended: list[_Extension] = []
+    ended_early: EarlyEnd | None = None
 
 
 def history_of(manifest: dict[str, Any]) -> History:

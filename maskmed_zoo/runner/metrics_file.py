@@ -13,6 +13,8 @@ from maskmed_zoo.files import read_text
 
 DICE = "validation_dice"
 """The column of the mean over labels; that of a label is `validation_dice/<label>`."""
+SINCE_BEST = "validations_since_best"
+"""The column of what `train.patience` counts."""
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -11,7 +11,7 @@ from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.report.progress import Curves, progress_figure
 from maskmed_zoo.runner import row_words as words
 from maskmed_zoo.runner.callbacks import Callback
-from maskmed_zoo.runner.metrics_file import DICE, loss_columns, number
+from maskmed_zoo.runner.metrics_file import DICE, SINCE_BEST, loss_columns, number
 
 SHARE = 0.01
 """Of the time of training that goes into drawing, at most: quick epochs are drawn several at once."""
@@ -72,4 +72,6 @@ def _short(name: str) -> str:
 
 
 def _title(recipe: Recipe, row: Mapping[str, Any]) -> str:
-    return f"{recipe.name}: epoch {int(row['epoch']) + 1} of {recipe.train.epochs}, {words.pace(row)}"
+    since, patience = number(row, SINCE_BEST), recipe.train.patience
+    early = ", ended early" if since is not None and patience is not None and since >= patience else ""
+    return f"{recipe.name}: epoch {int(row['epoch']) + 1} of {recipe.train.epochs}{early}, {words.pace(row)}"

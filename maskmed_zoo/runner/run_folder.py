@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
 from maskmed_zoo.errors import CheckpointError, DataError, nearest, printable
-from maskmed_zoo.files import is_file, make_folder, sha256_of, usable, write_atomically, write_text
+from maskmed_zoo.files import is_file, make_folder, sha256_of, usable, write_atomically, write_json, write_text
 from maskmed_zoo.lock import NoLocksError, locked, wait_for_the_dead, worker
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 from maskmed_zoo.recipe.network import network_difference, network_section
-from maskmed_zoo.runner.manifest_file import read_manifest
+from maskmed_zoo.runner.manifest_file import EarlyEnd, read_manifest
 from maskmed_zoo.runner.study_folder import folds_in
 from maskmed_zoo.weights.card import CARD, RECIPE, WEIGHTS, check_exported, read_card
 from maskmed_zoo.weights.files import State, check_tensors, read_safetensors
@@ -133,6 +133,24 @@ class RunFolder:
         if self.is_exported:
             raise CheckpointError(f"{self.path}: exported weights, which predict; this needs the run that made them")
         return read_manifest(self.manifest_file)
+
+    def early_end(self) -> EarlyEnd | None:
+        """How `train.patience` ended the run; None where it did not, or the manifest cannot be read."""
+        try:
+            found = read_manifest(self.manifest_file).get("ended_early")
+        except CheckpointError:
+            return None
+        return None if found is None else EarlyEnd.model_validate(found)
+
+    def note_early_end(self, end: EarlyEnd) -> None:
+        """Write it into the manifest, once; `OutputError`."""
+        if self.early_end() != end:
+            write_json(self.manifest_file, self.manifest() | {"ended_early": end.model_dump()})
+
+    def whole(self, planned: int) -> int:
+        """After how many epochs the run of so many is finished: after fewer where it has ended early."""
+        end = self.early_end()
+        return end.epoch if end is not None and end.of == planned else planned
 
     @property
     def preprocessing(self) -> int:

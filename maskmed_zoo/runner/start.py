@@ -73,7 +73,12 @@ def check_extension(run: RunFolder, epochs: int) -> None:
     """Raise `CheckpointError` unless the run can be lengthened to so many epochs, or has been."""
     if not run.exists():
         raise CheckpointError(f"{run.path}: no run to lengthen, no recipe.yaml here; --extend-to goes with --resume")
-    planned = run.recipe().train.epochs
+    planned, end = run.recipe().train.epochs, run.early_end()
+    if epochs > planned and end is not None:
+        raise CheckpointError(
+            f"{run.path}: {end.in_words()}; a longer run would end there too, so leave out --extend-to (extend_to=), "
+            f"or begin another one from its weights with --init '{run.path}'"
+        )
     if epochs < planned:
         raise CheckpointError(
             f"{run.path}: the run has {planned} epochs and cannot be shortened to {epochs}; give --extend-to more"

@@ -24,7 +24,7 @@ from maskmed_zoo.memory import is_exhausted
 from maskmed_zoo.runner.run_folder import check_state
 from maskmed_zoo.runner.trainer import Trainer
 
-KEYS = ("model", "optimizer", "schedule", "scaler", "rng", "device_rng")
+KEYS = ("model", "optimizer", "schedule", "scaler")
 COUNTS = ("epoch", "iteration", "skipped_in_a_row")
 MOMENTS = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}
 """What an optimizer keeps of a parameter; the step and the squares are never negative."""
@@ -139,17 +139,35 @@ def _check(state: Any, trainer: Trainer, path: Path) -> None:
     _check_begun(state.get("begun"), steps)
     if state["schedule"]["last_epoch"] != iteration:
         raise ValueError(f"the schedule is at step {state['schedule']['last_epoch']}, not {iteration}")
+    stale = state.get("stale", 0)  # earlier versions did not count
+    if type(stale) is not int or not 0 <= stale <= epoch:
+        raise ValueError(f"'stale' is no number of validations in {epoch} epochs")
     for key, unknown in (("best", -math.inf), ("average", math.nan)):
         if type(state[key]) is not float or not (0 <= state[key] <= 1 or str(state[key]) == str(unknown)):
             raise ValueError(f"'{key}' is no Dice")
-    if not isinstance(state["model"], dict) or not all(torch.is_tensor(t) for t in state["model"].values()):
-        raise ValueError("'model' holds no tensors")
-    check_state(trainer.model, state["model"], path)
+    _check_model(state["model"], trainer, path)
+    _check_average(state.get("ema"), trainer, path, iteration)
     _check_optimizer(state["optimizer"], trainer)
     _check_scaler(state["scaler"])
-    for key in ("rng", "device_rng"):
-        if not (key == "device_rng" and state[key] is None) and state[key].dtype != torch.uint8:
-            raise ValueError(f"'{key}' is no state of a random generator")
+
+
+def _check_model(given: Any, trainer: Trainer, path: Path) -> None:
+    if not isinstance(given, dict) or not all(torch.is_tensor(t) for t in cast(dict[str, Any], given).values()):
+        raise ValueError("'model' holds no tensors")
+    check_state(trainer.model, cast(dict[str, Any], given), path)
+
+
+def _check_average(given: Any, trainer: Trainer, path: Path, iteration: int) -> None:
+    """There where the recipe asks for an average, of at most as many steps as are made."""
+    if (given is None) != (trainer.average is None):
+        raise ValueError(
+            f"'ema' is {'missing' if given is None else 'there'}, and train.ema is {trainer.recipe.train.ema}"
+        )
+    if given is None:
+        return
+    if type(given["updates"]) is not int or not 0 <= given["updates"] <= iteration:
+        raise ValueError(f"'ema' is no average of {iteration} steps")
+    _check_model(given["model"], trainer, path)
 
 
 def _check_begun(given: Any, steps: int) -> None:

@@ -20,7 +20,8 @@ def finished_folds(study: Path, say: Callable[[str], None]) -> dict[int, RunFold
     Raises `CheckpointError` where there is none, or where they are of different recipes, data sets or starts.
     """
     runs = {fold: RunFolder(path) for fold, path in folds_in(study).items()}
-    epochs = {fold: (_trained(run), run.recipe(with_loss=False).train.epochs) for fold, run in runs.items()}
+    planned = {fold: run.recipe(with_loss=False).train.epochs for fold, run in runs.items()}
+    epochs = {fold: (_trained(run), run.whole(planned[fold])) for fold, run in runs.items()}
     left = {fold: f"fold {fold} ({done} of {all_} epochs)" for fold, (done, all_) in epochs.items() if done < all_}
     if len(left) == len(runs):
         raise CheckpointError(f"{study}: no fold is trained to its end; 'train --folds' with this --out goes on")

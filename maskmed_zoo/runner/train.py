@@ -17,7 +17,7 @@ from maskmed_zoo.data.fingerprint import DatasetFingerprint, Fingerprint, finger
 from maskmed_zoo.data.preprocess import Preprocessing
 from maskmed_zoo.data.sources import Data, Source, Split, open_sources
 from maskmed_zoo.device import pick_device, pick_workers
-from maskmed_zoo.errors import ArgumentError, Failures, PeerError
+from maskmed_zoo.errors import ArgumentError, Failures, PeerError, RecipeError
 from maskmed_zoo.files import UNFINISHED, remove_abandoned, remove_unfinished, write_json
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.network_size import check_bytes
@@ -79,6 +79,8 @@ def train(
         display.say(remark)
     recipe = bind(recipe, *(source.dataset for source in sources))
     splits = [source.splits(fold) for source in sources]
+    if recipe.train.patience is not None and not any(split.validation for split in splits):
+        raise RecipeError("train.patience: no case validates, so nothing would end training; give train.patience=null")
     workers = pick_workers(workers, target)
     facts = run_facts(sources, splits, fold)
     is_first = distributed.is_first()

@@ -19,9 +19,10 @@ from maskmed_zoo.contracts import HeadOutput
 from maskmed_zoo.data.patches import Patch
 from maskmed_zoo.device import autocast, autocast_dtype
 from maskmed_zoo.errors import NonFiniteError
-from maskmed_zoo.model import build_loss
+from maskmed_zoo.model import SegmentationModel, build_loss
 from maskmed_zoo.network_size import moved
 from maskmed_zoo.recipe import Recipe
+from maskmed_zoo.runner.average import Average
 from maskmed_zoo.runner.divided import Piece, check_divisible, in_pieces, number_of_pieces, seed_piece
 from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
 
@@ -46,6 +47,7 @@ class Trainer:
         torch.manual_seed(recipe.train.seed)
         self.model = moved(model_of(recipe), device)
         self.model.freeze(recipe.train.freeze)
+        self.average = None if recipe.train.ema is None else Average(self.model, recipe.train.ema)
         self.ignore_label = recipe.labels.ignore
         classes = self.model.num_classes
         self.loss = build_loss(recipe.model, num_classes=classes, ignore_label=self.ignore_label).to(device)
@@ -56,6 +58,11 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.iteration, self.skipped_in_a_row = 0, 0
         self.say = say or (lambda _: None)
+
+    @property
+    def kept(self) -> SegmentationModel:
+        """The network that is validated and saved: with averaged weights where `train.ema` asks for them."""
+        return self.average.model if self.average is not None and self.average.updates else self.model
 
     def step(
         self, image: Tensor, labels: Tensor, annotated: Tensor | None = None, instances: Tensor | None = None
@@ -100,6 +107,8 @@ class Trainer:
             raise NonFiniteError(f"gradient norm is {norm.item():g}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average is not None and norm.isfinite():  # else the scaler has skipped the step
+            self.average.update(self.model)
         return {**parts, "gradient_norm": norm.detach()}
 
     def gradients(
@@ -149,8 +158,8 @@ class Trainer:
         The patches are those of all processes. A label counts in the patches alone in which it was annotated, so that
         to find it elsewhere is no mistake.
         """
-        self.model.eval()
-        classes = self.model.num_classes
+        model = self.kept.eval()
+        classes = model.num_classes
         counts = torch.zeros(4, classes, dtype=torch.int64, device=self.device)
         shared, held, size, chosen = counts
         has_queries = False
@@ -159,7 +168,7 @@ class Trainer:
             said: list[Tensor] = []
             for piece in batch["image"].split(len(reference) // self.recipe.train.accumulate):
                 with autocast(self.dtype, self.device):
-                    output = self.model(piece.to(self.device))
+                    output = model(piece.to(self.device))
                 said.append(output.log_probabilities().argmax(1))
                 answers = _answers(output)
                 if answers is not None:
@@ -196,14 +205,15 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "ema": None if self.average is None else self.average.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what `state` gave; rates and other settings are the recipe's."""
         self.iteration, self.skipped_in_a_row = state["iteration"], state["skipped_in_a_row"]
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state(state["ema"])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]["state"]})
         factors = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
         rates = [base * factor(self.iteration) for base, factor in factors]
@@ -214,9 +224,6 @@ class Trainer:
         if self.scaler.is_enabled() and state["scaler"]:
             found = {key: state["scaler"][key] for key in ("scale", "_growth_tracker")}
             self.scaler.load_state_dict(self.scaler.state_dict() | found)
-        torch.set_rng_state(state["rng"].cpu())
-        if state["device_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["device_rng"].cpu(), self.device)
 
 
 def _answers(output: HeadOutput) -> Tensor | None:

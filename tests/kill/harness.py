@@ -200,6 +200,8 @@ def differences(one: RunFolder, other: RunFolder) -> list[str]:
         found.append("metrics.csv")
     steps = [[json.loads(line) for line in run.steps_file.read_text().splitlines()] for run in (one, other)]
     made = [[{key: value for key, value in line.items() if key not in TIMES} for line in lines] for lines in steps]
-    if made[0] != made[1] or [line["iteration"] for line in steps[0]] != [*range(1, one.recipe().train.iterations + 1)]:
+    config = one.recipe().train
+    planned = range(1, one.whole(config.epochs) * config.iterations_per_epoch + 1)
+    if made[0] != made[1] or [line["iteration"] for line in steps[0]] != [*planned]:
         found.append("steps.jsonl")
     return found

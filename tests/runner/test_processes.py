@@ -116,6 +116,13 @@ def test_validation_counts_the_patches_of_all_processes(folder: Path, together: 
     assert together[0]["dice"] == together[1]["dice"] == two.learner(folder).validate(batches).dice > 0
 
 
+def test_both_end_early_after_the_same_epoch(folder: Path, together: list[dict[str, Any]]) -> None:
+    assert together[0]["early"] == together[1]["early"] == ["epoch 1", "epoch 2", "epoch 3", 0, 0]
+    run = RunFolder(folder / "early")
+    assert run.whole(8) == 3
+    assert json.loads(run.evaluation_file.read_text(encoding="utf-8"))["epochs"] == 3
+
+
 def test_a_run_of_two_processes_is_that_of_one(folder: Path, together: list[dict[str, Any]], printed: Any) -> None:
     assert two.command(folder, "alone") == 0
     runs = [RunFolder(folder / name) for name in ("alone", "together")]

@@ -139,8 +139,7 @@ STATES = [
     ("optimizer/state/0/exp_avg", torch.zeros(3)), ("optimizer/state/0/exp_avg_sq", torch.tensor(float("nan"))),
     ("optimizer/state/0/momentum_buffer", torch.zeros(3)), ("optimizer/state/9999", {}),
     ("schedule", {}), ("schedule/last_epoch", 1), ("schedule/last_epoch", -1), ("scaler", 3), ("scaler", {"scale": -1}),
-    ("rng", None), ("rng", torch.zeros(5)), ("rng", torch.zeros(5, dtype=torch.uint8)),
-    ("rng", torch.full((5056,), 255, dtype=torch.uint8)), ("device_rng", "x"),
+    ("stale", -1), ("stale", True), ("stale", EPOCHS + 1), ("stale", 1.0), ("ema", {}),
 ]  # fmt: skip
 
 
@@ -152,6 +151,18 @@ def test_a_state_of_other_content(run: RunFolder, path: str, value: object) -> N
     message = refused(lambda: checkpoint.load(run, Trainer(run.recipe(), torch.device("cpu"))))
     assert message.startswith(f"{run.state_file}: ")
     assert "cannot be continued from" in message
+
+
+@pytest.mark.parametrize("rng", [torch.get_rng_state(), None, "x"], ids=["whole", "none", "damaged"])
+def test_random_states_of_an_earlier_version_are_not_read(run: RunFolder, rng: object) -> None:
+    """Nor is a count of validations missed that it did not write, and the average that it did not know."""
+    state = torch.load(run.state_file, weights_only=True)
+    assert not {"rng", "device_rng"} & state.keys()
+    del state["stale"], state["ema"]
+    torch.save(state | {"rng": rng, "device_rng": rng}, run.state_file)
+    trainer = Trainer(run.recipe(), torch.device("cpu"))
+    assert checkpoint.load(run, trainer).epoch == EPOCHS
+    assert all(torch.equal(tensor, state["model"][name]) for name, tensor in trainer.model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["weights", "list", "nnunet", "text", "empty"])

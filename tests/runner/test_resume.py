@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,12 +84,12 @@ def dies() -> None:
     raise DiesError
 
 
-def cut(made: Path, out: Path, at: int) -> RunFolder:
+def cut(made: Path, out: Path, at: int, **options: Any) -> RunFolder:
     """A run that ended without notice when so many steps were made, each of them saved."""
     with pytest.MonkeyPatch.context() as patch:
         before_step(patch, at, dies)
         with pytest.raises(DiesError):
-            go(made, out, resume=(out / "recipe.yaml").exists())
+            go(made, out, resume=(out / "recipe.yaml").exists(), **options)
     return RunFolder(out)
 
 
@@ -231,6 +233,31 @@ def test_a_state_of_an_earlier_version(made: Path, tmp_path: Path) -> None:
     run.previous_state_file.unlink()
     go(made, run.path, resume=True)
     assert differences(whole(made), run) == []
+
+
+def test_nothing_depends_on_what_was_drawn_before(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generators are left anywhere before every step and every validation; points of the loss and patches are drawn."""
+    step, validate, seeds = Trainer.step, Trainer.validate, iter(range(1, 99))
+
+    def elsewhere() -> None:
+        seed = next(seeds)
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+
+    def stepped(self: Trainer, **batch: Any) -> dict[str, float]:
+        elsewhere()
+        return step(self, **batch)
+
+    def validated(self: Trainer, batches: Iterable[Patch]) -> Validation:
+        elsewhere()
+        return validate(self, batches)
+
+    points = recipe_of(made, {"model.loss": {"kind": "set_criterion", "points": 64}, "model.head.dropout": 0.3})
+    alone = go(made, tmp_path / "alone", recipe=points)
+    monkeypatch.setattr(Trainer, "step", stepped)
+    monkeypatch.setattr(Trainer, "validate", validated)
+    assert differences(alone, go(made, tmp_path / "run", recipe=points)) == []
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])

@@ -18,8 +18,9 @@ from torch import Tensor
 from maskmed_zoo import distributed, registry
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.contracts import Head
+from maskmed_zoo.data.patches import Patch
 from maskmed_zoo.recipe import load_recipe
-from maskmed_zoo.runner.trainer import Trainer
+from maskmed_zoo.runner.trainer import Trainer, Validation
 
 CPU = torch.device("cpu")
 IGNORE = 3
@@ -54,6 +55,7 @@ def trainer_of(folder: Path, head: str, loss: str, variant: str, accumulate: int
     changes += [
         f"train.accumulate={accumulate}",
         "train.optimizer.warmup_iterations=0",
+        "train.ema=0.95",
         "train.iterations_per_epoch=60",
     ]
     if variant == "ignore":
@@ -109,7 +111,8 @@ def learner(folder: Path, accumulate: int = 1) -> Trainer:
 
 
 def weights(trainer: Trainer) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    """Those that are trained, and their average."""
+    return torch.cat([p.detach().flatten() for p in (*trainer.model.parameters(), *trainer.kept.parameters())])
 
 
 def _skipped(folder: Path, rank: int) -> tuple[dict[str, float], str, bool]:
@@ -128,13 +131,29 @@ def _validated(folder: Path) -> float:
     return trainer.validate(batches).dice
 
 
-def command(folder: Path, out: str) -> int | str:
+def command(folder: Path, out: str, *more: str) -> int | str:
     """The exit code of `train` on the data set in the folder."""
     words = ["train", str(folder / "tiny.yaml"), "--data", str(folder / "Dataset001_Boxes"), "--device", "cpu"]
     try:
-        return main([*words, "--out", str(folder / out)])
+        return main([*words, "--out", str(folder / out), *more])
     except SystemExit as error:
         return f"silent {error.code}"
+
+
+def _ends_early(folder: Path) -> list[int | str]:
+    """The epochs that are validated of a run whose Dice falls, and the exit codes of it and of the same once more."""
+    validate, found = Trainer.validate, list[int | str]()
+
+    def falls(self: Trainer, batches: Iterable[Patch]) -> Validation:
+        found.append(f"epoch {self.iteration // 3}")
+        return validate(self, batches)._replace(dice=1 / self.iteration)
+
+    Trainer.validate = falls  # type: ignore[method-assign]
+    words = ["--set", "train.patience=2", "--set", "train.epochs=8"]
+    found += [command(folder, "early", *words)]
+    found += [command(folder, "early", *words, "--resume")]
+    Trainer.validate = validate  # type: ignore[method-assign]
+    return found
 
 
 def run(folder: Path) -> None:
@@ -147,7 +166,7 @@ def run(folder: Path) -> None:
             result[str((*case, accumulate))] = gradients(trainer_of(folder, *case, accumulate), own(batch_of(case[2])))
     result["skipped"], result["dice"] = _skipped(folder, rank), _validated(folder)
     result["words"] = (distributed.gathered(rank), distributed.from_first(rank))
-    result["train"] = command(folder, "together")
+    result["train"], result["early"] = command(folder, "together"), _ends_early(folder)
     trainer = trained(learner(folder), range(STEPS))
     if not rank:
         torch.save(trainer.state(), folder / "after_two.pt")
