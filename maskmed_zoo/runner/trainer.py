@@ -24,6 +24,7 @@ from maskmed_zoo.network_size import moved
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.divided import Piece, check_divisible, in_pieces, number_of_pieces, seed_piece
 from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
+from maskmed_zoo.runner.switches import compiler_errors, memory_format, switch_on
 
 
 class Validation(NamedTuple):
@@ -50,6 +51,7 @@ class Trainer:
         classes = self.model.num_classes
         self.loss = build_loss(recipe.model, num_classes=classes, ignore_label=self.ignore_label).to(device)
         check_divisible(recipe, self.model, self.loss)
+        switch_on(self.model, recipe.train, device)
         self.optimizer = build_optimizer(self.model, recipe.train.optimizer)
         self.schedule = build_schedule(self.optimizer, recipe.train)
         self.dtype = autocast_dtype(recipe.train.amp, device)
@@ -117,7 +119,7 @@ class Trainer:
         for number, (image_, labels_, annotated_, instances_) in enumerate(pieces):
             seed_piece(self.recipe.train.seed, self.iteration, number)
             with autocast(self.dtype, self.device):
-                output = self.model(image_.to(self.device, non_blocking=True))
+                output = self._output(image_)
             if not number and number_of_pieces(self.recipe) > 1:
                 counts = {"counts": self._counts(output, pieces)}
             try:
@@ -127,7 +129,8 @@ class Trainer:
             except NonFiniteError as error:
                 problem = str(error)
                 break
-            self.scaler.scale(loss).backward()
+            with compiler_errors():
+                self.scaler.scale(loss).backward()
             for name, value in ({"loss": loss.detach()} | parts).items():
                 sums[name] = sums[name] + value if name in sums else value
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -136,6 +139,11 @@ class Trainer:
         if distributed.size() == 1:
             return sums
         return dict(zip(sums, distributed.add_up(torch.stack([*sums.values()])), strict=True))
+
+    def _output(self, image: Tensor) -> HeadOutput:
+        with compiler_errors():
+            layout = memory_format(self.recipe.train)
+            return self.model(image.to(self.device, non_blocking=True, memory_format=layout))
 
     def _counts(self, output: HeadOutput, pieces: Sequence[Piece]) -> Tensor:
         """What the loss counts in the whole batch; `output` is that of one piece, and they all have its size."""
@@ -159,7 +167,7 @@ class Trainer:
             said: list[Tensor] = []
             for piece in batch["image"].split(len(reference) // self.recipe.train.accumulate):
                 with autocast(self.dtype, self.device):
-                    output = self.model(piece.to(self.device))
+                    output = self._output(piece)
                 said.append(output.log_probabilities().argmax(1))
                 answers = _answers(output)
                 if answers is not None:
