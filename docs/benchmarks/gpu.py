@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from measure import Row, append, in_turn, machine, medians
-from msda import LARGE, QUICK, SMALL, Case, passes, stacked
+from msda import LARGE, QUICK, SMALL, passes, stacked
 from switches import memory, recipe_of, times
 
 from maskmed_zoo.ops.deformable import deformable_attention

@@ -1,6 +1,6 @@
 """What each switch of a training step costs and saves: `Trainer.step` with it beside the plain one, of given recipes.
 
-    python docs/benchmarks/switches.py                          # maskmed_hippocampus_cpu on the CPU; writes switches.csv
+    python docs/benchmarks/switches.py                      # maskmed_hippocampus_cpu on the CPU; writes switches.csv
     python docs/benchmarks/switches.py --device cuda --recipe maskmed_amos
     python docs/benchmarks/switches.py --switches compile compile+channels_last --rounds 3 --no-csv
 
@@ -150,7 +150,8 @@ def memory(recipe: Recipe, device: torch.device) -> float:
 def in_child(limit: float, words: Sequence[str]) -> Any:
     """What a process of its own prints in its last line; `SystemExit` with its last line of error if it fails."""
     try:
-        done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, timeout=limit)
+        command = [sys.executable, __file__, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired as error:
         raise SystemExit(f"took more than {limit:.0f} s") from error
     if done.returncode:

@@ -1,10 +1,10 @@
 """Dice of a recipe trained plainly, in bfloat16, and as the moving average of its weights; several seeds.
 
-    python docs/benchmarks/switches_dice.py --data Dataset004_Hippocampus --out runs/switches   # appends switches_dice.csv
+    python docs/benchmarks/switches_dice.py --data Dataset004_Hippocampus --out runs/switches
     python docs/benchmarks/switches_dice.py --data DIR --out runs/switches --seeds 0 --set train.epochs=1
 
 The average of the weights changes nothing in the training, so "plain" and "ema" are two networks of one run: its newest
-weights, from its state, and the average, which it saves. Runs that are there are gone on with, and rows that are in the
+weights, from its state, and the average, which it saves. Appends to `switches_dice.csv`. Runs that are there are gone on with, and rows that are in the
 CSV are not made again. `--set` holds for all runs; the length is that of `--steps`.
 """
 

@@ -43,6 +43,15 @@ def build_optimizer(model: SegmentationModel, config: Optimizer) -> torch.optim.
     return sgd
 
 
+def load_moments(optimizer: torch.optim.Optimizer, moments: dict[str, Any]) -> None:
+    """Go on from the "state" of a `state_dict`, in memory as the weights lie now, as fused kernels expect it."""
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    for parameter, held in optimizer.state.items():
+        for name, value in held.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: TrainRecipe) -> LambdaLR:
     """Linear warm-up, then (1 - progress) ** power, stepped once per iteration; every group keeps its proportion."""
     return LambdaLR(optimizer, lambda iteration: rate_factor(recipe.optimizer, iteration, recipe.iterations))

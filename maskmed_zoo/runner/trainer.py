@@ -23,7 +23,7 @@ from maskmed_zoo.model import build_loss
 from maskmed_zoo.network_size import moved
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.divided import Piece, check_divisible, in_pieces, number_of_pieces, seed_piece
-from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
+from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule, load_moments
 from maskmed_zoo.runner.switches import compiler_errors, memory_format, switch_on
 
 
@@ -212,7 +212,7 @@ class Trainer:
         """Continue from what `state` gave; rates and other settings are the recipe's."""
         self.iteration, self.skipped_in_a_row = state["iteration"], state["skipped_in_a_row"]
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]["state"]})
+        load_moments(self.optimizer, state["optimizer"]["state"])
         factors = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
         rates = [base * factor(self.iteration) for base, factor in factors]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
