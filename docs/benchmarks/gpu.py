@@ -28,6 +28,7 @@ from measure import Row, append, in_turn, machine, medians
 from msda import LARGE, QUICK, SMALL, passes, stacked
 from switches import memory, recipe_of, times
 
+from maskmed_zoo.data.phantom import make_phantom_dataset
 from maskmed_zoo.ops.deformable import deformable_attention
 
 HERE = Path(__file__).resolve()
@@ -128,10 +129,12 @@ def part_of(arguments: argparse.Namespace) -> None:
 
 def training(arguments: argparse.Namespace, seconds: float) -> Iterator[Row]:
     """The command, and what its steps say; told to stop where time is short, so that its state is saved."""
-    recipe, length = ("maskmed_headneck_5mm_cpu", (1, 4)) if arguments.quick else ("maskmed_headneck", (8, 250))
-    run = arguments.out / "run"
+    recipe, length, data, run = "maskmed_headneck", (8, 250), arguments.data, arguments.out / "run"
+    if arguments.quick:
+        recipe, length, data = "maskmed_phantom", (1, 4), arguments.out / "phantom"
+        make_phantom_dataset(data, cases=4, shape=(32, 32, 32))
     settings = [f"train.epochs={length[0]}", f"train.iterations_per_epoch={length[1]}", "train.validate_every=4"]
-    command = [sys.executable, "-m", "maskmed_zoo", "train", recipe, "--data", str(arguments.data), "--out", str(run)]
+    command = [sys.executable, "-m", "maskmed_zoo", "train", recipe, "--data", str(data), "--out", str(run)]
     command += ["--device", arguments.device, *(word for line in settings for word in ("--set", line))]
     with (arguments.out / "gpu.log").open("a", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -187,7 +190,7 @@ def main() -> None:
     name = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
     start, about = time.perf_counter(), {"device": name} | machine()
     parts = ["kernels", "step:plain", *(f"step:{s}" for s in FIRST), "attention", *(f"step:{s}" for s in LATER)]
-    parts = arguments.parts or [*parts, *(["training"] if arguments.data else [])]
+    parts = arguments.parts or [*parts, *(["training"] if arguments.data or arguments.quick else [])]
     for part in parts:
         left = 60 * arguments.minutes - (time.perf_counter() - start)
         # What comes after is not to be had if one takes all; only the last may.

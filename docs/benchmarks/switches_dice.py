@@ -4,8 +4,8 @@
     python docs/benchmarks/switches_dice.py --data DIR --out runs/switches --seeds 0 --set train.epochs=1
 
 The average of the weights changes nothing in the training, so "plain" and "ema" are two networks of one run: its newest
-weights, from its state, and the average, which it saves. Appends to `switches_dice.csv`. Runs that are there are gone on with, and rows that are in the
-CSV are not made again. `--set` holds for all runs; the length is that of `--steps`.
+weights, from its state, and the average, which it saves. Appends to `switches_dice.csv`. Runs that are there are gone
+on with, and rows that are in the CSV are not made again. `--set` holds for all runs, their length is `--steps`.
 """
 
 from __future__ import annotations
