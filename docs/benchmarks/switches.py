@@ -36,7 +36,7 @@ from maskmed_zoo.runner.switches import cudnn_benchmark
 from maskmed_zoo.runner.trainer import Trainer
 
 FOLDER = Path(__file__).resolve().parent
-PLAIN = ["train.amp=off", "train.optimizer.fused=null"]
+PLAIN = ["train.amp=off", "train.optimizer.fused=auto"]
 SWITCHES: dict[str, list[str]] = {
     "bf16": ["train.amp=bf16"],
     "channels_last": ["train.channels_last=true"],
@@ -46,8 +46,8 @@ SWITCHES: dict[str, list[str]] = {
     "checkpointing": ["train.checkpointing=[encoder, neck, decoder, head]"],
     "accumulate": ["train.accumulate=2"],
     "ema": ["train.ema=0.999"],
-    "fused": ["train.optimizer.fused=true"],
-    "not_fused": ["train.optimizer.fused=false"],
+    "fused": ["train.optimizer.fused=on"],
+    "not_fused": ["train.optimizer.fused=off"],
     "cudnn_benchmark": ["train.cudnn_benchmark=true"],
 }
 BY_DEVICE = {"cpu": {"fused", "cudnn_benchmark"}, "cuda": set[str]()}

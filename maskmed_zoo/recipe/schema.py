@@ -151,8 +151,8 @@ class Optimizer(Settings):
         default=0.9, description="rate x (1 - progress) ** power, for each group's own base rate"
     )
     gradient_clip: PositiveFloat = Field(default=12.0, description="largest gradient norm")
-    fused: bool | None = Field(
-        default=None, description="update all weights in one kernel; null: on the CPU, where it was measured"
+    fused: Literal["auto", "on", "off"] = Field(
+        default="auto", description="update all weights in one kernel; auto: on the CPU, where it was measured"
     )
 
 

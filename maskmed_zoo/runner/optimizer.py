@@ -22,9 +22,9 @@ def build_optimizer(model: SegmentationModel, config: Optimizer) -> torch.optim.
         for name, parameters in model.parameter_groups().items()
         if parameters
     ]
-    fused = config.fused
-    if fused is None and all(p.device.type == "cpu" for p in model.parameters()):
-        fused = True  # elsewhere None, PyTorch's own choice
+    fused = {"on": True, "off": False, "auto": None}[config.fused]  # None: PyTorch's own choice
+    if config.fused == "auto" and all(p.device.type == "cpu" for p in model.parameters()):
+        fused = True
     if config.kind == "adamw":
         return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=fused)
     sgd = torch.optim.SGD(

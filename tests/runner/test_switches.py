@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_a_run_goes_on_with_the_other_order_in_memory(tiny_recipe: Path, kind: s
     )
     for _ in range(2):
         plain.step(**batch())
-    last.load_state(plain.state())
+    last.load_state(deepcopy(plain.state()))
     for trainer in (plain, last):
         trainer.step(**batch())
     for a, b in zip(plain.model.parameters(), last.model.parameters(), strict=True):
@@ -134,28 +135,21 @@ def test_a_run_goes_on_with_the_other_order_in_memory(tiny_recipe: Path, kind: s
 
 
 @pytest.mark.usefixtures("aot")
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {
-            "train.amp": "bf16", "train.accumulate": 2, "train.freeze": ["encoder"], "train.channels_last": True,
-            "train.checkpointing": PARTS,
-        },
-    ],
-    ids=["alone", "with all others"],
-)  # fmt: skip
-def test_compiled_once_without_a_break(tiny_recipe: Path, settings: dict[str, Any]) -> None:
+def test_compiled_once_without_a_break(tiny_recipe: Path) -> None:
+    """With everything else that a step may have."""
     from torch._dynamo.utils import counters
 
+    settings = {
+        "train.amp": "bf16", "train.accumulate": 2, "train.freeze": ["encoder"], "train.channels_last": True,
+        "train.checkpointing": PARTS,
+    }  # fmt: skip
     plain = Trainer(load_recipe(tiny_recipe, settings), CPU)
     compiled = Trainer(load_recipe(tiny_recipe, settings | {"train.compile": True}), CPU)
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
     counters.clear()
-    tolerance = 2e-2 if "train.amp" in settings else 1e-3
     for _ in range(2):
         due = plain.step(**batch())
-        assert compiled.step(**batch())["loss"] == pytest.approx(due["loss"], rel=tolerance)
+        assert compiled.step(**batch())["loss"] == pytest.approx(due["loss"], rel=2e-2)
         assert validated(compiled) == pytest.approx(validated(plain), abs=0.02)
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 2, "one of training, one of validation"
@@ -169,7 +163,7 @@ def test_compiled_runs_go_on_bit_for_bit(tiny_recipe: Path) -> None:
     plain = Trainer(load_recipe(tiny_recipe, SMALLEST), CPU)
     trainers[0].step(**batch())
     plain.step(**batch())
-    trainers[1].load_state(trainers[0].state())
+    trainers[1].load_state(deepcopy(trainers[0].state()))
     due = plain.step(**batch())
     losses = [trainer.step(**batch())["loss"] for trainer in trainers]
     assert losses[0] == losses[1] == pytest.approx(due["loss"], rel=1e-4)
@@ -230,6 +224,6 @@ def test_switches_make_no_other_training(tiny_recipe: Path) -> None:
     """So that a run goes on with others of them, and an ablation does not train a row again."""
     switched = {
         "train.checkpointing": ["encoder"], "train.compile": True, "train.channels_last": True,
-        "train.cudnn_benchmark": True, "train.optimizer.fused": False,
+        "train.cudnn_benchmark": True, "train.optimizer.fused": "off",
     }  # fmt: skip
     assert what_trains(load_recipe(tiny_recipe, switched)) == what_trains(load_recipe(tiny_recipe))
