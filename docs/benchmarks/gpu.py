@@ -57,10 +57,10 @@ def kernels(device: torch.device, quick: bool) -> Iterator[Row]:
             upper = torch.randn(batch, locations.shape[1], heads, width, device=device).to(values.dtype)
             leaves = [x.detach().requires_grad_() for x in (values, locations, weights)]
             output = deformable_attention(leaves[0], shapes, *leaves[1:])
-            found = [output, *torch.autograd.grad(output, leaves, upper)]
+            found = [output.detach(), *torch.autograd.grad(output, leaves, upper)]
             exact = [x.detach().double().requires_grad_() for x in (values, locations, weights)]
             output = deformable_attention(exact[0], shapes, *exact[1:], backend="torch")
-            due = [output, *torch.autograd.grad(output, exact, upper.double())]
+            due = [output.detach(), *torch.autograd.grad(output, exact, upper.double())]
             names = ("output", "grad_values", "grad_locations", "grad_weights")
             for name, a, b in zip(names, found, due, strict=True):
                 # Where a sample lies on the border between two voxels, its location has no gradient.
