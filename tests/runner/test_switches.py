@@ -71,7 +71,7 @@ def test_checkpointing_gives_the_same_gradients_bit_for_bit(tiny_recipe: Path, p
 
 def test_checkpointed_parts_run_twice_in_a_step_and_once_elsewhere(tiny_recipe: Path) -> None:
     trainer = Trainer(load_recipe(tiny_recipe, {"train.checkpointing": PARTS, "train.freeze": ["encoder"]}), CPU)
-    runs = dict.fromkeys(PARTS, 0)
+    runs: dict[str, int] = dict.fromkeys(PARTS, 0)
 
     def count(name: str) -> None:
         runs[name] += 1
