@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from maskmed_zoo import registry
 from maskmed_zoo.contracts import (
@@ -34,7 +35,8 @@ class SegmentationModel(nn.Module):
     """Encoder, neck, decoder and head as one network.
 
     `head_of` makes the same head for another number of labels, perhaps with a set number of queries, and `encoder_of`
-    the same encoder for another number of channels: so is found what the rows of a parameter stand for.
+    the same encoder for another number of channels: so is found what the rows of a parameter stand for. In training,
+    parts in `checkpointed` keep no activations for the backward pass, which computes them again.
     Raises `JointError` if the parts do not fit, and in `forward` if the image does not.
     """
 
@@ -64,6 +66,7 @@ class SegmentationModel(nn.Module):
         self.class_names = None if class_names is None else tuple(class_names)
         self.channel_names = None if channel_names is None else tuple(channel_names)
         self.frozen: tuple[str, ...] = ()
+        self.checkpointed: tuple[str, ...] = ()
         self._head_of, self._encoder_of = head_of, encoder_of
 
     def forward(self, image: Tensor) -> HeadOutput:
@@ -74,7 +77,15 @@ class SegmentationModel(nn.Module):
             )
         self.encoder.out_spec.check_patch(image.shape[2:])
         check_precision(self, image)
-        return self.head(self.decoder(self.neck(self.encoder(image))))
+        levels = self._run("neck", self._run("encoder", image))
+        return self._run("head", self._run("decoder", levels))
+
+    def _run(self, part: str, given: Any) -> Any:
+        """A part, whose activations are made again in the backward pass if it is `checkpointed`."""
+        module = getattr(self, part)
+        if part in self.checkpointed and self.training and torch.is_grad_enabled():
+            return checkpoint(module, given, use_reentrant=False)
+        return module(given)
 
     def predict(self, image: Tensor) -> Tensor:
         """Image (b c d h w) to float32 log-probabilities (b k d h w), normalized over k and floored before the log."""

@@ -41,6 +41,7 @@ class StepMemory:
 
     def __init__(self, model: SegmentationModel, recipe: Recipe, *, narrow: bool) -> None:
         self.model, self.narrow = model.train(), narrow
+        self.model.checkpointed = recipe.train.checkpointing
         self.loss = build_loss(recipe.model, num_classes=model.num_classes, ignore_label=None)
         self.weights = count_parameters(model.parameters())
         optimizer = recipe.train.optimizer

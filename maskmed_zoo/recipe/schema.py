@@ -151,6 +151,9 @@ class Optimizer(Settings):
         default=0.9, description="rate x (1 - progress) ** power, for each group's own base rate"
     )
     gradient_clip: PositiveFloat = Field(default=12.0, description="largest gradient norm")
+    fused: Literal["auto", "on", "off"] = Field(
+        default="auto", description="update all weights in one kernel; auto: on the CPU, where it was measured"
+    )
 
 
 class TrainRecipe(Settings):
@@ -171,6 +174,21 @@ class TrainRecipe(Settings):
     optimizer: Optimizer = Optimizer()
     freeze: tuple[Part, ...] = Field(
         default=(), description="parts that are not trained: no gradients, no decay, and their norms as in evaluation"
+    )
+    checkpointing: tuple[Part, ...] = Field(
+        default=(),
+        description="parts whose activations are not kept for the backward pass but computed again in it, to need less "
+        "memory (activation checkpointing); the gradients are the same",
+    )
+    compile: bool = Field(
+        default=False,
+        description="torch.compile for the network, in the first step and the first validation; wants a C++ compiler",
+    )
+    channels_last: bool = Field(
+        default=False, description="weights and images in memory with the channels last (torch.channels_last_3d)"
+    )
+    cudnn_benchmark: bool = Field(
+        default=False, description="CUDA: time cuDNN's algorithms for convolutions in the first step, keep the fastest"
     )
     amp: Literal["auto", "off", "bf16", "fp16"] = Field(
         default="auto", description="auto: where the device has it (CUDA)"
@@ -202,7 +220,7 @@ class TrainRecipe(Settings):
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
 
-    @field_validator("freeze")
+    @field_validator("freeze", "checkpointing")
     @classmethod
     def _in_the_order_of_the_network(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
         return tuple(part for part in get_args(Part) if part in parts)

@@ -26,6 +26,7 @@ from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.runner.run_warnings import RunWarnings
 from maskmed_zoo.runner.session import Session
 from maskmed_zoo.runner.steps_file import StepsFile
+from maskmed_zoo.runner.switches import cudnn_benchmark
 from maskmed_zoo.runner.trainer import Trainer
 from maskmed_zoo.runner.training_display import training_display
 
@@ -97,6 +98,7 @@ class Loop:
             self._feed() as feed,
             self.watched(shown, display.say) as watch,
             Pauses(self.recipe.train.save_minutes) as pauses,
+            cudnn_benchmark(self.recipe.train, self.trainer.device),
         ):
             while not progress.is_over(self.recipe.train):
                 try:

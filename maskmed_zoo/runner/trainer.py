@@ -24,7 +24,8 @@ from maskmed_zoo.network_size import moved
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.runner.average import Average
 from maskmed_zoo.runner.divided import Piece, check_divisible, in_pieces, number_of_pieces, seed_piece
-from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
+from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule, load_moments
+from maskmed_zoo.runner.switches import compiler_errors, memory_format, switch_on
 
 
 class Validation(NamedTuple):
@@ -47,11 +48,12 @@ class Trainer:
         torch.manual_seed(recipe.train.seed)
         self.model = moved(model_of(recipe), device)
         self.model.freeze(recipe.train.freeze)
-        self.average = None if recipe.train.ema is None else Average(self.model, recipe.train.ema)
         self.ignore_label = recipe.labels.ignore
         classes = self.model.num_classes
         self.loss = build_loss(recipe.model, num_classes=classes, ignore_label=self.ignore_label).to(device)
         check_divisible(recipe, self.model, self.loss)
+        switch_on(self.model, recipe.train, device)
+        self.average = None if recipe.train.ema is None else Average(self.model, recipe.train.ema)
         self.optimizer = build_optimizer(self.model, recipe.train.optimizer)
         self.schedule = build_schedule(self.optimizer, recipe.train)
         self.dtype = autocast_dtype(recipe.train.amp, device)
@@ -126,7 +128,7 @@ class Trainer:
         for number, (image_, labels_, annotated_, instances_) in enumerate(pieces):
             seed_piece(self.recipe.train.seed, self.iteration, number)
             with autocast(self.dtype, self.device):
-                output = self.model(image_.to(self.device, non_blocking=True))
+                output = self._output(self.model, image_)
             if not number and number_of_pieces(self.recipe) > 1:
                 counts = {"counts": self._counts(output, pieces)}
             try:
@@ -136,7 +138,8 @@ class Trainer:
             except NonFiniteError as error:
                 problem = str(error)
                 break
-            self.scaler.scale(loss).backward()
+            with compiler_errors():
+                self.scaler.scale(loss).backward()
             for name, value in ({"loss": loss.detach()} | parts).items():
                 sums[name] = sums[name] + value if name in sums else value
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -145,6 +148,11 @@ class Trainer:
         if distributed.size() == 1:
             return sums
         return dict(zip(sums, distributed.add_up(torch.stack([*sums.values()])), strict=True))
+
+    def _output(self, model: SegmentationModel, image: Tensor) -> HeadOutput:
+        with compiler_errors():
+            layout = memory_format(self.recipe.train)
+            return model(image.to(self.device, non_blocking=True, memory_format=layout))
 
     def _counts(self, output: HeadOutput, pieces: Sequence[Piece]) -> Tensor:
         """What the loss counts in the whole batch; `output` is that of one piece, and they all have its size."""
@@ -168,7 +176,7 @@ class Trainer:
             said: list[Tensor] = []
             for piece in batch["image"].split(len(reference) // self.recipe.train.accumulate):
                 with autocast(self.dtype, self.device):
-                    output = model(piece.to(self.device))
+                    output = self._output(model, piece)
                 said.append(output.log_probabilities().argmax(1))
                 answers = _answers(output)
                 if answers is not None:
@@ -214,7 +222,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state(state["ema"])
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]["state"]})
+        load_moments(self.optimizer, state["optimizer"]["state"])
         factors = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
         rates = [base * factor(self.iteration) for base, factor in factors]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):

@@ -12,16 +12,18 @@ from maskmed_zoo.layers.rows import rows
 from maskmed_zoo.layers.transformer import MultiHeadAttention
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 @pytest.mark.parametrize("mean", [0.0, 50.0])
-def test_instance_norm(mean):
+def test_instance_norm(mean, layout):
     torch.manual_seed(0)
     norm = InstanceNorm(6)
     with torch.no_grad():
         norm.weight.normal_()
         norm.bias.normal_()
-    x = (torch.randn(2, 6, 5, 7, 3) + mean).requires_grad_()
+    x = (torch.randn(2, 6, 5, 7, 3) + mean).to(memory_format=layout).requires_grad_()
     found, due = norm(x), F.instance_norm(x.double(), weight=norm.weight.double(), bias=norm.bias.double(), eps=1e-5)
     torch.testing.assert_close(found.double(), due, rtol=1e-4, atol=1e-4 if mean else 1e-5)
+    assert found.is_contiguous(memory_format=layout)
     upper = torch.randn_like(found)
     leaves = [x, norm.weight, norm.bias]
     for a, b in zip(
@@ -61,12 +63,13 @@ def test_average(grid):
     torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (found, due)))
 
 
-def test_rows_give_gradients_that_lie_as_the_map_does():
-    x = torch.randn(2, 3, 2, 4, 5, requires_grad=True)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_rows_give_gradients_that_lie_as_the_map_does(layout):
+    x = torch.randn(2, 3, 2, 4, 5).to(memory_format=layout).requires_grad_()
     found, upper = rows(x), torch.randn(2, 40, 3)
     assert torch.equal(found, x.flatten(2).transpose(1, 2))
     (grad,) = torch.autograd.grad(found, x, upper)
-    assert grad.is_contiguous()
+    assert grad.is_contiguous(memory_format=layout)
     assert torch.equal(grad.flatten(2).transpose(1, 2), upper)
 
 

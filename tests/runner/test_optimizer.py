@@ -27,9 +27,11 @@ class Late(nn.Module):
         return self.early.square().sum() + (self.late.exp().sum() if step > 1 else 0)
 
 
+@pytest.mark.parametrize("fused", ["auto", "on", "off"])
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_weights_whose_first_gradient_comes_late(tiny_recipe: Path, kind: str) -> None:
-    config = load_recipe(tiny_recipe, {"train.optimizer": {"kind": kind, "lr": 0.1, "momentum": 0.9}}).train.optimizer
+def test_weights_whose_first_gradient_comes_late(tiny_recipe: Path, kind: str, fused: str) -> None:
+    settings = {"kind": kind, "lr": 0.1, "momentum": 0.9, "fused": fused}
+    config = load_recipe(tiny_recipe, {"train.optimizer": settings}).train.optimizer
     due, found = Late(), Late()
     plain: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": False}
     optimizers = (
@@ -38,6 +40,7 @@ def test_weights_whose_first_gradient_comes_late(tiny_recipe: Path, kind: str) -
         else torch.optim.AdamW(due.parameters(), **plain),
         build_optimizer(found, config),  # pyright: ignore[reportArgumentType]  # has what is needed of a model
     )
+    assert optimizers[1].defaults["fused"] is (fused != "off")
     for step in range(5):
         for model, optimizer in zip((due, found), optimizers, strict=True):
             optimizer.zero_grad()
