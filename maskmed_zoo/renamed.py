@@ -29,7 +29,7 @@ RECIPE_VALUES = (
     RenamedValue(("data", "unannotated"), "marginalise", "marginalize"),
     RenamedValue(("model", "encoder", "inflation"), "centre", "center", kind="timm"),
 )
-LATER_SETTINGS: tuple[tuple[tuple[str, str], Any], ...] = (
+LATER_SETTINGS: tuple[tuple[tuple[str, ...], Any], ...] = (
     (("train", "freeze"), []),
     (("train", "ema"), None),
     (("train", "patience"), None),

@@ -136,9 +136,10 @@ def test_checksums_outlive_a_renaming(tmp_path: Path) -> None:
     assert network_difference(hashlib.sha256(b"other").hexdigest(), recipe, file) is not None
 
     del before["evaluation"]  # decides nothing that is trained, and was not there before
-    names = ("freeze", "save_minutes", "accumulate", "ema", "patience")  # nor were these
-    later = {name: before["train"].pop(name) for name in names}
-    assert later == {"freeze": [], "save_minutes": 10, "accumulate": 1, "ema": None, "patience": None}
+    later = {"freeze": [], "save_minutes": 10, "accumulate": 1, "ema": None, "patience": None}  # nor were these
+    later |= {"checkpointing": [], "compile": False, "channels_last": False, "cudnn_benchmark": False}
+    assert {name: before["train"].pop(name) for name in later} == later
+    assert before["train"]["optimizer"].pop("fused") == "auto"
     text = json.dumps([before, ["Boxes"], 0], sort_keys=True)
     folder = CellFolder(tmp_path, ["Boxes"], 0).cell("row", recipe).run.path
     assert folder.name == hashlib.sha256(text.encode()).hexdigest()[:12]
