@@ -39,19 +39,21 @@ def mirrored(model: Callable[[Tensor], HeadOutput], axes: Sequence[Axis]) -> Cal
         [2 + "zyx".index(axis) for axis in some] for n in range(1, len(axes) + 1) for some in combinations(axes, n)
     ]
 
+    def of(windows: Tensor, flip: list[int]) -> Tensor:
+        return _unmirrored(model(windows.flip(flip)).log_probabilities().exp_(), flip)
+
     def says(windows: Tensor) -> HeadOutput:
-        total: Tensor | None = None
-        for flip in flips:
-            one = _unmirrored(model(windows.flip(flip)).log_probabilities().exp_(), flip)
-            total = one if total is None else total.add_(one)
+        total = of(windows, flips[0])
+        for flip in flips[1:]:
+            total += of(windows, flip)
         output = model(windows)
-        mean = output.log_probabilities().exp_()
-        return _Mean(output.stages, mean.add_(total).div_(len(flips) + 1).log_())
+        total += output.log_probabilities().exp_()
+        return _Mean(output.stages, total.div_(len(flips) + 1).log_())
 
     return says
 
 
-def _unmirrored(probabilities: Tensor, flip: Sequence[int]) -> Tensor:
+def _unmirrored(probabilities: Tensor, flip: list[int]) -> Tensor:
     """Probabilities (b k d h w) of mirrored windows, for the windows as they are.
 
     Every label is its own mirror image; labels that mirroring exchanges, left and right, would be exchanged here.

@@ -46,7 +46,6 @@ PIECE = 2**24
 """Bytes that are decompressed at a time."""
 BEHIND = 2**20
 """Bytes that may follow the last voxel; more of them are voxels that the header does not know of."""
-_NO_EXTENSIONS = bytes(4)
 _GZIP = b"\x1f\x8b"
 _MM = 2
 
@@ -149,11 +148,10 @@ def write_shares(path: Path, stored: Iterable[NDArray[Any]], count: int, geometr
     """
     header = _header(geometry, np.uint16)
     header.set_data_shape((*geometry.shape, count))
-    header["pixdim"][4], header["vox_offset"] = 1, header.sizeof_hdr + len(_NO_EXTENSIONS)
+    header["pixdim"][4], header["vox_offset"] = 1, header.single_vox_offset
     header.set_slope_inter(1 / HIGHEST, 0)
     with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
         header.write_to(file)
-        file.write(_NO_EXTENSIONS)
         for values in stored:
             file.write(np.rint(values * np.float32(HIGHEST)).astype(np.uint16).tobytes(order="F"))
 
