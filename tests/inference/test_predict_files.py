@@ -70,7 +70,9 @@ def test_other_settings_are_another_prediction(tiny_recipe: Path, tmp_path: Path
     del record["settings"]  # as of an earlier version, which did not mirror
     (tmp_path / STAMP).write_text(json.dumps(record))
     assert plain.files(images, tmp_path) == []
-    assert "made with other settings" in refusal(made(tiny_recipe, **{"inference.mirror": True}).files, images, tmp_path)
+    assert "made with other settings" in refusal(
+        made(tiny_recipe, **{"inference.mirror": True}).files, images, tmp_path
+    )
 
 
 def test_an_interrupted_change_of_settings_goes_on(
@@ -222,7 +224,7 @@ def test_an_output_that_cannot_be_written_ends_the_work_and_keeps_what_is_there(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_whole_cases(
-    number: int, code: int, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    *, number: int, code: int, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """What was computed is written, and nothing hidden stays."""

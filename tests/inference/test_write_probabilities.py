@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nnunetv2.ensembling.ensemble import merge_files

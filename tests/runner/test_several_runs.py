@@ -1,9 +1,10 @@
-"""`predict` with several runs, their best and last weights, and other settings of inference than they were trained with."""
+"""`predict` with several runs, their best and last weights, and other settings of inference than the recipe's."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def probabilities(source: Any, **how: Any) -> np.ndarray:
 
 def test_several_are_averaged_as_by_hand(runs: list[Path]) -> None:
     each = [probabilities(run) for run in runs]
-    assert min(np.abs(one - other).mean() for one, other in zip(each, each[1:], strict=False)) > 0.005
+    assert min(np.abs(one - other).mean() for one, other in pairwise(each)) > 0.005
     np.testing.assert_allclose(probabilities(runs), np.mean(each, 0, dtype=np.float64), atol=1e-6)
     mirrored = [probabilities(run, inference__mirror=True) for run in runs]
     together = probabilities(runs, inference__mirror=True)
