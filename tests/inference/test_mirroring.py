@@ -81,8 +81,11 @@ def test_batches_stay_as_large_and_one_output_is_held(tiny_recipe: Path) -> None
         sizes.append(len(inputs[0]))
         alive.append(sum(ref() is not None for ref in outputs))
 
+    def says(_module: nn.Module, _inputs: object, output: HeadOutput) -> None:
+        outputs.append(weakref.ref(output))
+
     predictor.model.register_forward_pre_hook(asked)
-    predictor.model.register_forward_hook(lambda _m, _i, output: outputs.append(weakref.ref(output)))
+    predictor.model.register_forward_hook(says)
     predictor.segment(image(1, 12, 24, 20), spacing=SPACING)
     assert sizes == [3] * 4 + [3] * 4 + [2] * 4  # 8 windows, 4 copies of each
     assert max(alive) == 0

@@ -51,7 +51,7 @@ def turned(folder: Path, codes: str) -> Path:
     array[:3] = array[..., -2:] = 0
     image = nib.Nifti1Image(array, OBLIQUE)
     path = folder / f"{codes}_0000.nii.gz"
-    transform = ornt_transform(io_orientation(image.affine), axcodes2ornt(tuple(codes)))
+    transform: Any = ornt_transform(io_orientation(image.affine), axcodes2ornt(tuple(codes)))
     nib.save(image.as_reoriented(transform), path)
     return path
 
@@ -100,7 +100,8 @@ def test_nnunets_ensembling_of_two_is_our_ensemble(recipe: Recipe, tmp_path: Pat
     for name, predictor in (("one", one), ("two", two)):
         predictor.files(path, tmp_path / name, npz=True)
     files = [str(tmp_path / name / "PIR.npz") for name in ("one", "two")]
-    merge_files(files, str(tmp_path / "merged"), ".nii.gz", reader(), Argmax())
+    manager: Any = Argmax()
+    merge_files(files, str(tmp_path / "merged"), ".nii.gz", reader(), manager)
     both = Predictor(recipe, [*one.models, *two.models], device="cpu")
     (ours,) = both.files(path, tmp_path / "both")
     merged, label_map = nib.load(tmp_path / "merged.nii.gz"), nib.load(ours)

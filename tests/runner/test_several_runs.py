@@ -127,7 +127,8 @@ def test_runs_that_see_an_image_in_another_way_are_refused(runs: list[Path], tmp
 def test_only_inference_can_be_set(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for key in ("data__spacing", "train__epochs", "model__head__kind", "name"):
         path = key.replace("__", ".")
-        refused(lambda key=key: zoo.load(runs[0], **{key: 1}), rf"{path}: belongs to what was trained")
+        wrong: dict[str, Any] = {key: 1}
+        refused(lambda wrong=wrong: zoo.load(runs[0], **wrong), rf"{path}: belongs to what was trained")
     refused(lambda: zoo.load(runs[0], inference__overlap=1.5), "inference.overlap: input should be less", RecipeError)
     refused(lambda: zoo.load(runs[0], inference__overlapp=0.5), "did you mean 'overlap'", RecipeError)
     refused(lambda: zoo.load(runs[0], overlap=0.5), "did you mean 'inference__overlap'")
