@@ -286,22 +286,37 @@ def train(
     return run.path
 
 
-def load(source: str | Path, *, weights: Literal["last", "best"] = "last", device: str | None = None) -> Predictor:
+def load(
+    source: str | Path | Sequence[str | Path],
+    *,
+    weights: Literal["last", "best"] = "last",
+    device: str | None = None,
+    **overrides: Any,
+) -> Predictor:
     """The network of a run or of exported weights, ready to segment arrays and files; imports nothing of training.
 
     Args:
-        source: the folder of a run, of a study, whose folds' probabilities are averaged, or an exported folder.
+        source: the folder of a run, of a study, whose folds' probabilities are averaged, or an exported folder; or
+            several, whose networks are averaged, each counted once. `RUN@best` takes the best weights of one.
         weights: which checkpoint of a run: the last, or the one with the highest smoothed validation Dice.
         device: cpu, cuda, cuda:1, mps, …; default: CUDA if there is any, else the CPU.
+        **overrides: settings of inference, with `__` for the dot: `inference__mirror=True`.
 
-    Raises `CheckpointError` if the folder or its weights are missing, broken or of another recipe.
+    Raises `CheckpointError` if the folder or its weights are missing, broken or of another recipe, `ArgumentError` for
+    several that do not share labels, channels, preprocessing and windows, and `RecipeError` for wrong settings.
     """
-    from maskmed_zoo.arguments import expect, expect_path
-    from maskmed_zoo.runner.load import load as predictor_of
+    from maskmed_zoo.arguments import PATH, expect, expect_path, expect_several
+    from maskmed_zoo.recipe import by_keyword
+    from maskmed_zoo.runner.load import load_together
 
-    expect_path("source", source, "the folder of a run or of exported weights")
+    several = [source] if isinstance(source, PATH) else source
+    if isinstance(source, PATH):
+        expect_path("source", source, "the folder of a run or of exported weights")
+    else:
+        expect_several("source", source, PATH, "the folder of a run or of exported weights, or several")
     expect("weights", weights, (str,), "'last' or 'best'")
-    return predictor_of(source, which=weights, device=device)
+    settings = by_keyword("load", overrides, ("source", "weights", "device"))
+    return load_together([*several], which=weights, device=device, overrides=settings)
 
 
 def check_data(data: str | Path, *, workers: int | None = None) -> Sequence[Finding]:

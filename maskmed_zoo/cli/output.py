@@ -140,7 +140,7 @@ def add_recipe(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
     add_set(parser)
 
 
-def add_set(parser: argparse.ArgumentParser, of: str = "the recipe") -> None:
+def add_set(parser: argparse.ArgumentParser, of: str = "the recipe", example: str = "train.epochs=10") -> None:
     """`--set`, which overrides values `of` something."""
     parser.add_argument(
         "--set",
@@ -148,7 +148,7 @@ def add_set(parser: argparse.ArgumentParser, of: str = "the recipe") -> None:
         action="append",
         default=[],
         metavar="A.B=C",
-        help=f"override a value of {of}, C being YAML, for example train.epochs=10; repeatable",
+        help=f"override a value of {of}, C being YAML, for example {example}; repeatable",
     )
 
 

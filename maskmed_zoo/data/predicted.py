@@ -5,8 +5,9 @@ OUT/.maskmed_predictions.json
     weights_sha256   label map -> checksum of the weights that made it
     labels           checksum of weights -> label name -> value
     files            file of a case -> checksum of its content
+    settings         label map -> settings of inference that it was made with, where these are known
     requests         label map -> checksum of the image and the settings that it was made with, where these are known
-    replacing        label map -> weights that are making it, the request, and checksums of the files that are to come
+    replacing        label map -> weights that are making it, settings, request, and checksums of the files to come
 ```
 The names let a label map be compared with references that number the same labels otherwise, as where several data sets
 were merged in training. The checksums tell what `predict` made from what is the user's: another file of the name,
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,11 @@ from maskmed_zoo.lock import alone_in
 STAMP = ".maskmed_predictions.json"
 SUFFIX = "_instances"
 WEIGHTS, LABELS, FILES, REPLACING = "weights_sha256", "labels", "files", "replacing"
-REQUESTS, REQUEST = "requests", "request"
+REQUESTS, REQUEST, SETTINGS = "requests", "request", "settings"
+PROBABILITIES = "_probabilities"
+Form = Literal["nifti", "npz"]
+"""Of a file of probabilities."""
+FORMS: tuple[Form, ...] = ("nifti", "npz")
 
 
 class PredictedFolder:
@@ -57,7 +62,7 @@ class PredictedFolder:
             given = _table(read_json(path) if path.exists() else None)
         except DataError:
             given = {}
-        tables = {key: _table(given.get(key)) for key in (WEIGHTS, LABELS, FILES, REQUESTS, REPLACING)}
+        tables = {key: _table(given.get(key)) for key in (WEIGHTS, LABELS, FILES, SETTINGS, REQUESTS, REPLACING)}
         tables[FILES] = _checksums(tables[FILES])
         return tables
 
@@ -74,11 +79,27 @@ class PredictedFolder:
 
     def request_of(self, name: str) -> str | None:
         """Checksum of the image and settings that a label map was made with; None as for `weights_of`, or unknown."""
+        request = self._known_of(name, REQUESTS, REQUEST)
+        return request if isinstance(request, str) else None
+
+    def is_made_with(self, name: str, weights_sha256: str, settings: Mapping[str, Any] | None) -> bool:
+        """Whether a label map was made by these weights and, if given, with these settings.
+
+        Records of before the settings are taken at their word, but for mirroring, which there was not.
+        """
+        if self.weights_of(name) != weights_sha256:
+            return False
+        known = self._known_of(name, SETTINGS, SETTINGS)
+        if settings is None or not isinstance(known, dict):
+            return "mirror" not in (settings or {})
+        return known == dict(settings)
+
+    def _known_of(self, name: str, table: str, key: str) -> Any:
+        """What a table says of a label map, or an announcement under `key`; None as for `weights_of`, or unknown."""
         if self.weights_of(name) is None:
             return None
         entered = self._entered(name) is not None and self._is_content(name, self.tables[FILES].get(name), unknown=True)
-        request = self.tables[REQUESTS].get(name) if entered else _table(self.tables[REPLACING].get(name)).get(REQUEST)
-        return request if isinstance(request, str) else None
+        return self.tables[table].get(name) if entered else _table(self.tables[REPLACING].get(name)).get(key)
 
     def labels_of(self, name: str) -> Labels | None:
         """The labels of a label map, also of one that was changed since; None where they are not known."""
@@ -109,13 +130,19 @@ class PredictedFolder:
         coming = (self._coming(label_map)[1] for label_map in self.tables[REPLACING])
         return name in self.tables[FILES] or name in self.tables[WEIGHTS] or any(name in files for files in coming)
 
+    def is_beside(self, name: str) -> bool:
+        """Whether a file is listed here and is no label map, but lies beside one."""
+        return self.is_listed(name) and not self.is_label_map(name)
+
     def is_predicted(self, name: str) -> bool:
         """Whether a file is listed here, and as `predict` left it."""
         return self.is_listed(name) and any(self._is_as_left(name, map_) for map_ in (name, *self.tables[REPLACING]))
 
-    def is_begun(self, name: str, weights_sha256: str) -> bool:
-        """Whether these weights were making a label map when they were interrupted."""
-        return self._coming(name)[0] == weights_sha256
+    def is_begun(self, name: str, weights_sha256: str, settings: Mapping[str, Any] | None = None) -> bool:
+        """Whether these weights were making a label map, with these settings if given, when they were interrupted."""
+        known = _table(self.tables[REPLACING].get(name)).get(SETTINGS)
+        is_same = settings is None or known is None or known == dict(settings)
+        return self._coming(name)[0] == weights_sha256 and is_same
 
     def announce(
         self,
@@ -124,6 +151,8 @@ class PredictedFolder:
         labels: Mapping[str, int],
         files: Mapping[str, str],
         request: str | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Write down what is about to be put in place: a label map, and the checksums of its case's files by name.
 
@@ -134,7 +163,8 @@ class PredictedFolder:
         if name in there:
             self._enter(name)
         self.tables[LABELS][weights_sha256] = dict(labels)
-        self.tables[REPLACING][name] = {WEIGHTS: weights_sha256, FILES: dict(files), REQUEST: request}
+        how = {REQUEST: request, SETTINGS: None if settings is None else dict(settings)}
+        self.tables[REPLACING][name] = {WEIGHTS: weights_sha256, FILES: dict(files), **how}
         self._write()
 
     def enter(self, name: str, gone: Sequence[str] = ()) -> None:
@@ -147,13 +177,14 @@ class PredictedFolder:
         self._write()
 
     def _enter(self, name: str) -> None:
-        """The weights and the request of what was announced for a label map."""
+        """The weights, the settings and the request of what was announced for a label map."""
         weights, files = self._coming(name)
         kept = {other: known for other, known in self.tables[WEIGHTS].items() if other not in files}
         self.tables[WEIGHTS] = dict(sorted((kept | {name: weights}).items()))
-        request = _table(self.tables[REPLACING].get(name)).get(REQUEST)
-        others = {other: kept for other, kept in self.tables[REQUESTS].items() if other != name}
-        self.tables[REQUESTS] = others if request is None else dict(sorted((others | {name: request}).items()))
+        for table, key in ((REQUESTS, REQUEST), (SETTINGS, SETTINGS)):
+            known = _table(self.tables[REPLACING].get(name)).get(key)
+            others = {other: kept for other, kept in self.tables[table].items() if other != name}
+            self.tables[table] = others if known is None else dict(sorted((others | {name: known}).items()))
 
     def _entered(self, name: str) -> str | None:
         weights = self.tables[WEIGHTS].get(name)
@@ -197,15 +228,27 @@ def _checksums(files: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def files_of(target: Path, *, with_instances: bool) -> list[Path]:
+def files_of(target: Path, *, with_instances: bool, probabilities: Sequence[Form] = ()) -> list[Path]:
     """All files of a case whose label map is `target`, the label map last."""
-    numbers = objects_beside(target)
-    return [numbers, facts_beside(numbers), target] if with_instances else [target]
+    numbers, npz = objects_beside(target), npz_beside(target)
+    objects = [numbers, facts_beside(numbers)] if with_instances else []
+    series = [probabilities_beside(target)] if "nifti" in probabilities else []
+    return [*objects, *series, *([npz, npz.with_suffix(".pkl")] if "npz" in probabilities else []), target]
 
 
 def objects_beside(label_map: Path) -> Path:
     """`NAME_instances.nii.gz` beside `NAME.nii.gz`."""
     return label_map.with_name(f"{stem_of(label_map)}{SUFFIX}{ending_of(label_map) or DEFAULT}")
+
+
+def probabilities_beside(label_map: Path) -> Path:
+    """`NAME_probabilities.nii.gz` beside `NAME.nii.gz`."""
+    return label_map.with_name(f"{stem_of(label_map)}{PROBABILITIES}{ending_of(label_map) or DEFAULT}")
+
+
+def npz_beside(label_map: Path) -> Path:
+    """`NAME.npz` beside `NAME.nii.gz`."""
+    return label_map.with_name(f"{stem_of(label_map)}.npz")
 
 
 def is_objects_file(path: Path, record: PredictedFolder | None = None) -> bool:

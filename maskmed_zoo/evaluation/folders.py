@@ -17,14 +17,14 @@ from maskmed_zoo.data.formats import read_labels, stem_of, written_endings
 from maskmed_zoo.data.groups import GROUPS, read_groups
 from maskmed_zoo.data.image import Volume, check_same_geometry
 from maskmed_zoo.data.instances import components
-from maskmed_zoo.data.predicted import PredictedFolder, is_objects_file, objects_beside, renumbered
+from maskmed_zoo.data.predicted import PredictedFolder, is_objects_file, npz_beside, objects_beside, renumbered
 from maskmed_zoo.errors import ArgumentError, DataError, Failures
 from maskmed_zoo.evaluation.aggregate import summarize_cases
 from maskmed_zoo.evaluation.calibration import Probabilities
 from maskmed_zoo.evaluation.case import LabelMapPair, ScoredCase, score_case
 from maskmed_zoo.evaluation.metrics import chosen
 from maskmed_zoo.evaluation.metrics.objects import Separated
-from maskmed_zoo.evaluation.probability_files import ProbabilityFile, probabilities_beside
+from maskmed_zoo.evaluation.probability_files import ProbabilityFile
 from maskmed_zoo.evaluation.settings import SettingsSource, check_names, metric_settings
 from maskmed_zoo.files import usable
 from maskmed_zoo.labels import Labels, LabelsError
@@ -99,7 +99,8 @@ def evaluate_folders(
             cases.append(score_case(pair_of(name, identifier), wanted))  # a name for the pair would keep it too long
     failures.tell(len(names), NOTHING)
     summary = summarize_cases(cases, list(used.foreground), wanted, used_settings)
-    predicted = {path.name for path in image_files(pred) if not is_objects_file(path, record)}
+    files = [path for path in image_files(pred) if not record.is_beside(path.name)]
+    predicted = {path.name for path in files if not is_objects_file(path, record)}
     summary["unpredicted"] = [stem_of(Path(name)) for name in missing]
     summary["unreferenced"] = sorted(stem_of(Path(name)) for name in predicted - set(names))
     return summary
@@ -204,7 +205,7 @@ def _separated(pred: Volume, ref: Volume, labels: Labels, names: Sequence[str]) 
 
 def _probabilities(prediction: Volume, own: Labels, labels: Labels) -> ProbabilityFile:
     """The file beside a predicted map with the labels `own`, which must be those to score."""
-    path = probabilities_beside(prediction.path)
+    path = npz_beside(prediction.path)
     if set(own.names) != set(labels.names):
         raise DataError(
             f"{path}: probabilities of {', '.join(own.names)}, but {', '.join(labels.names)} are scored; give "

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.formats import stem_of
 from maskmed_zoo.data.image import Volume
 from maskmed_zoo.errors import DataError, first_line
 
@@ -26,11 +25,6 @@ KEY = "probabilities"
 SLACK = 0.01
 """How far a sum of probabilities may be from 1; in 16 bits, a hundred of them are off by less."""
 EXPECTED = f"expected '{KEY}' (labels, k, j, i), as nnUNetv2_predict --save_probabilities writes them"
-
-
-def probabilities_beside(label_map: Path) -> Path:
-    """`NAME.npz` beside `NAME.nii.gz`."""
-    return label_map.with_name(f"{stem_of(label_map)}.npz")
 
 
 class ProbabilityFile:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from maskmed_zoo import files
-from maskmed_zoo.data.case import Case, load_case
+from maskmed_zoo.arguments import INTEGER, expect_several
+from maskmed_zoo.data.case import Case
 from maskmed_zoo.data.formats import DEFAULT, ending_of, written_endings
 from maskmed_zoo.data.inputs import input_cases
-from maskmed_zoo.data.predicted import PredictedFolder, files_of
-from maskmed_zoo.errors import ArgumentError, DataError, Failures
+from maskmed_zoo.data.predicted import Form, PredictedFolder, files_of
+from maskmed_zoo.errors import ArgumentError, DataError
+from maskmed_zoo.inference.pipeline import Image, Job, Steps, Work, work_through
 from maskmed_zoo.inference.predictor import Predictor
-from maskmed_zoo.inference.write import check_targets, clear_abandoned, is_finished, write_prediction
+from maskmed_zoo.inference.write import Prediction, check_targets, clear_abandoned, is_finished, write_prediction
 from maskmed_zoo.memory import within_memory
 
 
@@ -23,48 +27,114 @@ def predict_files(
     out: str | Path,
     *,
     overwrite: bool = False,
+    probabilities: bool = False,
+    npz: bool = False,
+    part: tuple[int, int] = (1, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Segment image files or folders of them; returns the label maps written, `out/NAME.nii.gz` each.
 
     `out` may name the one label map to write if there is one input file. Where the recipe separates instances,
-    `NAME_instances.nii.gz` and `NAME_instances.json` lie beside it. Cases finished by the same weights are skipped
-    unless `overwrite`, which also replaces what other weights made. `progress(done, total)` counts all cases.
+    `NAME_instances.nii.gz` and `NAME_instances.json` lie beside it; with `probabilities` and `npz` the files of
+    `inference.write_probabilities`. Cases finished by the same weights and settings are skipped unless `overwrite`,
+    which also replaces what others made. `part` (i, n) takes the i-th of n disjoint shares of the cases, counted from
+    1. `progress(done, total)` counts all cases of the part. While a case is computed the next one is read and the last
+    one written, see `inference.pipeline`.
 
     Raises one `DataError` for all inputs that cannot be used, after the others are finished; and, before anything is
-    predicted, where an output would be an input, or label maps are in the way that other weights made, or something
-    unknown, which is never replaced. Raises `OutputError` where nothing can be written; what is finished stays.
+    predicted, where an output would be an input, or label maps are in the way that other weights or settings made, or
+    something unknown, which is never replaced. Raises `OutputError` where nothing can be written; what is finished
+    stays.
     """
-    given = [inputs] if isinstance(inputs, str | Path) else inputs
-    cases = input_cases([files.usable(Path(path), DataError) for path in given], predictor.channels)
-    if not cases:
-        raise ArgumentError("no inputs: give image files, or folders of them")
-    targets = _targets(files.usable(Path(out)), cases)
-    weights, has_instances = predictor.weights_sha256, predictor.recipe.data.instances is not None
-    _refuse_clashes(cases, targets, with_instances=has_instances)
-    check_targets(targets, weights, with_instances=has_instances, overwrite=overwrite)
-    written: list[Path] = []
-    failures = Failures()
-    records = {folder: PredictedFolder(folder) for folder in {target.parent for target in targets}}
-    for folder in records:
-        clear_abandoned(folder)
+    cases = Predicting(predictor, inputs, out, overwrite=overwrite, probabilities=probabilities, npz=npz, part=part)
+    work = cases.run(progress)
+    work.failures.tell(len(cases.jobs), cases.others)
+    return work.written
 
-    def is_done(record: PredictedFolder, target: Path) -> bool:
-        return not overwrite and is_finished(record, target, weights, with_instances=has_instances)
 
-    done = {target for target in targets if is_done(records[target.parent], target)}
-    for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
-        # Another process may have been here since.
-        if target not in done and not is_done(PredictedFolder(target.parent), target):
-            with failures.kept(), within_memory(f"case '{case.identifier}'"):
-                image, _, geometry = load_case(case, None)
-                prediction = predictor.segment(image, geometry)
-                write_prediction(target, prediction, predictor.labels, weights, overwrite=overwrite)
-                written.append(target)
-        if progress is not None:
-            progress(index + 1, len(cases))
-    failures.tell(len(cases), f"the others are in {targets[0].parent}")
-    return written
+class Predicting:
+    """The cases of the inputs and their label maps, as `predict_files` takes them; making one checks them all."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        inputs: str | Path | Sequence[str | Path],
+        out: str | Path,
+        *,
+        overwrite: bool = False,
+        probabilities: bool = False,
+        npz: bool = False,
+        part: tuple[int, int] = (1, 1),
+    ) -> None:
+        number, parts = _checked_part(part)
+        given = [inputs] if isinstance(inputs, str | Path) else inputs
+        cases = input_cases([files.usable(Path(path), DataError) for path in given], predictor.channels)
+        if not cases:
+            raise ArgumentError("no inputs: give image files, or folders of them")
+        forms: list[Form] = [*(["nifti"] if probabilities else []), *(["npz"] if npz else [])]
+        has_instances = predictor.recipe.data.instances is not None
+        self.predictor, self.overwrite, self.forms = predictor, overwrite, forms
+        self.made_of: dict[str, Any] = {"settings": predictor.settings, "probabilities": forms}
+        self.kinds: dict[str, Any] = self.made_of | {"with_instances": has_instances}
+        jobs = [Job(*pair) for pair in zip(cases, _targets(files.usable(Path(out)), cases), strict=True)]
+        _refuse_clashes(jobs, with_instances=has_instances, probabilities=forms)
+        self.jobs = jobs[number - 1 :: parts]
+        self.folder = jobs[0].target.parent
+        self.others = f"the others are in {self.folder}"
+        targets = [job.target for job in self.jobs]
+        check_targets(targets, predictor.weights_sha256, overwrite=overwrite, **self.kinds)
+
+    def run(self, progress: Callable[[int, int], None] | None = None, *, rank: int = 0, size: int = 1) -> Work:
+        """Segment them, or every `size`-th from `rank` on; what cannot be used is in `failures`."""
+        jobs = self.jobs[rank::size]
+        work = Work(len(jobs), progress or (lambda *_: None))
+        was_there = self.folder.exists()
+        clear_abandoned(self.folder)
+        record = PredictedFolder(self.folder)
+        left = [job for job in jobs if self.overwrite or not self._is_finished(record, job)]
+        for _ in range(len(jobs) - len(left)):
+            work.settle()
+        if left:
+            files.make_folder(self.folder)
+        before = {job.target: _identity(job.target) for job in left if job.target.exists()}
+
+        def is_done(job: Job) -> bool:  # by another process, since
+            is_new = job.target.exists() and before.get(job.target) != _identity(job.target)
+            is_candidate = is_new or not self.overwrite
+            return is_candidate and self._is_finished(PredictedFolder(self.folder), job)
+
+        try:
+            work_through(left, Steps(is_done, self._computed, self._write), work)
+        finally:
+            if not was_there:
+                with suppress(OSError):
+                    self.folder.rmdir()  # where nothing came of it
+        return work
+
+    def _is_finished(self, record: PredictedFolder, job: Job) -> bool:
+        return is_finished(record, job.target, self.predictor.weights_sha256, **self.kinds)
+
+    def _computed(self, image: Image) -> Prediction:
+        return self.predictor.segment(*image, probabilities=bool(self.forms))
+
+    def _write(self, job: Job, prediction: Prediction) -> None:
+        predictor = self.predictor
+        with within_memory(f"case '{job.case.identifier}'"):
+            write_prediction(
+                job.target,
+                prediction,
+                predictor.labels,
+                predictor.weights_sha256,
+                overwrite=self.overwrite,
+                **self.made_of,
+            )
+
+
+def _checked_part(part: tuple[int, int]) -> tuple[int, int]:
+    expect_several("part", part, INTEGER, "(i, n), the i-th of n shares", length=2)
+    if not 1 <= part[0] <= part[1]:
+        raise ArgumentError(f"part: expected (i, n) with 1 <= i <= n, the i-th of n shares, got {tuple(part)}")
+    return part
 
 
 def _targets(out: Path, cases: Sequence[Case]) -> list[Path]:
@@ -84,10 +154,10 @@ def _targets(out: Path, cases: Sequence[Case]) -> list[Path]:
     return [out] if single else [out / f"{case.identifier}{DEFAULT}" for case in cases]
 
 
-def _refuse_clashes(cases: Sequence[Case], targets: Sequence[Path], *, with_instances: bool) -> None:
+def _refuse_clashes(jobs: Sequence[Job], **kinds: Any) -> None:
     """Raise `DataError` if two cases share a file to write, or one is an image to read, under whatever name."""
-    outputs = [path for target in targets for path in files_of(target, with_instances=with_instances)]
-    images = {_identity(path) for case in cases for path in case.images}
+    outputs = [path for job in jobs for path in files_of(job.target, **kinds)]
+    images = {_identity(path) for job in jobs for path in job.case.images}
     for path in outputs:
         if path.exists() and _identity(path) in images:
             raise DataError(f"{path}: is an input, a prediction never replaces one; give another output")

@@ -26,6 +26,7 @@ from maskmed_zoo.data.image import Geometry, geometry_of
 from maskmed_zoo.data.preprocess import Preprocessing, Region, crop_and_normalize
 from maskmed_zoo.device import autocast, autocast_dtype, pick_device
 from maskmed_zoo.errors import ArgumentError
+from maskmed_zoo.inference.mirroring import mirrored
 from maskmed_zoo.inference.probability_map import ProbabilityMap
 from maskmed_zoo.inference.sliding_window import Consumer, Windows, visit
 from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels
@@ -90,12 +91,23 @@ class Predictor:
             _check_ensemble(models, recipe)
         self.models = [moved(one, self.device).eval() for one in models]
         self.dtype = autocast_dtype(recipe.train.amp, self.device)
+        self.mirror_axes = recipe.data.mirror_axes if recipe.inference.mirror else ()
         self._weights_sha256 = weights_sha256
 
     @cached_property
     def weights_sha256(self) -> str:
         """Checksum of the weights file, or of the model's state where it comes from no file."""
         return self._weights_sha256 or together([_checksum_of(model) for model in self.models])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What labels depend on besides the image and the weights, JSON-able; what is off is left out."""
+        found: dict[str, Any] = {"overlap": self.recipe.inference.overlap}
+        if self.mirror_axes:
+            found["mirror"] = [*self.mirror_axes]
+        if self.recipe.data.instances is not None:
+            found["instance_threshold"] = self.recipe.inference.instance_threshold
+        return found
 
     @property
     def model(self) -> SegmentationModel:
@@ -177,12 +189,16 @@ class Predictor:
         out: str | Path,
         *,
         overwrite: bool = False,
+        probabilities: bool = False,
+        npz: bool = False,
+        part: tuple[int, int] = (1, 1),
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Path]:
         """Segment image files or folders of them into `out`; see `maskmed_zoo.inference.predict_files`."""
         from maskmed_zoo.inference.predict_files import predict_files
 
-        return predict_files(self, inputs, out, overwrite=overwrite, progress=progress)
+        how: dict[str, Any] = {"overwrite": overwrite, "probabilities": probabilities, "npz": npz, "part": part}
+        return predict_files(self, inputs, out, progress=progress, **how)
 
     def prepare(self, image: NDArray[np.float32], geometry: Geometry) -> Prepared:
         """Image (c z y x) in its own units to what the network sees: its non-zero region, normalized, at its spacing.
@@ -215,7 +231,7 @@ class Predictor:
     def _run(self, prepared: Tensor, windows: Windows, *consumers: Consumer) -> None:
         size = self.recipe.inference.batch_size
         for model in self.models:
-            says = partial(self._output, model)
+            says = mirrored(partial(self._output, model), self.mirror_axes)
             for places, output in visit(says, prepared, windows, batch_size=size, device=self.device):
                 for consumer in consumers:
                     consumer.take(places, output)
@@ -269,7 +285,7 @@ def _check_ensemble(models: Sequence[SegmentationModel], recipe: Recipe) -> None
     """Raise `ArgumentError` for no network, and for several whose probabilities are not all that they say."""
     if not models:
         raise ArgumentError("model: expected a network, or several, got none")
-    if _has_objects(models[0], recipe):
+    if any(_has_objects(model, recipe) for model in models):
         raise ArgumentError(
             f"data.instances: the objects of {len(models)} networks cannot be averaged, as their queries have nothing "
             f"to do with one another; predict with one of them, such as a fold of the study"

@@ -4,6 +4,7 @@
 OUT/NAME.nii.gz                 label map
 OUT/NAME_instances.nii.gz       where instances are separated: their numbers 1, 2, …
 OUT/NAME_instances.json         number -> label, volume_mm3, score: the class probability of its query, or null
+OUT/NAME_probabilities.nii.gz   where asked for, as `inference.write_probabilities` says; so are NAME.npz and NAME.pkl
 OUT/.maskmed_predictions.json   which weights made which label map, and what its values mean; see `data.predicted`
 ```
 A case is written in such an order that its label map stands there only when all the rest does, and replaced only by a
@@ -23,11 +24,20 @@ from numpy.typing import NDArray
 
 from maskmed_zoo.data.formats import read_labels, stem_of, write_labels
 from maskmed_zoo.data.image import Geometry
-from maskmed_zoo.data.predicted import PredictedFolder, facts_beside, files_of, objects_beside, refuse_shared_names
+from maskmed_zoo.data.predicted import (
+    FORMS,
+    Form,
+    PredictedFolder,
+    facts_beside,
+    files_of,
+    objects_beside,
+    refuse_shared_names,
+)
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned, sha256_of, unwritable, write_json
 from maskmed_zoo.inference.stitcher import Instances
 from maskmed_zoo.inference.to_image import LabelProbabilities
+from maskmed_zoo.inference.write_probabilities import write_probabilities
 from maskmed_zoo.labels import Labels
 
 PREDICTING = ".predicting-"
@@ -54,10 +64,13 @@ def write_prediction(
     *,
     overwrite: bool = True,
     request: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    probabilities: Sequence[Form] = (),
 ) -> None:
     """Write a case's files; `request` is the checksum of the image and settings that they were made with.
 
-    Everything is written under other names first, so that an earlier prediction stays whole until the new one is.
+    `probabilities` are written in these forms, beside the label map; the prediction has to have them. Everything is
+    written under other names first, so that an earlier prediction stays whole until the new one is.
     Raises `DataError` for a label map that cannot be stored, and unless `overwrite` where another process has put one
     of other weights there, `OutputError` if a file cannot be written.
     """
@@ -68,29 +81,39 @@ def write_prediction(
     try:
         if target.exists():
             with record.held():
-                _refuse_others(record, target, weights_sha256, overwrite)
-                record.announce(target.name, weights_sha256, values, {})
+                _refuse_others(record, target, weights_sha256, settings, overwrite)
+                record.announce(target.name, weights_sha256, values, {}, settings=settings)
         with tempfile.TemporaryDirectory(prefix=PREDICTING, dir=folder, ignore_cleanup_errors=True) as name:
             made = Path(name) / target.name
             if prediction.instances is not None:
                 write_instances(made, prediction.instances, labels.names, prediction.geometry)
+            if prediction.probabilities is not None:
+                write_probabilities(made, prediction.probabilities, prediction.geometry, probabilities)
             write_labels(made, prediction.labels, prediction.geometry)
-            files = files_of(made, with_instances=prediction.instances is not None)
+            files = files_of(made, with_instances=prediction.instances is not None, probabilities=probabilities)
             with record.held():
-                _refuse_others(record, target, weights_sha256, overwrite)
-                _put_in_place(record, target, files, labels=values, weights_sha256=weights_sha256, request=request)
+                _refuse_others(record, target, weights_sha256, settings, overwrite)
+                how: dict[str, Any] = {"weights_sha256": weights_sha256, "request": request, "settings": settings}
+                _put_in_place(record, target, files, labels=values, **how)
     except OSError as error:
         raise unwritable(target, error) from error
 
 
-def _refuse_others(record: PredictedFolder, target: Path, weights_sha256: str, overwrite: bool) -> None:
-    if not overwrite and target.exists() and _is_others(record, target, weights_sha256):
-        raise DataError(f"{target}: made by other weights in the meantime; give another folder, or --overwrite")
+def _refuse_others(
+    record: PredictedFolder, target: Path, weights_sha256: str, settings: Mapping[str, Any] | None, overwrite: bool
+) -> None:
+    if not overwrite and target.exists() and (whose := _others(record, target, weights_sha256, settings)):
+        raise DataError(f"{target}: made {whose} in the meantime; give another folder, or --overwrite")
 
 
-def _is_others(record: PredictedFolder, target: Path, weights_sha256: str) -> bool:
-    """Whether a label map that is there is not of these weights, nor being replaced by them."""
-    return record.weights_of(target.name) != weights_sha256 and not record.is_begun(target.name, weights_sha256)
+def _others(
+    record: PredictedFolder, target: Path, weights_sha256: str, settings: Mapping[str, Any] | None
+) -> str | None:
+    """In words, how a label map that is there was made otherwise, and is not being replaced; None where it was not."""
+    is_ours = record.is_made_with(target.name, weights_sha256, settings)
+    if is_ours or record.is_begun(target.name, weights_sha256, settings):
+        return None
+    return "with other settings" if record.weights_of(target.name) == weights_sha256 else "by other weights"
 
 
 def _put_in_place(
@@ -101,14 +124,17 @@ def _put_in_place(
     labels: Mapping[str, int],
     weights_sha256: str,
     request: str | None,
+    settings: Mapping[str, Any] | None,
 ) -> None:
     """Move whole files of a case beside its label map, unless the user has put something there in the meantime."""
-    there = [path for path in files_of(target, with_instances=True) if path.exists()]
+    every = files_of(target, with_instances=True, probabilities=FORMS)
+    there = [path for path in every if path.exists()]
     names = {path.name for path in files}
     unknown = [path for path in there if not record.is_known(path.name, target.name)]
     _refuse_unknown([path for path in unknown if path.name in names])
-    leftover = {path.name for path in there if path not in unknown} - names  # of other weights, which had instances
-    record.announce(target.name, weights_sha256, labels, {path.name: sha256_of(path) for path in files}, request)
+    leftover = {path.name for path in there if path not in unknown} - names  # of an earlier prediction that had more
+    sums = {path.name: sha256_of(path) for path in files}
+    record.announce(target.name, weights_sha256, labels, sums, request=request, settings=settings)
     for path in files:  # the label map last
         path.replace(record.folder / path.name)
     for name in leftover:
@@ -117,24 +143,32 @@ def _put_in_place(
 
 
 def check_targets(
-    targets: Sequence[Path], weights_sha256: str, *, with_instances: bool, overwrite: bool, remedy: str = ELSEWHERE
+    targets: Sequence[Path],
+    weights_sha256: str,
+    *,
+    with_instances: bool,
+    overwrite: bool,
+    remedy: str = ELSEWHERE,
+    settings: Mapping[str, Any] | None = None,
+    probabilities: Sequence[Form] = (),
 ) -> None:
-    """Raise `DataError` for files in the way: of other weights unless `overwrite`, and in any case the user's own."""
+    """Raise `DataError` for files in the way: of other weights or settings unless `overwrite`, and the user's own."""
     if with_instances:
         refuse_shared_names({stem_of(target) for target in targets})
     records = {folder: PredictedFolder(folder) for folder in {target.parent for target in targets}}
     unknown: list[Path] = []
-    others: list[Path] = []
+    others: dict[str, list[Path]] = {}
     for target in targets:
         record = records[target.parent]
-        files = [path for path in files_of(target, with_instances=with_instances) if path.exists()]
+        names = files_of(target, with_instances=with_instances, probabilities=probabilities)
+        files = [path for path in names if path.exists()]
         unknown += [path for path in files if not record.is_known(path.name, target.name)]
-        others += [target] if target in files and _is_others(record, target, weights_sha256) else []
+        if target in files and (whose := _others(record, target, weights_sha256, settings)):
+            others.setdefault(whose, []).append(target)
     _refuse_unknown(unknown, remedy)
-    if others and not overwrite:
-        raise DataError(
-            f"{_counted(others)}: made by other weights; give another folder, or --overwrite to replace them"
-        )
+    for whose, theirs in others.items():
+        if not overwrite:
+            raise DataError(f"{_counted(theirs)}: made {whose}; give another folder, or --overwrite to replace them")
 
 
 def clear_abandoned(folder: Path) -> None:
@@ -144,17 +178,24 @@ def clear_abandoned(folder: Path) -> None:
 
 
 def is_finished(
-    record: PredictedFolder, target: Path, weights_sha256: str, *, with_instances: bool, request: str | None = None
+    record: PredictedFolder,
+    target: Path,
+    weights_sha256: str,
+    *,
+    with_instances: bool,
+    request: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    probabilities: Sequence[Form] = (),
 ) -> bool:
-    """Whether all files of a case are there, as `predict` left them, of these weights and, if given, this request.
+    """Whether all files of a case are there, as `predict` left them, of these weights and, if given, what else is.
 
     `record` is that of the folder.
     """
-    files = files_of(target, with_instances=with_instances)
+    files = files_of(target, with_instances=with_instances, probabilities=probabilities)
     if not all(path.exists() and record.is_known(path.name, target.name) for path in files):
         return False
     is_same = request is None or record.request_of(target.name) == request
-    return is_same and record.weights_of(target.name) == weights_sha256
+    return is_same and record.is_made_with(target.name, weights_sha256, settings)
 
 
 def read_prediction(target: Path, *, with_instances: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:

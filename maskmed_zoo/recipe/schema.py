@@ -243,6 +243,11 @@ class InferenceRecipe(Settings):
     """Sliding-window prediction."""
 
     overlap: float = Field(default=0.5, ge=0, lt=1, description="share of a window that its neighbour covers again")
+    mirror: bool = Field(
+        default=False,
+        description="average over copies mirrored along the axes of data.mirror_axes and their combinations, as "
+        "nnU-Net does: 2, 4 or 8 times the time",
+    )
     batch_size: PositiveInt = Field(default=1, description="windows per forward pass")
     instance_threshold: Probability = Field(
         default=0.5, description="smallest class probability of a query that stands for an object (data.instances)"

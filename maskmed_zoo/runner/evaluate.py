@@ -112,7 +112,7 @@ def evaluate(
         "weights": which,
         "weights_sha256": weights,
         "epochs": run.epochs_behind(which, weights),
-        "test_time_augmentation": False,
+        "test_time_augmentation": bool(predictor.mirror_axes),
         "overlap": predictor.recipe.inference.overlap,
         "seconds_per_case": median(seconds) if seconds else _known_seconds(run, weights),
         "date": now(),
@@ -222,7 +222,7 @@ def _predicted(
         with suppress(DataError):  # more objects than label maps are read with
             return *read_prediction(target, with_instances=has_instances), None
     prediction = predictor.segment(image, geometry, probabilities=has_probabilities)
-    write_prediction(target, prediction, predictor.labels, weights, request=request)
+    write_prediction(target, prediction, predictor.labels, weights, request=request, settings=predictor.settings)
     ids = None if prediction.instances is None else prediction.instances.ids
     return prediction.labels, ids, prediction.probabilities
 
@@ -231,6 +231,8 @@ def _request(predictor: Predictor, case: Case) -> str:
     """Checksum of what a label map depends on besides the weights: the image's files and the settings."""
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.images]
     recipe = predictor.recipe.model_dump(mode="json")
+    if not predictor.mirror_axes:
+        del recipe["inference"]["mirror"]  # which earlier versions did not have
     content = [
         files,
         recipe["data"],

@@ -1,32 +1,40 @@
-"""From a run's folder, a study or exported weights, to a predictor."""
+"""From a run's folder, a study or exported weights, or several of them, to a predictor."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from maskmed_zoo import registry
 from maskmed_zoo.build import model_of
-from maskmed_zoo.data.preprocess import PREPROCESSING
+from maskmed_zoo.data.preprocess import PREPROCESSING, Preprocessing
 from maskmed_zoo.errors import ArgumentError, CheckpointError
+from maskmed_zoo.files import is_there
 from maskmed_zoo.inference.predictor import Predictor, together
+from maskmed_zoo.recipe import Recipe, load_recipe
+from maskmed_zoo.recipe.difference import first_difference
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 from maskmed_zoo.runner.study_folder import folds_in
 from maskmed_zoo.runner.study_members import finished_folds
 from maskmed_zoo.weights.card import check_exported
 
 log = logging.getLogger(__name__)
+Source = RunFolder | str | Path
+Overrides = Sequence[str] | Mapping[str, Any]
 
 
-def load(source: RunFolder | str | Path, *, which: Which = "last", device: str | None = None) -> Predictor:
+def load(source: Source, *, which: Which = "last", device: str | None = None, overrides: Overrides = ()) -> Predictor:
     """The network of a run with its weights, or those of all finished folds of a study, ready to segment volumes.
 
-    Raises `CheckpointError` if a run or its weights are missing, broken or of another recipe.
+    `RUN@best` and `RUN@last` say which weights of a run are meant, whatever `which` is. `overrides` are of the recipe's
+    section `inference`. Raises `CheckpointError` if a run or its weights are missing, broken or of another recipe, and
+    `ArgumentError` for settings that are none of inference.
     """
     if which not in get_args(Which):
         raise ArgumentError(f"weights: expected 'last' or 'best', got {which!r}")
-    run = source if isinstance(source, RunFolder) else RunFolder(Path(source))
+    run, which = _meant(source, which)
     if not run.path.exists() and run.path.name == str(run.path) and run.path.name in registry.names():
         name = run.path.name
         raise CheckpointError(
@@ -35,7 +43,7 @@ def load(source: RunFolder | str | Path, *, which: Which = "last", device: str |
     if which == "best" and run.is_exported and check_exported(run.path).get("weights") != "best":
         raise CheckpointError(f"{run.path}: the last weights of a run were exported here, not the best; export those")
     runs = [*finished_folds(run.path, log.warning).values()] if folds_in(run.path) else [run]
-    recipe = runs[0].recipe(with_loss=False)
+    recipe = _overridden(runs[0].recipe(with_loss=False), overrides)
     models = [model_of(recipe) for _ in runs]
     sums = [one.load_weights(model, which, recipe) for one, model in zip(runs, models, strict=True)]
     if runs[0].preprocessing != PREPROCESSING:
@@ -44,3 +52,75 @@ def load(source: RunFolder | str | Path, *, which: Which = "last", device: str |
             run.path,
         )
     return Predictor(recipe, models, runs[0].fingerprint(), device=device, weights_sha256=together(sums))
+
+
+def load_together(
+    sources: Sequence[Source], *, which: Which = "last", device: str | None = None, overrides: Overrides = ()
+) -> Predictor:
+    """The networks of several runs, studies and exported weights, each counted once; windows are those of the first.
+
+    Raises what `load` does, and `ArgumentError` unless all have the same labels and channels and see an image in the
+    same way.
+    """
+    if not sources:
+        raise ArgumentError("source: expected the folder of a run, or several, got none")
+    members = [load(source, which=which, device=device, overrides=overrides) for source in sources]
+    first = members[0]
+    if len(members) == 1:
+        return first
+    for source, other in zip(sources[1:], members[1:], strict=True):
+        if difference := first_difference(_seen(first), _seen(other)):
+            names = [str(one.path if isinstance(one, RunFolder) else one) for one in (source, sources[0])]
+            raise ArgumentError(
+                f"{names[0]}: cannot be averaged with {names[1]}: {difference}; predict with each of them"
+            )
+    models = [model for member in members for model in member.models]
+    sums = together([member.weights_sha256 for member in members])
+    return Predictor(first.recipe, models, first.fingerprint, device=device, weights_sha256=sums)
+
+
+def _seen(predictor: Predictor) -> dict[str, Any]:
+    """What networks have to share so that their probabilities of a window can be averaged."""
+    recipe = predictor.recipe
+    prepared = Preprocessing.of(recipe.data, predictor.channels, predictor.fingerprint)
+    return {
+        "data.channels": [*predictor.channels],
+        "data.labels": dict(predictor.labels),
+        "data.spacing": [*prepared.spacing],
+        "data.normalization": [*prepared.schemes],
+        "data.use_mask_for_norm": prepared.use_mask_for_norm,
+        "fingerprint": prepared.key()[2],
+        "data.patch_size": [*recipe.data.patch_size],
+        "data.instances": recipe.data.instances,
+        "data.mirror_axes": [*predictor.mirror_axes],
+    }
+
+
+def _meant(source: Source, which: Which) -> tuple[RunFolder, Which]:
+    """The folder, and which of its weights; a folder that is called `…@best` is taken for what it is."""
+    if isinstance(source, RunFolder):
+        source = source.path
+    path, at, end = str(source).rpartition("@")
+    if at and end in get_args(Which) and not is_there(Path(source)):
+        return RunFolder(Path(path)), "best" if end == "best" else "last"
+    return RunFolder(Path(source)), which
+
+
+def _overridden(recipe: Recipe, overrides: Overrides) -> Recipe:
+    """The recipe with other settings of inference."""
+    if not overrides:
+        return recipe
+    keys = [*overrides] if isinstance(overrides, Mapping) else [text.partition("=")[0] for text in overrides]
+    for key in keys:
+        if key.partition(".")[0] != "inference":
+            raise ArgumentError(
+                f"{key}: belongs to what was trained; at prediction inference.overlap, inference.mirror and the "
+                f"others of 'inference' may be set"
+            )
+    changed = load_recipe(recipe, overrides, unread=("loss",))
+    if changed.inference.mirror and not changed.data.mirror_axes:
+        raise ArgumentError(
+            f"inference.mirror: '{recipe.name}' was trained without mirroring (data.mirror_axes is empty), so there is "
+            f"no axis to mirror along; leave it off"
+        )
+    return changed

@@ -1,4 +1,4 @@
-"""A short part of the campaign: processes killed at random moments, within a checkpoint, and a cut-off state."""
+"""A short part of the campaigns: processes killed at random moments and within a write, and a cut-off state."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(tmp_path: P
     assert [row["exit_code"] for row in rows] == ["-9"] * 4
     assert {row["differences"] for row in rows} == {"none"}
     assert [int(row["steps_lost"]) <= (2 if "truncate" in row["how"] else 1) for row in rows] == [True] * 4
+
+
+def test_predictions_that_are_killed_end_as_those_left_alone() -> None:
+    """And two processes on one folder compute each case once."""
+    words = [sys.executable, "-m", "tests.kill.predicting", "mid-write", "two-at-once", "--times", "3", "--seed", "2"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["mid-write", "two-at-once"]

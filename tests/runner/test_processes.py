@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -167,12 +168,32 @@ def test_a_loss_or_a_network_that_cannot_be_divided_is_refused(
     )
 
 
-@pytest.mark.parametrize("words", ["predict RUN IMAGES OUT", "train maskmed_phantom --data DATA --out OUT --folds 0-1"])
-def test_commands_of_one_process_are_refused_in_one_line(words: str, tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, "-m", "maskmed_zoo", *words.split()]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "maskmed_zoo"]
+
+
+def test_a_command_of_one_process_is_refused_in_one_line(tmp_path: Path) -> None:
+    command = [*LAUNCH, "train", "maskmed_phantom", "--data", "DATA", "--out", "OUT", "--folds", "0-1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=3000, check=False)
     assert done.returncode != 0
-    refusals = ("predict: torchrun would let", "torchrun lets several processes")
-    assert sum(line.startswith(refusals) for line in done.stderr.splitlines()) == 1
+    assert sum(line.startswith("torchrun lets several processes") for line in done.stderr.splitlines()) == 1
     assert [*tmp_path.iterdir()] == []
+
+
+def test_predict_divides_the_cases_and_tells_once_what_is_wrong(tmp_path: Path) -> None:
+    """Each process has a case that cannot be read, and one tells of both when all others are done."""
+    images = make_dataset(tmp_path / "data", cases=6) / "imagesTr"
+    for number in (1, 2):
+        (images / f"case_0{number}_0000.nii.gz").write_bytes(b"damaged")
+    words = ["predict", str(ROOT / "tests" / "runner" / "earlier_run"), str(images), "out", "--device", "cpu"]
+    done = subprocess.run(
+        [*LAUNCH, *words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=3000, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if "case_0" in line or "cannot be used" in line]
+    assert ["01" in lines[0], "02" in lines[0]].count(True) == ["01" in lines[1], "02" in lines[1]].count(True) == 1
+    assert lines[2:] == ["2 of 6 cases cannot be used; the others are in out"]
+    assert done.stderr.count("trained on images prepared as by an earlier version") == 1
+    assert sorted(path.name for path in (tmp_path / "out").glob("*")) == [
+        ".maskmed_predictions.json", *(f"case_0{i}.nii.gz" for i in (0, 3, 4, 5))
+    ]  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Iterable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ UNITS = "xyzt_units"
 CARRIED = (*HEADER_FIELDS, UNITS)
 LONGEST_AXIS = 2**15 - 1
 """Voxels along an axis that NIfTI-1 can count."""
+HIGHEST = 2**16 - 1
+"""The integer that stands for 1."""
 MOST_PACKED = 1032
 """Bytes that one compressed byte can stand for."""
 PIECE = 2**24
@@ -136,6 +139,21 @@ def write(path: Path, stored: NDArray[Any], geometry: Geometry) -> None:
     """Voxels (i, j, k) with the header fields of the image or, of another origin, an sform in mm with code 2."""
     header = _header(geometry, stored.dtype)
     path.write_bytes(gzip.compress(nib.Nifti1Image(stored, None, header).to_bytes(), compresslevel=6, mtime=0))
+
+
+def write_shares(path: Path, stored: Iterable[NDArray[Any]], count: int, geometry: Geometry) -> None:
+    """Maps (i, j, k) of numbers from 0 to 1, `count` of them, as one file (i, j, k, count), a map at a time.
+
+    They are kept as 16-bit integers, which the header's slope of 1/65535 scales back.
+    """
+    header = _header(geometry, np.uint16)
+    header.set_data_shape((*geometry.shape, count))
+    header["pixdim"][4], header["vox_offset"] = 1, header.single_vox_offset
+    header.set_slope_inter(1 / HIGHEST, 0)
+    with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
+        header.write_to(file)
+        for values in stored:
+            file.write(np.rint(values * np.float32(HIGHEST)).astype(np.uint16).tobytes(order="F"))
 
 
 def _header(geometry: Geometry, dtype: npt.DTypeLike) -> nib.Nifti1Header:
