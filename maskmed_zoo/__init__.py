@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from maskmed_zoo.scoring import compare, evaluate
+from maskmed_zoo.scoring import compare, evaluate, postprocess
 from maskmed_zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ __all__ = [
     "load_recipe",
     "load_weights",
     "plan",
+    "postprocess",
     "register",
     "train",
 ]
@@ -286,22 +287,31 @@ def train(
     return run.path
 
 
-def load(source: str | Path, *, weights: Literal["last", "best"] = "last", device: str | None = None) -> Predictor:
+def load(
+    source: str | Path,
+    *,
+    weights: Literal["last", "best"] = "last",
+    device: str | None = None,
+    postprocess: bool = True,
+) -> Predictor:
     """The network of a run or of exported weights, ready to segment arrays and files; imports nothing of training.
 
     Args:
         source: the folder of a run, of a study, whose folds' probabilities are averaged, or an exported folder.
         weights: which checkpoint of a run: the last, or the one with the highest smoothed validation Dice.
         device: cpu, cuda, cuda:1, mps, …; default: CUDA if there is any, else the CPU.
+        postprocess: whether label maps get what `zoo.postprocess` chose for the run or the study, if it did.
 
-    Raises `CheckpointError` if the folder or its weights are missing, broken or of another recipe.
+    Raises `CheckpointError` if the folder or its weights are missing, broken or of another recipe, and if
+    post-processing was chosen for other weights.
     """
     from maskmed_zoo.arguments import expect, expect_path
     from maskmed_zoo.runner.load import load as predictor_of
 
     expect_path("source", source, "the folder of a run or of exported weights")
     expect("weights", weights, (str,), "'last' or 'best'")
-    return predictor_of(source, which=weights, device=device)
+    expect("postprocess", postprocess, (bool,), "True or False")
+    return predictor_of(source, which=weights, device=device, postprocess=postprocess)
 
 
 def check_data(data: str | Path, *, workers: int | None = None) -> Sequence[Finding]:

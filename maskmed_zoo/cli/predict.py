@@ -25,6 +25,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="predict again what 'predict' made before, with these or other weights; anything else is never replaced",
     )
+    parser.add_argument(
+        "--no-postprocess",
+        action="store_true",
+        help="label maps as the network gives them, without what 'postprocess' chose for RUN",
+    )
     add_weights(parser)
     add_device(parser)
 
@@ -43,7 +48,13 @@ def run(args: argparse.Namespace) -> None:
                 "several times, each with images of its own"
             )
     written = predict(
-        RunFolder(args.run), args.inputs, args.out, device=args.device, overwrite=args.overwrite, which=args.weights
+        RunFolder(args.run),
+        args.inputs,
+        args.out,
+        device=args.device,
+        overwrite=args.overwrite,
+        which=args.weights,
+        postprocess=not args.no_postprocess,
     )
     for path in written:
         write(str(path))

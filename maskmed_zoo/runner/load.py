@@ -10,6 +10,8 @@ from maskmed_zoo import registry
 from maskmed_zoo.build import model_of
 from maskmed_zoo.data.preprocess import PREPROCESSING
 from maskmed_zoo.errors import ArgumentError, CheckpointError
+from maskmed_zoo.files import is_file
+from maskmed_zoo.inference.postprocessing import POSTPROCESSING, read_postprocessing
 from maskmed_zoo.inference.predictor import Predictor, together
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 from maskmed_zoo.runner.study_folder import folds_in
@@ -19,10 +21,17 @@ from maskmed_zoo.weights.card import check_exported
 log = logging.getLogger(__name__)
 
 
-def load(source: RunFolder | str | Path, *, which: Which = "last", device: str | None = None) -> Predictor:
+def load(
+    source: RunFolder | str | Path,
+    *,
+    which: Which = "last",
+    device: str | None = None,
+    postprocess: bool = False,
+) -> Predictor:
     """The network of a run with its weights, or those of all finished folds of a study, ready to segment volumes.
 
-    Raises `CheckpointError` if a run or its weights are missing, broken or of another recipe.
+    With `postprocess` label maps get what was chosen for the run or the study, if something was. Raises
+    `CheckpointError` if a run, its weights or that choice are missing, broken or of another recipe or other weights.
     """
     if which not in get_args(Which):
         raise ArgumentError(f"weights: expected 'last' or 'best', got {which!r}")
@@ -43,4 +52,7 @@ def load(source: RunFolder | str | Path, *, which: Which = "last", device: str |
             "%s: trained on images prepared as by an earlier version, and sees them as prepared today; train it again",
             run.path,
         )
-    return Predictor(recipe, models, runs[0].fingerprint(), device=device, weights_sha256=together(sums))
+    weights, file, steps = together(sums), run.path / POSTPROCESSING, None
+    if postprocess and is_file(file):
+        steps = read_postprocessing(file, weights, recipe.labels)
+    return Predictor(recipe, models, runs[0].fingerprint(), device=device, weights_sha256=weights, postprocessing=steps)

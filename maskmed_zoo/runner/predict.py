@@ -19,11 +19,15 @@ def predict(
     device: str | None = None,
     overwrite: bool = False,
     which: Which = "last",
+    postprocess: bool = True,
     display: Display | None = None,
 ) -> list[Path]:
-    """`predict_files` with the weights `which` of a run, or of all folds of a study; returns the label maps written."""
+    """`predict_files` with the weights `which` of a run, or of all folds of a study; returns the label maps written.
+
+    With `postprocess` they get what was chosen for it, see `maskmed_zoo.postprocessing`.
+    """
     display = display or Display()
-    predictor, cases = load(run, which=which, device=device), 0
+    predictor, cases = load(run, which=which, device=device, postprocess=postprocess), 0
     with display.task("predicting") as progress:
 
         def count(done: int, total: int) -> None:
