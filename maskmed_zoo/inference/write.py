@@ -133,7 +133,8 @@ def check_targets(
     _refuse_unknown(unknown, remedy)
     if others and not overwrite:
         raise DataError(
-            f"{_counted(others)}: made by other weights; give another folder, or --overwrite to replace them"
+            f"{_counted(others)}: made by other weights, or post-processed otherwise; give another folder, or "
+            "--overwrite to replace them"
         )
 
 

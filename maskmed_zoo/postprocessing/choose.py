@@ -41,9 +41,9 @@ def choose(cases: Sequence[CaseCounts], labels: Sequence[str]) -> list[Candidate
     """All candidates for all labels, tested together; those with the verdict `KEPT` are to be applied."""
     patients = {case.name: case.patient for case in cases}
     found = [(step, _changes(cases, step)) for label in labels for step in candidates(cases, label)]
-    verdicts = _untested(found)
+    verdicts = _uncompared(found)
     open_ = [index for index, verdict in enumerate(verdicts) if not verdict]
-    numbers = dict(zip(open_, tested([found[index][1] for index in open_], patients), strict=True))
+    numbers = dict(zip(open_, compared([found[index][1] for index in open_], patients), strict=True))
     for index, row in numbers.items():
         helps = KEPT if row["mean"] > 0 else WORSE
         verdicts[index] = helps if row["p_holm"] < LEVEL else NOT_SHOWN
@@ -55,7 +55,7 @@ def choose(cases: Sequence[CaseCounts], labels: Sequence[str]) -> list[Candidate
     return [Candidate(*one, numbers.get(index, {}), verdicts[index]) for index, one in enumerate(found)]
 
 
-def tested(changes: Sequence[Scores], patients: Mapping[str, str]) -> list[dict[str, Any]]:
+def compared(changes: Sequence[Scores], patients: Mapping[str, str]) -> list[dict[str, Any]]:
     """Of each candidate's change by case: `mean`, `interval`, `p`, `p_holm`, and cases `better`, `equal`, `worse`."""
     if not changes:
         return []
@@ -100,7 +100,7 @@ def cross_fitted(cases: Sequence[CaseCounts], labels: Sequence[str]) -> dict[str
         others = [case for case in cases if part_of[case.patient] != part]
         here = [case for case in cases if part_of[case.patient] == part]
         changes |= overall(here, kept(choose(others, labels)))
-    return changes
+    return {case.name: changes[case.name] for case in cases if case.name in changes}
 
 
 def _changes(cases: Sequence[CaseCounts], step: Step) -> dict[str, float]:
@@ -109,7 +109,7 @@ def _changes(cases: Sequence[CaseCounts], step: Step) -> dict[str, float]:
     return {name: counts.dice([step]) - counts.dice() for name, counts in there.items()}
 
 
-def _untested(found: Sequence[tuple[Step, Mapping[str, float]]]) -> list[str]:
+def _uncompared(found: Sequence[tuple[Step, Mapping[str, float]]]) -> list[str]:
     """Why a candidate is no test of its own, empty where it is one; nothing of it depends on what helps."""
     verdicts: list[str] = []
     for index, (step, changes) in enumerate(found):
