@@ -175,6 +175,7 @@ def postprocess(
     from maskmed_zoo.errors import ArgumentError
 
     expect_path("run", run, "the folder of a run or a study")
+    expect("weights", weights, (str,), "'last' or 'best'")
     expect("dry_run", dry_run, (bool,), "True or False")
     if data is not None:
         expect_folders(data)

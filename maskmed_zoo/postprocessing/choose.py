@@ -1,9 +1,10 @@
 """Which candidates help on validation cases, and what the choice is worth on cases that it was not made on.
 
 Every candidate is compared with the label maps as predicted, so the family of tests is known before anything is looked
-at, and Holm's correction holds for all of them together. p is the larger one of the paired bootstrap's, which is about
-the mean, and the signed-rank test's, which stays honest with few patients: if five of five gain, no bootstrap can see
-that chance does this too. Of several rules for the parts of a label that help, that with the largest mean is applied.
+at, and Holm's correction holds for all of them together. p is the largest one of three: the paired bootstrap's; the
+signed-rank test's, honest with few patients too, where each resample of five that gain gains; and Student's t with
+Hall's correction, for changes that are many small gains and a few large losses. Of several rules for the parts of a
+label that help, the one with the largest mean is applied.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from maskmed_zoo.evaluation.statistics.bootstrap import paired_bootstrap
 from maskmed_zoo.evaluation.statistics.holm import LEVEL, holm
+from maskmed_zoo.evaluation.statistics.interval import mean_p
 from maskmed_zoo.evaluation.statistics.paired import EQUAL, paired_difference
 from maskmed_zoo.evaluation.statistics.sample import Scores
 from maskmed_zoo.inference.postprocessing import Step
@@ -64,7 +66,7 @@ def compared(changes: Sequence[Scores], patients: Mapping[str, str]) -> list[dic
         paired = paired_difference([change], [dict.fromkeys(change, 0.0)], patients)
         if paired is not None:
             counts = {"better": paired.higher, "equal": paired.equal, "worse": paired.lower}
-            p = max(resampled.p, paired.p)
+            p = max(resampled.p, paired.p, mean_p(change, patients))
             rows.append({"mean": paired.mean, "interval": list(resampled.interval), "p": p} | counts)
     return [row | {"p_holm": p} for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True)]
 

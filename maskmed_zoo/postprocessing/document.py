@@ -25,8 +25,9 @@ DEFINITIONS = {
     "mean": "mean change in the label's Dice over the cases in which it was annotated, against the label maps as "
     "predicted; a label that neither map has counts as 1",
     "interval": "95 %, percentiles of the bootstrap over patients",
-    "p": "two-sided: the larger one of that bootstrap's and the signed-rank test's over patients; p_holm is corrected "
-    "by Holm over all candidates that were tested; null for those that change nothing, or the same as another",
+    "p": "two-sided, over patients: the largest one of that bootstrap's, the signed-rank test's and Student's t test's "
+    "with Hall's correction of skewness; p_holm is corrected by Holm over all candidates that were tested; null for "
+    "those that change nothing, or the same as another",
     "verdict": "kept: p_holm under 0.05 and a positive mean; of several rules for the parts of a label the one with "
     "the largest mean",
     "together": "change of all steps in the mean Dice over the labels of a case, on the cases that they were chosen "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,11 +16,15 @@ from maskmed_zoo.data.parts import Parts, boxes_of, parts_of
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 7), st.integers(1, 7))
 
 
+def labelled(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, int]:
+    return cast(tuple[np.ndarray, int], ndimage.label(mask, ndimage.generate_binary_structure(3, connectivity)))
+
+
 @settings(max_examples=40, deadline=None)
 @given(shape=SHAPES, share=st.floats(0, 1), seed=st.integers(0, 99), slab=st.integers(1, 200), near=st.booleans())
 def test_slabs_make_no_difference(shape: tuple[int, int, int], share: float, seed: int, slab: int, near: bool) -> None:
     mask = np.random.default_rng(seed).random(shape) < share
-    expected, count = ndimage.label(mask, ndimage.generate_binary_structure(3, 1 if near else 3))
+    expected, count = labelled(mask, 1 if near else 3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "SLAB_VOXELS", slab)
         found = Parts(lambda planes: mask[planes], shape, 6 if near else 26)
@@ -32,7 +38,7 @@ def test_slabs_make_no_difference(shape: tuple[int, int, int], share: float, see
 def test_a_slab_may_change_before_the_next_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "SLAB_VOXELS", 50)
     labels = (np.random.default_rng(0).random((40, 5, 5)) < 0.3).astype(np.uint8)
-    expected, _ = ndimage.label(labels, np.ones((3, 3, 3)))
+    expected, _ = labelled(labels, 3)
     seen: list[np.ndarray] = []
     for planes, numbers in parts_of(labels, 1).slabs():
         labels[planes] = 0

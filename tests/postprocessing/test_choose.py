@@ -10,6 +10,7 @@ from scipy.stats import bootstrap
 
 from maskmed_zoo.evaluation.statistics import bootstrap as resampling
 from maskmed_zoo.evaluation.statistics.bootstrap import paired_bootstrap
+from maskmed_zoo.evaluation.statistics.interval import mean_interval, mean_p
 from maskmed_zoo.inference.postprocessing import Step
 from maskmed_zoo.postprocessing.choose import choose, compared, cross_fitted, kept, overall
 from maskmed_zoo.postprocessing.counts import CaseCounts, LabelCounts
@@ -159,3 +160,17 @@ def test_the_document() -> None:
     empty = document_of(partly, NAMES, weights="last", sha256="a", date="")
     assert empty.steps == []
     assert {row.verdict for row in empty.candidates} == {"changes no score", "annotated in no case"}
+
+
+def test_p_of_a_skewed_mean_is_where_its_interval_ends() -> None:
+    """Shifted so that 0 is just the end of the interval with Hall's correction, the p is what is left outside: 5 %."""
+    for seed in range(5):
+        values = np.random.default_rng(seed).exponential(size=20)
+        scores = dict(enumerate(values.tolist()))
+        ends = mean_interval([{str(case): value for case, value in scores.items()}])
+        assert ends
+        for end in ends:
+            assert mean_p({str(case): value - end for case, value in scores.items()}) == pytest.approx(0.05)
+    assert mean_p({"a": 1.0}) == 1
+    assert mean_p({"a": 1.0, "b": 1.0}) == 0
+    assert mean_p({"a": 0.0, "b": 0.0}) == 1
