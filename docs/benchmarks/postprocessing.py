@@ -1,7 +1,7 @@
 """How often `postprocess` keeps something useless: families of candidates whose changes in Dice are 0 in the mean.
 
 Changes are drawn independently, of each candidate and patient: `symmetric`, Student's t with three degrees of freedom
-in some patients and none in the others; `skewed`, gains up to 1 and losses with an exponential tail. Two cores, minutes:
+in some patients and none in the others; `skewed`, gains up to 1 and losses with an exponential tail. Some minutes:
 
     python docs/benchmarks/postprocessing.py > docs/benchmarks/postprocessing.csv
 """
