@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from maskmed_zoo.scoring import compare, evaluate
+from maskmed_zoo.scoring import compare, evaluate, postprocess
 from maskmed_zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ __all__ = [
     "load_recipe",
     "load_weights",
     "plan",
+    "postprocess",
     "register",
     "train",
 ]
@@ -291,6 +292,7 @@ def load(
     *,
     weights: Literal["last", "best"] = "last",
     device: str | None = None,
+    postprocess: bool = True,
     **overrides: Any,
 ) -> Predictor:
     """The network of a run or of exported weights, ready to segment arrays and files; imports nothing of training.
@@ -300,10 +302,13 @@ def load(
             several, whose networks are averaged, each counted once. `RUN@best` takes the best weights of one.
         weights: which checkpoint of a run: the last, or the one with the highest smoothed validation Dice.
         device: cpu, cuda, cuda:1, mps, …; default: CUDA if there is any, else the CPU.
+        postprocess: whether label maps get what `zoo.postprocess` chose for the run or the study, if it did; what is
+            averaged of several sources gets none.
         **overrides: settings of inference, with `__` for the dot: `inference__mirror=True`.
 
-    Raises `CheckpointError` if the folder or its weights are missing, broken or of another recipe, `ArgumentError` for
-    several that do not share labels, channels, preprocessing and windows, and `RecipeError` for wrong settings.
+    Raises `CheckpointError` if the folder or its weights are missing, broken or of another recipe, or if
+    post-processing was chosen for other weights; `ArgumentError` for several that do not share labels, channels,
+    preprocessing and windows, and `RecipeError` for wrong settings.
     """
     from maskmed_zoo.arguments import PATH, expect, expect_path, expect_several
     from maskmed_zoo.recipe import by_keyword
@@ -315,8 +320,9 @@ def load(
     else:
         expect_several("source", source, PATH, "the folder of a run or of exported weights, or several")
     expect("weights", weights, (str,), "'last' or 'best'")
-    settings = by_keyword("load", overrides, ("source", "weights", "device"))
-    return load_together([*several], which=weights, device=device, overrides=settings)
+    expect("postprocess", postprocess, (bool,), "True or False")
+    settings = by_keyword("load", overrides, ("source", "weights", "device", "postprocess"))
+    return load_together([*several], which=weights, device=device, postprocess=postprocess, overrides=settings)
 
 
 def check_data(data: str | Path, *, workers: int | None = None) -> Sequence[Finding]:

@@ -1,4 +1,4 @@
-"""`zoo.evaluate` and `zoo.compare`; imported with the package, so they import what they do when they are called."""
+"""`zoo.evaluate`, `zoo.compare`, `zoo.postprocess`; imported with the package, they import the rest when called."""
 
 from __future__ import annotations
 
@@ -149,6 +149,42 @@ def compare(
             picture.unlink()  # of the comparison that is replaced
         write(comparison, Path(out))
     return comparison
+
+
+def postprocess(
+    run: str | Path,
+    *,
+    data: str | Path | Sequence[str | Path] | None = None,
+    weights: Literal["last", "best"] = "last",
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Choose post-processing of a run or a study on its validation cases; `predict` and `load` then apply it.
+
+    Args:
+        run: folder of a run or a study that `evaluate` has scored; postprocessing.json is written there.
+        data: where the run's data sets are now, if they have moved.
+        weights: which checkpoint's label maps it is chosen on, and for.
+        dry_run: write nothing.
+
+    Returns a JSON-able document, the content of postprocessing.json. Raises `CheckpointError` for a folder that is no
+    run, and `DataError` for cases that are not predicted by these weights, or cannot be used.
+    """
+    from pathlib import Path
+
+    from maskmed_zoo.arguments import expect, expect_folders, expect_path
+    from maskmed_zoo.errors import ArgumentError
+
+    expect_path("run", run, "the folder of a run or a study")
+    expect("weights", weights, (str,), "'last' or 'best'")
+    expect("dry_run", dry_run, (bool,), "True or False")
+    if data is not None:
+        expect_folders(data)
+    if weights not in ("last", "best"):
+        raise ArgumentError(f"weights: expected 'last' or 'best', got {weights!r}")
+    from maskmed_zoo.postprocessing.postprocess import postprocess as choose
+    from maskmed_zoo.runner.run_folder import RunFolder
+
+    return choose(RunFolder(Path(run)), data=data, which=weights, dry_run=dry_run).model_dump(mode="json")
 
 
 def _by_name(methods: object) -> dict[str, list[Path]]:

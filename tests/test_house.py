@@ -79,16 +79,17 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"contracts"},
     "runner": RUN,
     "comparison": RUN | {"runner"},
+    "postprocessing": RUN | {"runner"},
     "ablation": RUN | {"runner", "comparison"},
     "explain": RUN | {"layers", "runner"},
     "export": RUN | {"runner"},
     "planning": RUN | {"encoders", "necks", "decoders", "heads", "layers", "runner"},
     "interop": {"contracts", "registry", "recipe", "model", "build", "runner", "weights"},
     "demo": RUN | {"runner"},
-    "scoring": RUN | {"runner", "comparison"},
+    "scoring": RUN | {"runner", "comparison", "postprocessing"},
     "root": RUN | {"attach", "planning", "runner", "scoring"},
     "cli": {"root", "registry", "recipe", "build", "weights", "data", "evaluation"}
-    | {"runner", "comparison", "ablation", "explain", "export", "interop", "planning", "demo"},
+    | {"runner", "comparison", "ablation", "explain", "export", "interop", "planning", "demo", "postprocessing"},
     "__main__": {"cli"},
 }
 HEAVY = {"torch", "numpy", "scipy", "monai", "timm", "nibabel", "pydantic", "matplotlib"}

@@ -48,6 +48,7 @@ VERBS = {
     "train": "train a recipe on a data set",
     "predict": "segment images with a trained run",
     "evaluate": "score a run, or a folder of label maps",
+    "postprocess": "choose what is done with label maps",
     "compare": "methods on the same cases, and what follows",
     "explain": "what a run's queries are and where they look",
     "ablate": "train and compare the rows of a grid",

@@ -51,6 +51,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--part", metavar="I/N", default="1/1", help="the I-th of N disjoint shares of the cases, as 2/4 (default: all)"
     )
+    parser.add_argument(
+        "--no-postprocess",
+        action="store_true",
+        help="label maps as the network gives them, without what 'postprocess' chose for RUN",
+    )
     add_weights(parser)
     add_set(parser, "the section 'inference'", "inference.mirror=true")
     add_device(parser)
@@ -70,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
             device=args.device,
             overwrite=args.overwrite,
             which=args.weights,
+            postprocess=not args.no_postprocess,
             overrides=args.overrides,
             probabilities=args.probabilities,
             npz=args.npz,

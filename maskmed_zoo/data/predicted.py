@@ -85,13 +85,14 @@ class PredictedFolder:
     def is_made_with(self, name: str, weights_sha256: str, settings: Mapping[str, Any] | None) -> bool:
         """Whether a label map was made by these weights and, if given, with these settings.
 
-        Records of before the settings are taken at their word, but for mirroring, which there was not.
+        Records of before the settings are taken at their word, but for mirroring and post-processing, which there were
+        not.
         """
         if self.weights_of(name) != weights_sha256:
             return False
         known = self._known_of(name, SETTINGS, SETTINGS)
         if settings is None or not isinstance(known, dict):
-            return "mirror" not in (settings or {})
+            return not {"mirror", "postprocessing"} & (settings or {}).keys()
         return known == dict(settings)
 
     def _known_of(self, name: str, table: str, key: str) -> Any:

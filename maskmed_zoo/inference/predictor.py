@@ -27,6 +27,7 @@ from maskmed_zoo.data.preprocess import Preprocessing, Region, crop_and_normaliz
 from maskmed_zoo.device import autocast, autocast_dtype, pick_device
 from maskmed_zoo.errors import ArgumentError
 from maskmed_zoo.inference.mirroring import mirrored
+from maskmed_zoo.inference.postprocessing import Postprocessing
 from maskmed_zoo.inference.probability_map import ProbabilityMap
 from maskmed_zoo.inference.sliding_window import Consumer, Windows, visit
 from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels
@@ -61,6 +62,7 @@ class Predictor:
         fingerprint: intensity statistics of the labelled cases, for 'ct' normalization; empty without any.
         device: cpu, cuda, cuda:1, …; default: CUDA if there is any, else the CPU.
         weights_sha256: what predicted files are known by; default: the checksum of the model's state.
+        postprocessing: what is done with every label map, see `maskmed_zoo.inference.postprocessing`.
 
     Raises `ArgumentError` for arguments of other kinds, and for several networks whose queries are to separate objects:
     those of one have nothing to do with those of another.
@@ -74,6 +76,7 @@ class Predictor:
         *,
         device: str | None = None,
         weights_sha256: str | None = None,
+        postprocessing: Postprocessing | None = None,
     ) -> None:
         expect(
             "recipe",
@@ -92,7 +95,7 @@ class Predictor:
         self.models = [moved(one, self.device).eval() for one in models]
         self.dtype = autocast_dtype(recipe.train.amp, self.device)
         self.mirror_axes = recipe.data.mirror_axes if recipe.inference.mirror else ()
-        self._weights_sha256 = weights_sha256
+        self._weights_sha256, self.postprocessing = weights_sha256, postprocessing
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -107,6 +110,8 @@ class Predictor:
             found["mirror"] = [*self.mirror_axes]
         if self.recipe.data.instances is not None:
             found["instance_threshold"] = self.recipe.inference.instance_threshold
+        if self.postprocessing is not None and self.postprocessing.steps:
+            found["postprocessing"] = self.postprocessing.settings
         return found
 
     @property
@@ -137,6 +142,7 @@ class Predictor:
         image, geometry = self._image(image, geometry, spacing, affine)
         with within_memory(f"{geometry.source or 'image'}: to segment it"):
             segmented, made_of = self._segment(image, geometry)
+            segmented = segmented if self.postprocessing is None else self.postprocessing.of(segmented)
             return replace(segmented, probabilities=made_of if probabilities else None)
 
     def _segment(self, image: NDArray[np.float32], geometry: Geometry) -> tuple[Prediction, LabelProbabilities]:

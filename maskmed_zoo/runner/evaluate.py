@@ -83,7 +83,7 @@ def evaluate(
         for folder in (run.path, run.predictions):
             clear_abandoned(folder)
     distributed.wait()
-    patients, scored, seconds = _patients(cases), list[ScoredCase](), list[float]()
+    patients, scored, seconds = patients_of(cases), list[ScoredCase](), list[float]()
     has_probabilities = any(metric.from_probabilities for metric in wanted)
     failures = Failures()
 
@@ -149,7 +149,7 @@ def _known_seconds(run: RunFolder, weights: str) -> float | None:
     return scores.get("seconds_per_case") if scores.get("weights_sha256") == weights else None
 
 
-def _patients(cases: dict[str, tuple[Case, RawDataset]]) -> dict[str, str]:
+def patients_of(cases: dict[str, tuple[Case, RawDataset]]) -> dict[str, str]:
     """Patients by case, where the data sets tell of them; those of different data sets are different people."""
     patients: dict[str, str] = {}
     datasets = list({id(dataset): dataset for _, dataset in cases.values()}.values())

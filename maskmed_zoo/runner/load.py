@@ -11,7 +11,8 @@ from maskmed_zoo import registry
 from maskmed_zoo.build import model_of
 from maskmed_zoo.data.preprocess import PREPROCESSING, Preprocessing
 from maskmed_zoo.errors import ArgumentError, CheckpointError
-from maskmed_zoo.files import is_there
+from maskmed_zoo.files import is_file, is_there
+from maskmed_zoo.inference.postprocessing import POSTPROCESSING, read_postprocessing
 from maskmed_zoo.inference.predictor import Predictor, together
 from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.recipe.difference import first_difference
@@ -25,12 +26,20 @@ Source = RunFolder | str | Path
 Overrides = Sequence[str] | Mapping[str, Any]
 
 
-def load(source: Source, *, which: Which = "last", device: str | None = None, overrides: Overrides = ()) -> Predictor:
+def load(
+    source: Source,
+    *,
+    which: Which = "last",
+    device: str | None = None,
+    postprocess: bool = False,
+    overrides: Overrides = (),
+) -> Predictor:
     """The network of a run with its weights, or those of all finished folds of a study, ready to segment volumes.
 
-    `RUN@best` and `RUN@last` say which weights of a run are meant, whatever `which` is. `overrides` are of the recipe's
-    section `inference`. Raises `CheckpointError` if a run or its weights are missing, broken or of another recipe, and
-    `ArgumentError` for settings that are none of inference.
+    `RUN@best` and `RUN@last` say which weights of a run are meant, whatever `which` is. With `postprocess` label maps
+    get what was chosen for the run or the study, if something was. `overrides` are of the recipe's section `inference`.
+    Raises `CheckpointError` if a run, its weights or that choice are missing, broken or of another recipe or other
+    weights, and `ArgumentError` for settings that are none of inference.
     """
     if which not in get_args(Which):
         raise ArgumentError(f"weights: expected 'last' or 'best', got {which!r}")
@@ -51,11 +60,19 @@ def load(source: Source, *, which: Which = "last", device: str | None = None, ov
             "%s: trained on images prepared as by an earlier version, and sees them as prepared today; train it again",
             run.path,
         )
-    return Predictor(recipe, models, runs[0].fingerprint(), device=device, weights_sha256=together(sums))
+    weights, file, steps = together(sums), run.path / POSTPROCESSING, None
+    if postprocess and is_file(file):
+        steps = read_postprocessing(file, weights, recipe.labels)
+    return Predictor(recipe, models, runs[0].fingerprint(), device=device, weights_sha256=weights, postprocessing=steps)
 
 
 def load_together(
-    sources: Sequence[Source], *, which: Which = "last", device: str | None = None, overrides: Overrides = ()
+    sources: Sequence[Source],
+    *,
+    which: Which = "last",
+    device: str | None = None,
+    postprocess: bool = False,
+    overrides: Overrides = (),
 ) -> Predictor:
     """The networks of several runs, studies and exported weights, each counted once; windows are those of the first.
 
@@ -64,7 +81,10 @@ def load_together(
     """
     if not sources:
         raise ArgumentError("source: expected the folder of a run, or several, got none")
-    members = [load(source, which=which, device=device, overrides=overrides) for source in sources]
+    postprocess = postprocess and len(sources) == 1  # else it was chosen for one of them
+    members = [
+        load(source, which=which, device=device, postprocess=postprocess, overrides=overrides) for source in sources
+    ]
     first = members[0]
     if len(members) == 1:
         return first

@@ -21,6 +21,7 @@ def predict(
     device: str | None = None,
     overwrite: bool = False,
     which: Which = "last",
+    postprocess: bool = True,
     overrides: Overrides = (),
     probabilities: bool = False,
     npz: bool = False,
@@ -29,12 +30,13 @@ def predict(
 ) -> list[Path]:
     """`predict_files` with the weights `which` of a run, of all folds of a study, or of several; returns what it does.
 
+    With `postprocess` label maps get what was chosen for a run or a study, see `maskmed_zoo.postprocessing`.
     Of several processes that `torchrun` has started, all return the same label maps, or raise the same error.
     """
     distributed.join()
     display = display or Display(quiet=not distributed.is_first())
     runs = [*run] if isinstance(run, Sequence) and not isinstance(run, str) else [run]
-    predictor = load_together(runs, which=which, device=device, overrides=overrides)
+    predictor = load_together(runs, which=which, device=device, postprocess=postprocess, overrides=overrides)
     cases = Predicting(predictor, inputs, out, overwrite=overwrite, probabilities=probabilities, npz=npz, part=part)
     distributed.wait()  # until all have checked what is there
     total, size = len(cases.jobs), distributed.size()

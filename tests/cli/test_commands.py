@@ -34,6 +34,7 @@ def test_verbs_are_frozen() -> None:
         "train",
         "predict",
         "evaluate",
+        "postprocess",
         "compare",
         "explain",
         "ablate",

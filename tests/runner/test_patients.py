@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from maskmed_zoo.runner.evaluate import _patients
+from maskmed_zoo.runner.evaluate import patients_of
 
 
 def test_data_sets_whose_folders_have_one_name_share_no_patient(tmp_path: Path) -> None:
@@ -18,8 +18,8 @@ def test_data_sets_whose_folders_have_one_name_share_no_patient(tmp_path: Path) 
         (root / "groups.json").write_text(json.dumps({"a": "p", "b": "p"}))
         dataset = SimpleNamespace(root=root)
         cases |= {f"{place} {case}": (SimpleNamespace(identifier=case), dataset) for case in "ab"}
-    assert list(_patients(cases).values()) == [
+    assert list(patients_of(cases).values()) == [
         "Dataset001/1/p", "Dataset001/1/p", "Dataset001/2/p", "Dataset001/2/p", "other/p", "other/p"
     ]  # fmt: skip
     one = {name: found for name, found in cases.items() if name.startswith("here")}
-    assert set(_patients(one).values()) == {"p"}
+    assert set(patients_of(one).values()) == {"p"}

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from maskmed_zoo.evaluation.statistics.sample import Sample, Scores, Vector, common_cases, sample
 
@@ -77,9 +77,32 @@ def _distances(sums: Vector, counts: Vector) -> tuple[float, float]:
     error, patients = standard_error(sums, counts), len(sums)
     if error == 0:
         return 0.0, 0.0
-    skewness = float((sums**3).mean() / (sums**2).mean() ** 1.5) / patients**0.5
-    quantile = student(patients - 1)
+    quantile, skewness = student(patients - 1), _skewness(sums)
     return error * _skewed(quantile, skewness), -error * _skewed(-quantile, skewness)
+
+
+def mean_p(scores: Scores, patients: Mapping[str, str] | None = None) -> float:
+    """Two-sided p of a mean of 0 over patients, by the same correction; 1 for one patient, and where it turns the sign.
+
+    Cases without a score are left out; there is one at least that has one.
+    """
+    found = sample([scores], common_cases([scores]), patients)
+    values = found.over_runs
+    mean = float(values.mean())
+    sums, counts = found.by_patient(values - mean), found.by_patient(np.ones_like(values))
+    if len(sums) == 1:
+        return 1.0
+    error = standard_error(sums, counts)
+    if error == 0:
+        return float(mean == 0)
+    ratio, skewness = mean / error, _skewness(sums)
+    quantile = ratio + skewness * (ratio**2 / 3 + 1 / 6) + skewness**2 * ratio**3 / 27
+    return float(2 * stdtr(len(sums) - 1, -abs(quantile))) if quantile * ratio > 0 else 1.0
+
+
+def _skewness(sums: Vector) -> float:
+    """Of a mean, from centred sums of patients that are not all 0: their skewness over the root of their number."""
+    return float((sums**3).mean() / (sums**2).mean() ** 1.5) / len(sums) ** 0.5
 
 
 def _skewed(quantile: float, skewness: float) -> float:

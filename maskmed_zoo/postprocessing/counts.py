@@ -1,0 +1,83 @@
+"""What the score of a label is made of, part by part: enough to know it after any choice of parts, without the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskmed_zoo.data.parts import boxes_of, parts_of
+from maskmed_zoo.inference.postprocessing import Step, fill_holes
+from maskmed_zoo.labels import Labels
+
+NO_PARTS = np.zeros((0, 3), np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelCounts:
+    """One label in one case.
+
+    `plain` and `filled` (parts 3), of the prediction without and with its holes filled: each part's voxels, those of
+    them that are not 'ignore' in the reference, and those that are the label there. `reference` voxels of the label,
+    and the volumes of its parts (mm³). A voxel has `voxel_mm3`.
+    """
+
+    plain: NDArray[np.int64]
+    filled: NDArray[np.int64]
+    reference: int
+    reference_mm3: NDArray[np.float64]
+    voxel_mm3: float
+
+    def dice(self, steps: Sequence[Step] = ()) -> float:
+        """Dice after the steps for this label; 1 where neither side has it then."""
+        parts = self.filled if any(step.do == "fill_holes" for step in steps) else self.plain
+        for step in steps:
+            parts = parts[step.kept(parts[:, 0], self.voxel_mm3)]
+        _, counted, shared = parts.sum(0).tolist()
+        return 2 * shared / (counted + self.reference) if counted + self.reference else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class CaseCounts:
+    """A case with the counts of the labels that were annotated in it; `patient` is the case where nothing is known."""
+
+    name: str
+    patient: str
+    labels: Mapping[str, LabelCounts]
+
+
+def counts_of(
+    prediction: NDArray[Any], reference: NDArray[Any], labels: Labels, wanted: Sequence[str], spacing: Sequence[float]
+) -> dict[str, LabelCounts]:
+    """Of the `wanted` labels in a predicted and a reference label map (z y x); holes are filled in the former."""
+    values, voxel_mm3 = [labels[name] for name in wanted], prod(spacing)
+    boxes, theirs = boxes_of(prediction, values), boxes_of(reference, values)
+    found: dict[str, LabelCounts] = {}
+    for name, value in zip(wanted, values, strict=True):
+        plain = filled = NO_PARTS
+        if value in boxes:
+            ours, there = prediction[boxes[value]], reference[boxes[value]]
+            plain = filled = _counted(ours, there, value, labels.ignore)
+            before = int(plain[:, 0].sum())
+            fill_holes(ours, value)
+            if np.count_nonzero(ours == value) > before:
+                filled = _counted(ours, there, value, labels.ignore)
+        sizes = parts_of(reference[theirs[value]], value).sizes if value in theirs else np.zeros(0, np.int64)
+        volumes = sizes.astype(np.float64) * voxel_mm3
+        found[name] = LabelCounts(plain, filled, int(sizes.sum()), volumes, voxel_mm3)
+    return found
+
+
+def _counted(ours: NDArray[Any], there: NDArray[Any], value: int, ignore: int | None) -> NDArray[np.int64]:
+    """(parts 3) of a label in its box."""
+    parts = parts_of(ours, value)
+    counts = np.zeros((parts.count + 1, 3), np.int64)
+    for planes, numbers in parts.slabs():
+        for column, inside in ((1, there[planes] != ignore), (2, there[planes] == value)):
+            counts[:, column] += np.bincount(numbers[inside], minlength=parts.count + 1)
+    counts[1:, 0] = parts.sizes
+    return counts[1:]
