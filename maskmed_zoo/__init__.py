@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from maskmed_zoo.attach import AttachedModel
     from maskmed_zoo.data.check.finding import Finding
     from maskmed_zoo.inference.predictor import Predictor
-    from maskmed_zoo.model import SegmentationModel
+    from maskmed_zoo.model import LogitsModel, SegmentationModel
     from maskmed_zoo.planning.plan import Plan
     from maskmed_zoo.recipe import Recipe
     from maskmed_zoo.runner.callbacks import Callback
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "as_logits",
     "attach_head",
     "check_data",
     "compare",
@@ -188,6 +189,23 @@ def attach_head(
     )
 
 
+def as_logits(model: SegmentationModel | AttachedModel) -> LogitsModel:
+    """The network as a module (b c d h w) -> (b k d h w), for `sliding_window_inference` and other tools of MONAI.
+
+    Args:
+        model: of `create` or `attach_head`; it stays the same network, with the same weights.
+
+    What it gives are logits, or of heads that have none, whose labels are products of masks and classes,
+    log-probabilities: their softmax is in both cases the probabilities, and their argmax the labels.
+    """
+    from maskmed_zoo.arguments import expect
+    from maskmed_zoo.attach import AttachedModel
+    from maskmed_zoo.model import LogitsModel, SegmentationModel
+
+    expect("model", model, (SegmentationModel, AttachedModel), "a network, as 'create' or 'attach_head' gives it")
+    return LogitsModel(model)
+
+
 def plan(
     data: str | Path,
     *,
@@ -286,22 +304,31 @@ def train(
     return run.path
 
 
-def load(source: str | Path, *, weights: Literal["last", "best"] = "last", device: str | None = None) -> Predictor:
+def load(
+    source: str | Path,
+    *,
+    weights: Literal["last", "best"] = "last",
+    mirroring: bool | None = None,
+    device: str | None = None,
+) -> Predictor:
     """The network of a run or of exported weights, ready to segment arrays and files; imports nothing of training.
 
     Args:
-        source: the folder of a run, of a study, whose folds' probabilities are averaged, or an exported folder.
+        source: the folder of a run, of a study, whose folds' probabilities are averaged, or an exported folder; or of a
+            model that nnU-Net v2 trained, or of one of its folds, which predicts as nnU-Net does.
         weights: which checkpoint of a run: the last, or the one with the highest smoothed validation Dice.
+        mirroring: of nnU-Net's models, whether mirrored copies are averaged; default: as nnU-Net does.
         device: cpu, cuda, cuda:1, mps, …; default: CUDA if there is any, else the CPU.
 
     Raises `CheckpointError` if the folder or its weights are missing, broken or of another recipe.
     """
-    from maskmed_zoo.arguments import expect, expect_path
+    from maskmed_zoo.arguments import NONE, expect, expect_path
     from maskmed_zoo.runner.load import load as predictor_of
 
-    expect_path("source", source, "the folder of a run or of exported weights")
+    expect_path("source", source, "the folder of a run, of exported weights or of nnU-Net's results")
     expect("weights", weights, (str,), "'last' or 'best'")
-    return predictor_of(source, which=weights, device=device)
+    expect("mirroring", mirroring, (bool, *NONE), "True or False")
+    return predictor_of(source, which=weights, mirroring=mirroring, device=device)
 
 
 def check_data(data: str | Path, *, workers: int | None = None) -> Sequence[Finding]:

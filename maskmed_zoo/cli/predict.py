@@ -1,6 +1,7 @@
 """Segment images (NIfTI files or folders of them) with a trained run; label maps keep each image's own geometry.
 
-Of a study, the probabilities of the networks of all its folds are averaged.
+Of a study, the probabilities of the networks of all its folds are averaged. A folder of nnU-Net's results, of a trained
+model or of one of its folds, is predicted with as nnU-Net does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from maskmed_zoo.cli.output import add_device, add_weights, write
 def configure(parser: argparse.ArgumentParser) -> None:
     """The run, the images, where the label maps go, which weights, and the device."""
     parser.add_argument(
-        "run", metavar="RUN", type=Path, help="folder of a trained run, of a study, or of exported weights"
+        "run",
+        metavar="RUN",
+        type=Path,
+        help="folder of a trained run, of a study, of exported weights, or of nnU-Net's results",
     )
     parser.add_argument(
         "inputs", metavar="INPUT", type=Path, nargs="+", help=".nii or .nii.gz files, or folders of .nii.gz files"
@@ -24,6 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--overwrite",
         action="store_true",
         help="predict again what 'predict' made before, with these or other weights; anything else is never replaced",
+    )
+    parser.add_argument(
+        "--no-mirroring", action="store_true", help="of nnU-Net's models: without the mean over mirrored copies"
     )
     add_weights(parser)
     add_device(parser)
@@ -43,7 +50,13 @@ def run(args: argparse.Namespace) -> None:
                 "several times, each with images of its own"
             )
     written = predict(
-        RunFolder(args.run), args.inputs, args.out, device=args.device, overwrite=args.overwrite, which=args.weights
+        RunFolder(args.run),
+        args.inputs,
+        args.out,
+        device=args.device,
+        overwrite=args.overwrite,
+        which=args.weights,
+        mirroring=False if args.no_mirroring else None,
     )
     for path in written:
         write(str(path))

@@ -1,4 +1,4 @@
-"""From a run's folder, a study or exported weights, to a predictor."""
+"""From a run's folder, a study, exported weights or a model that nnU-Net trained, to a predictor."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from maskmed_zoo.build import model_of
 from maskmed_zoo.data.preprocess import PREPROCESSING
 from maskmed_zoo.errors import ArgumentError, CheckpointError
 from maskmed_zoo.inference.predictor import Predictor, together
+from maskmed_zoo.runner.nnunet_folder import load_trained, trained_at
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 from maskmed_zoo.runner.study_folder import folds_in
 from maskmed_zoo.runner.study_members import finished_folds
@@ -19,14 +20,23 @@ from maskmed_zoo.weights.card import check_exported
 log = logging.getLogger(__name__)
 
 
-def load(source: RunFolder | str | Path, *, which: Which = "last", device: str | None = None) -> Predictor:
+def load(
+    source: RunFolder | str | Path, *, which: Which = "last", mirroring: bool | None = None, device: str | None = None
+) -> Predictor:
     """The network of a run with its weights, or those of all finished folds of a study, ready to segment volumes.
 
-    Raises `CheckpointError` if a run or its weights are missing, broken or of another recipe.
+    Of a folder of nnU-Net's results the networks of its folds, see `runner.nnunet_folder`; `mirroring` is for those
+    alone, by default as nnU-Net does. Raises `CheckpointError` if a run or its weights are missing, broken or of
+    another recipe.
     """
     if which not in get_args(Which):
         raise ArgumentError(f"weights: expected 'last' or 'best', got {which!r}")
     run = source if isinstance(source, RunFolder) else RunFolder(Path(source))
+    trained = trained_at(run.path)
+    if trained is not None:
+        return load_trained(trained, which=which, mirroring=mirroring is not False, device=device)
+    if mirroring is not None:
+        raise ArgumentError(f"mirroring: {run.path} is no model of nnU-Net, for which alone there is a choice")
     if not run.path.exists() and run.path.name == str(run.path) and run.path.name in registry.names():
         name = run.path.name
         raise CheckpointError(

@@ -19,11 +19,12 @@ def predict(
     device: str | None = None,
     overwrite: bool = False,
     which: Which = "last",
+    mirroring: bool | None = None,
     display: Display | None = None,
 ) -> list[Path]:
     """`predict_files` with the weights `which` of a run, or of all folds of a study; returns the label maps written."""
     display = display or Display()
-    predictor, cases = load(run, which=which, device=device), 0
+    predictor, cases = load(run, which=which, mirroring=mirroring, device=device), 0
     with display.task("predicting") as progress:
 
         def count(done: int, total: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from maskmed_zoo.interop.nnunet_plan import read_configuration, recipe_of_plan
+from maskmed_zoo.recipe.nnunet_plan import read_configuration, recipe_of_plan
 from tests.fuzz.harness import GIVEN, Target
 from tests.fuzz.mutate import json_bytes, mutated_tree
 from tests.interop.plans import DATASET, configuration
