@@ -43,12 +43,12 @@ class VoxelOrder:
         """A view of a canonical array (… z y x) in nnU-Net's order."""
         leading = array.ndim - 3
         view = array.transpose(*range(leading), *(leading + axis for axis in self.axes))
-        return np.flip(view, [leading + axis for axis in self.flipped])
+        return np.flip(view, tuple(leading + axis for axis in self.flipped))
 
     def back(self, array: NDArray[Value]) -> NDArray[Value]:
         """An array in nnU-Net's order as a canonical one, contiguous: the inverse of `turned`."""
         leading = array.ndim - 3
-        view = np.flip(array, [leading + axis for axis in self.flipped])
+        view = np.flip(array, tuple(leading + axis for axis in self.flipped))
         order = np.argsort(self.axes).tolist()
         return np.ascontiguousarray(view.transpose(*range(leading), *(leading + axis for axis in order)))
 

@@ -59,10 +59,9 @@ class LogitProbabilities:
     names: Sequence[str]
 
     def __iter__(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        norm: Tensor | None = None
-        for index in range(len(self.logits)):
-            seen = label_logits(self.logits, index, self.region)
-            norm = seen if norm is None else torch.logaddexp(norm, seen, out=norm)
+        norm = label_logits(self.logits, 0, self.region)
+        for index in range(1, len(self.logits)):
+            torch.logaddexp(norm, label_logits(self.logits, index, self.region), out=norm)
         for index, name in enumerate(self.names):
             inside = label_logits(self.logits, index, self.region).sub_(norm).exp_().numpy()
             yield name, self.order.back(uncropped(inside, self.region.box, self.region.shape, float(index == 0)))

@@ -206,9 +206,8 @@ def _refuse_others(plans: dict[str, Any], configuration: dict[str, Any], name: s
         "preprocessor_name": (configuration.get("preprocessor_name", PREPROCESSOR), (PREPROCESSOR,)),
         "transpose_forward": (sorted(plans["transpose_forward"]), ([0, 1, 2],)),
     }
-    found |= {
-        f"scheme {number}": (scheme, SCHEMES) for number, scheme in enumerate(configuration["normalization_schemes"])
-    }
+    for channel, scheme in enumerate(configuration["normalization_schemes"]):
+        found[f"normalization_schemes[{channel}]"] = (scheme, SCHEMES)
     for what, order in ORDERS.items():
         key = f"resampling_fn_{what}"
         found[key] = (configuration[key], (RESAMPLING,))

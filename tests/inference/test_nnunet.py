@@ -117,14 +117,17 @@ def test_logits_are_resampled_linearly(folder: Path, tmp_path: Path) -> None:
     assert ready.region.resampled != ready.region.cropped
     logits = ours.network_logits(ready.image)
     factors = [m / n for n, m in zip(ready.region.resampled, ready.region.cropped, strict=True)]
-    expected = [
-        ndimage.zoom(label.double().numpy(), factors, order=1, mode="nearest", grid_mode=True) for label in logits
-    ]
+    expected = np.stack(
+        [
+            np.asarray(ndimage.zoom(label.double().numpy(), factors, order=1, mode="nearest", grid_mode=True))
+            for label in logits
+        ]
+    )
     found = [label_logits(logits, label, ready.region).numpy() for label in range(3)]
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     inside = ours.order_of(geometry).turned(ours.segment(image, geometry).labels)[ready.region.box]
     largest = np.sort(expected, axis=0)
-    assert (largest[-1] - largest[-2])[np.argmax(expected, 0) != inside].max(initial=0) < 0.01
+    assert (largest[-1] - largest[-2])[expected.argmax(0) != inside].max(initial=0) < 0.01
 
 
 def test_labels_and_probabilities_agree(folder: Path, tmp_path: Path) -> None:

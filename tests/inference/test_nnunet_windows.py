@@ -70,7 +70,7 @@ def reference(
         patch = image[(slice(None), *place)].numpy()
         found = []
         for one, flips in product(networks, product((False, True), repeat=len(axes))):
-            flipped = [axis + 1 for axis, flip in zip(axes, flips, strict=True) if flip]
+            flipped = tuple(axis + 1 for axis, flip in zip(axes, flips, strict=True) if flip)
             seen = torch.from_numpy(np.flip(patch, flipped).copy())[None]
             with torch.no_grad():
                 found.append(np.flip(one(seen)[0].numpy(), flipped))

@@ -158,8 +158,11 @@ PLANS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda plan: plan.pop("foreground_intensity_properties_per_channel"),
         "no whole plan of nnU-Net (KeyError: 'foreground_intensity_properties_per_channel')",
     ),
-    "other configuration": (lambda plan: plan.update(configurations={}), "no configuration '3d_fullres' in an nnU-Net"),
-    "no plan": (lambda plan: plan.clear(), "no configuration '3d_fullres' in an nnU-Net plan here"),
+    "other configuration": (
+        lambda plan: plan.update(configurations={"2d": {}}),
+        "no configuration '3d_fullres' in an nnU-Net",
+    ),
+    "no plan": (lambda plan: plan.clear(), "no configuration '3d_fullres' in an nnU-Net plan"),
     "transpose": (lambda plan: plan.update(transpose_forward=[0, 0, 2]), "transpose_forward is [0, 0, 2], expected"),
 }
 
