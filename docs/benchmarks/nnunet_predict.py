@@ -4,7 +4,8 @@ nnU-Net plans the data set (3d_fullres); patch, batch and features are those giv
 mirrored copies of every window stay affordable on a CPU. Its default trainer trains two folds with a short schedule
 (see `nnunet_peer.py`). Then `nnUNetv2_predict` and `maskmed-zoo predict` take the validation cases of the first fold,
 with the first fold's network alone and with both, with mirrored copies and without, one thread and one process each
-(nnU-Net's `-npp 0 -nps 0`), one after the other. Finished predictions are not repeated.
+(nnU-Net's `-npp 0 -nps 0`), one after the other. Finished trainings and predictions are not repeated, interrupted
+trainings continued.
 
 One row for each is appended to --csv: the voxels that differ, the largest distance between the two largest logits at
 those (ours, resampled to the image), wall and CPU time, and the largest resident memory of each process.
@@ -81,7 +82,8 @@ def train_fold(peer: Narrow, number: int) -> None:
     if not (peer.results / "checkpoint_final.pth").exists():
         write_trainer(peer)
         which = (str(number), CONFIGURATION, str(peer.fold), "-tr", peer.trainer, "-p", peer.plans)
-        call(peer, "nnUNetv2_train", *which, "-device", "cpu")
+        continued = ("--c",) if (peer.results / "checkpoint_latest.pth").exists() else ()
+        call(peer, "nnUNetv2_train", *which, "-device", "cpu", *continued)
 
 
 def validation_images(peer: Narrow, source: Path) -> dict[str, Path]:
@@ -167,7 +169,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="nnU-Net's predictor and ours on nnU-Net's models")
     parser.add_argument("--data", type=Path, required=True, help="folder of DatasetXXX_* folders, raw layout")
     parser.add_argument("--dataset", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=50, help="of one epoch")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--patch", type=int, nargs=3, default=(24, 32, 24))
