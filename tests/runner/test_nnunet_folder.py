@@ -119,6 +119,21 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*words, "--no-mirroring", "--overwrite"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("explain", "a model that nnU-Net trained, which predicts but is not explained"),
+        ("evaluate", "manifest.json: is"),
+    ],
+)
+def test_other_commands_want_a_run(
+    verb: str, words: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["a_0000.nii.gz", "--out", str(tmp_path / "out")] if verb == "explain" else []
+    assert main([verb, str(folder / "fold_0"), *more, "--device", "cpu"]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_mirroring_is_a_choice_of_nnunets_models_alone(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="is no model of nnU-Net, for which alone there is a choice"):
         zoo.load(tmp_path, mirroring=False)
