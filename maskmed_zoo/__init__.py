@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from maskmed_zoo.attach import AttachedModel
     from maskmed_zoo.data.check.finding import Finding
     from maskmed_zoo.inference.predictor import Predictor
-    from maskmed_zoo.model import SegmentationModel
+    from maskmed_zoo.model import LogitsModel, SegmentationModel
     from maskmed_zoo.planning.plan import Plan
     from maskmed_zoo.recipe import Recipe
     from maskmed_zoo.runner.callbacks import Callback
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "as_logits",
     "attach_head",
     "check_data",
     "compare",
@@ -189,6 +190,23 @@ def attach_head(
     )
 
 
+def as_logits(model: SegmentationModel | AttachedModel) -> LogitsModel:
+    """The network as a module (b c d h w) -> (b k d h w), for `sliding_window_inference` and other tools of MONAI.
+
+    Args:
+        model: of `create` or `attach_head`; it stays the same network, with the same weights.
+
+    What it gives are logits, or of heads that have none, whose labels are products of masks and classes,
+    log-probabilities: their softmax is in both cases the probabilities, and their argmax the labels.
+    """
+    from maskmed_zoo.arguments import expect
+    from maskmed_zoo.attach import AttachedModel
+    from maskmed_zoo.model import LogitsModel, SegmentationModel
+
+    expect("model", model, (SegmentationModel, AttachedModel), "a network, as 'create' or 'attach_head' gives it")
+    return LogitsModel(model)
+
+
 def plan(
     data: str | Path,
     *,
@@ -299,8 +317,10 @@ def load(
 
     Args:
         source: the folder of a run, of a study, whose folds' probabilities are averaged, or an exported folder; or
-            several, whose networks are averaged, each counted once. `RUN@best` takes the best weights of one.
+            several, whose networks are averaged, each counted once. `RUN@best` takes the best weights of one. Or of a
+            model that nnU-Net v2 trained, or of one of its folds, which predicts as nnU-Net does.
         weights: which checkpoint of a run: the last, or the one with the highest smoothed validation Dice.
+        mirroring: of nnU-Net's models, whether mirrored copies are averaged; default: as nnU-Net does.
         device: cpu, cuda, cuda:1, mps, …; default: CUDA if there is any, else the CPU.
         postprocess: whether label maps get what `zoo.postprocess` chose for the run or the study, if it did; what is
             averaged of several sources gets none.

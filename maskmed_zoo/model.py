@@ -22,6 +22,7 @@ from maskmed_zoo.contracts import (
     Loss,
     Neck,
     ParameterGroup,
+    StageOutput,
 )
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.recipe.schema import ModelRecipe, UnreadConfig
@@ -158,6 +159,19 @@ class SegmentationModel(nn.Module):
     def parts(self) -> dict[str, Component]:
         """Encoder, neck, decoder and head by name."""
         return {name: getattr(self, name) for name in PARTS}
+
+
+class LogitsModel(nn.Module):
+    """A network of this package as others expect one: it gives a tensor; see `maskmed_zoo.as_logits`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image (b c d h w) to (b k d h w): logits where the head has any, else float32 log-probabilities."""
+        final: StageOutput = self.model(image).stages[0]
+        return final.log_probabilities() if final.logits is None else final.logits
 
 
 def build_model(

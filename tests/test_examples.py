@@ -22,6 +22,7 @@ PRINTS = {
     "loose_neck.py": "(1, 32, 4, 8, 8) enriched",
     "loose_op.py": "sampled (1, 5, 2, 6) within the values: True",
     "loose_parts.py": "step 2: loss",
+    "monai_inference.py": "scores (1, 3, 40, 56, 36)",
     "plain_loop.py": "step 19: loss",
 }
 NEEDS = {"lightning_module.py": "lightning"}

@@ -35,8 +35,8 @@ from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.case import load_case
 from maskmed_zoo.data.dataset import RawDataset, open_dataset
 from maskmed_zoo.inference.predictor import Predictor
-from maskmed_zoo.interop.nnunet_plan import read_configuration, recipe_of_plan
 from maskmed_zoo.recipe import Recipe, load_recipe
+from maskmed_zoo.recipe.nnunet_plan import read_configuration, recipe_of_plan
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.weights.load import start_from
 from maskmed_zoo.weights.source import weights_in

@@ -60,8 +60,8 @@ from maskmed_zoo.data.dataset import open_dataset
 from maskmed_zoo.data.fingerprint import fingerprint_dataset
 from maskmed_zoo.evaluation.folders import evaluate_folders
 from maskmed_zoo.inference.predictor import Predictor
-from maskmed_zoo.interop.nnunet_plan import recipe_of_plan
 from maskmed_zoo.recipe import Recipe
+from maskmed_zoo.recipe.nnunet_plan import recipe_of_plan
 
 NNUNETS = {"kind": "sgd", "lr": 1e-2, "momentum": 0.99, "weight_decay": 3e-5, "gradient_clip": 12}
 FEW_STEPS = {

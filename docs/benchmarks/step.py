@@ -142,7 +142,7 @@ def nnunet_step(plan: dict[str, Any], work: Path) -> Callable[[], object]:
 def our_step(plan: dict[str, Any], twin: bool, **overrides: Any) -> Callable[[], object]:
     """`Trainer.step` of the recipe on the plan's levels."""
     import maskmed_zoo as zoo
-    from maskmed_zoo.interop.nnunet_plan import recipe_of_plan
+    from maskmed_zoo.recipe.nnunet_plan import recipe_of_plan
     from maskmed_zoo.runner.trainer import Trainer
 
     dataset = {"channel_names": {"0": "MRI"}, "labels": labels_of(plan)}

@@ -1,6 +1,7 @@
 """Segment images (NIfTI files or folders of them) with a trained run; label maps keep each image's own geometry.
 
-Of a study, the probabilities of the networks of all its folds are averaged, of several runs given by --with too.
+Of a study, the probabilities of the networks of all its folds are averaged, of several runs given by --with too. A
+folder of nnU-Net's results, of a trained model or of one of its folds, is predicted with as nnU-Net does.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "run",
         metavar="RUN",
         type=Path,
-        help="folder of a trained run, of a study, or of exported weights; RUN@best takes its best weights",
+        help="folder of a trained run, of a study, of exported weights, or of nnU-Net's results; RUN@best takes a run's "
+        "best weights",
     )
     parser.add_argument(
         "inputs", metavar="INPUT", type=Path, nargs="+", help=".nii or .nii.gz files, or folders of .nii.gz files"

@@ -16,6 +16,7 @@ from maskmed_zoo.explain.document import write_document
 from maskmed_zoo.explain.places import Point
 from maskmed_zoo.explain.view import Explained, look
 from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned
+from maskmed_zoo.inference.nnunet import NNUNetPredictor
 from maskmed_zoo.inference.predictor import Predictor
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.report.canvas import require_matplotlib
@@ -53,6 +54,8 @@ def explain(
     if validation is not None and validation < 1:
         raise UserError(f"explain: expected at least 1 validation case, got {validation}")
     predictor = load(run, which=which, device=device)
+    if isinstance(predictor, NNUNetPredictor):
+        raise UserError(f"{run.path}: a model that nnU-Net trained, which predicts but is not explained; give a run")
     names = predictor.model.class_names or ()
     if label is not None and label not in names:
         raise UserError(f"the run has no label '{label}'{nearest(label, names)} (labels: {', '.join(names)})")

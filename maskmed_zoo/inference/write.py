@@ -14,7 +14,7 @@ whole one.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ from maskmed_zoo.data.predicted import (
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned, sha256_of, unwritable, write_json
 from maskmed_zoo.inference.stitcher import Instances
-from maskmed_zoo.inference.to_image import LabelProbabilities
 from maskmed_zoo.inference.write_probabilities import write_probabilities
 from maskmed_zoo.labels import Labels
 
@@ -53,7 +52,7 @@ class Prediction:
     labels: NDArray[Any]
     instances: Instances | None
     geometry: Geometry
-    probabilities: LabelProbabilities | None = None
+    probabilities: Iterable[tuple[str, NDArray[np.float32]]] | None = None
 
 
 def write_prediction(

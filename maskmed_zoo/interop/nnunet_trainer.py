@@ -36,10 +36,10 @@ from maskmed_zoo.device import autocast, autocast_dtype
 from maskmed_zoo.errors import CheckpointError, JointError, NonFiniteError
 from maskmed_zoo.files import write_text
 from maskmed_zoo.interop.nnunet_network import GroupSchedule, PluginNetwork
-from maskmed_zoo.interop.nnunet_plan import recipe_of_plan
 from maskmed_zoo.model import build_loss
 from maskmed_zoo.recipe import Recipe, dump_recipe, load_recipe
 from maskmed_zoo.recipe.difference import first_difference
+from maskmed_zoo.recipe.nnunet_plan import recipe_of_plan
 from maskmed_zoo.runner.optimizer import build_optimizer
 from maskmed_zoo.weights.card import RECIPE
 

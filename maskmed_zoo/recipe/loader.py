@@ -108,6 +108,11 @@ def dump_recipe(recipe: Recipe) -> str:
     return strict_yaml.dump(recipe.model_dump(mode="json"))
 
 
+def keys_of(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """The settings that overrides name, as `train.epochs`; their values need not be right."""
+    return [*overrides] if isinstance(overrides, Mapping) else [text.partition("=")[0] for text in overrides]
+
+
 def _parse_overrides(overrides: Any) -> list[tuple[KeyPath, Any, str]]:
     if isinstance(overrides, Mapping):
         return [

@@ -1,4 +1,4 @@
-"""From a run's folder, a study or exported weights, or several of them, to a predictor."""
+"""From a run's folder, a study, exported weights or a model that nnU-Net trained, or several, to a predictor."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from maskmed_zoo.build import model_of
 from maskmed_zoo.data.preprocess import PREPROCESSING, Preprocessing
 from maskmed_zoo.errors import ArgumentError, CheckpointError
 from maskmed_zoo.files import is_file, is_there
+from maskmed_zoo.inference.nnunet import NNUNetPredictor
 from maskmed_zoo.inference.postprocessing import POSTPROCESSING, read_postprocessing
 from maskmed_zoo.inference.predictor import Predictor, together
-from maskmed_zoo.recipe import Recipe, load_recipe
+from maskmed_zoo.recipe import Recipe, keys_of, load_recipe
 from maskmed_zoo.recipe.difference import first_difference
+from maskmed_zoo.runner.nnunet_folder import load_trained, trained_at
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 from maskmed_zoo.runner.study_folder import folds_in
 from maskmed_zoo.runner.study_members import finished_folds
@@ -38,12 +40,16 @@ def load(
 
     `RUN@best` and `RUN@last` say which weights of a run are meant, whatever `which` is. With `postprocess` label maps
     get what was chosen for the run or the study, if something was. `overrides` are of the recipe's section `inference`.
+    Of a folder of nnU-Net's results the networks of its folds, see `runner.nnunet_folder`.
     Raises `CheckpointError` if a run, its weights or that choice are missing, broken or of another recipe or other
     weights, and `ArgumentError` for settings that are none of inference.
     """
     if which not in get_args(Which):
         raise ArgumentError(f"weights: expected 'last' or 'best', got {which!r}")
     run, which = _meant(source, which)
+    trained = trained_at(run.path)
+    if trained is not None:
+        return load_trained(trained, which=which, overrides=overrides, device=device)
     if not run.path.exists() and run.path.name == str(run.path) and run.path.name in registry.names():
         name = run.path.name
         raise CheckpointError(
@@ -88,6 +94,11 @@ def load_together(
     first = members[0]
     if len(members) == 1:
         return first
+    for source, member in zip(sources, members, strict=True):
+        if isinstance(member, NNUNetPredictor):
+            raise ArgumentError(
+                f"{source}: nnU-Net's models average logits, and of their own folds alone; predict with it"
+            )
     for source, other in zip(sources[1:], members[1:], strict=True):
         if difference := first_difference(_seen(first), _seen(other)):
             names = [str(one.path if isinstance(one, RunFolder) else one) for one in (source, sources[0])]
@@ -130,8 +141,7 @@ def _overridden(recipe: Recipe, overrides: Overrides) -> Recipe:
     """The recipe with other settings of inference."""
     if not overrides:
         return recipe
-    keys = [*overrides] if isinstance(overrides, Mapping) else [text.partition("=")[0] for text in overrides]
-    for key in keys:
+    for key in keys_of(overrides):
         if key.partition(".")[0] != "inference":
             raise ArgumentError(
                 f"{key}: belongs to what was trained; at prediction inference.overlap, inference.mirror and the "

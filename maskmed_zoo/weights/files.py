@@ -48,6 +48,8 @@ OTHERS = {
     b"<": "is a page of HTML or XML; get the file itself",
 }
 """How files begin that are taken for weights, and what they are."""
+_ZIP = b"PK"
+_TORCH = (_ZIP, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _PLAIN: list[Any] = [
     np.float64(0).__reduce__()[0],
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # its name before numpy 2
@@ -100,8 +102,8 @@ def read_state(path: Path) -> State:
     begin = _beginning(path)
     if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") <= path.stat().st_size:
         state = read_safetensors(path)
-    elif begin[:2] == b"PK" or begin[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        state = _read_torch(path, is_zip=begin[:2] == b"PK")
+    elif begin[:2] in _TORCH:
+        state = state_of(read_torch(path), str(path))
     elif other := next((what for sign, what in OTHERS.items() if begin.startswith(sign)), None):
         raise CheckpointError(f"{path}: no file of weights: it {other}; give a safetensors file or a torch checkpoint")
     elif path.suffix in PICKLES:
@@ -138,6 +140,29 @@ def read_safetensors(path: Path) -> State:
             return State(tensors, file.metadata() or {})
     except Exception as error:  # whatever the library makes of a hostile file
         raise CheckpointError(f"{path}: not a whole safetensors file ({first_line(error)}); copy it again") from error
+
+
+def read_torch(path: Path) -> Any:
+    """All that a torch checkpoint holds, tensors and plain values, which are yet to be checked; `CheckpointError`."""
+    is_zip = _beginning(path)[:2] == _ZIP
+    try:
+        if is_zip:
+            _check_zip(path)
+        with path.open("rb") as file, torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
+            if not is_zip:
+                scan(file.read(LARGEST_PICKLE), pickles=5)
+                file.seek(0)
+            warnings.simplefilter("ignore")  # on the pickle protocol
+            return torch.load(file, map_location="cpu", weights_only=True)  # of a path, it would go by the ending
+    except CheckpointError:
+        raise
+    except Exception as error:  # the unpickler raises whatever a hostile file makes it raise
+        if any(word in str(error) for word in ("GLOBAL", "nsupported", "TorchScript")):
+            raise CheckpointError(
+                f"{path}: holds more than tensors and would run code when read; if you trust its source, save its "
+                f"state dict with safetensors there"
+            ) from error
+        raise CheckpointError(f"{path}: not a whole torch checkpoint ({first_line(error)}); copy it again") from error
 
 
 def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -184,28 +209,6 @@ def _check_header(path: Path) -> None:
         header = parse_json(file.read(size).decode("utf-8"), "its header", error=CheckpointError)
     if not isinstance(header, dict) or len(cast(dict[str, Any], header)) > MOST_TENSORS:
         raise ValueError(f"its header is no mapping of at most {MOST_TENSORS} tensors")
-
-
-def _read_torch(path: Path, *, is_zip: bool) -> State:
-    try:
-        if is_zip:
-            _check_zip(path)
-        with path.open("rb") as file, torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
-            if not is_zip:
-                scan(file.read(LARGEST_PICKLE), pickles=5)
-                file.seek(0)
-            warnings.simplefilter("ignore")  # on the pickle protocol
-            content = torch.load(file, map_location="cpu", weights_only=True)  # of a path, it would go by the ending
-    except CheckpointError:
-        raise
-    except Exception as error:  # the unpickler raises whatever a hostile file makes it raise
-        if any(word in str(error) for word in ("GLOBAL", "nsupported", "TorchScript")):
-            raise CheckpointError(
-                f"{path}: holds more than tensors and would run code when read; if you trust its source, save its "
-                f"state dict with safetensors there"
-            ) from error
-        raise CheckpointError(f"{path}: not a whole torch checkpoint ({first_line(error)}); copy it again") from error
-    return state_of(content, str(path))
 
 
 def _check_zip(path: Path) -> None:

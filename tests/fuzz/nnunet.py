@@ -1,4 +1,4 @@
-"""Plans and data set descriptions that nnU-Net writes."""
+"""Plans, data set descriptions and folders of results that nnU-Net writes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from maskmed_zoo.interop.nnunet_plan import read_configuration, recipe_of_plan
+from maskmed_zoo.recipe.nnunet_plan import read_configuration, recipe_of_plan
+from maskmed_zoo.runner.nnunet_folder import Trained, load_trained
 from tests.fuzz.harness import GIVEN, Target
 from tests.fuzz.mutate import json_bytes, mutated_tree
 from tests.interop.plans import DATASET, configuration
+from tests.interop.results import plans, random_weights, write_results
 
 
 def _plans(folder: Path) -> dict[str, Any]:
@@ -27,4 +29,23 @@ def _read_plans(original: dict[str, Any], random: Random, folder: Path) -> None:
     recipe_of_plan("maskmed_amos", found, dataset=dataset, twin=random.random() < 0.5)
 
 
-NNUNET = (Target("nnUNetPlans.json", 2000, _plans, _read_plans),)
+def _results(folder: Path) -> tuple[dict[str, Any], Path]:
+    """A whole plan, and the folder of a fold trained with it."""
+    whole = plans()
+    return whole, write_results(folder, whole, {"0": random_weights(whole)}) / "fold_0"
+
+
+def _predictor(original: tuple[dict[str, Any], Path], random: Random, folder: Path) -> None:
+    whole, fold = original
+    model = folder / GIVEN
+    (model / fold.name).symlink_to(fold, target_is_directory=True)
+    (model / "plans.json").write_bytes(json_bytes(random, whole))
+    dataset = json_bytes(random, DATASET) if random.random() < 0.3 else json.dumps(DATASET).encode()
+    (model / "dataset.json").write_bytes(dataset)
+    load_trained(Trained(model), device="cpu")
+
+
+NNUNET = (
+    Target("nnUNetPlans.json", 2000, _plans, _read_plans),
+    Target("nnU-Net's results", 2000, _results, _predictor),
+)

@@ -6,7 +6,6 @@ import pydoc
 from typing import Any
 
 import torch
-from dynamic_network_architectures.architectures import unet
 from torch import nn
 
 DATASET: dict[str, Any] = {
@@ -48,6 +47,8 @@ def configuration(kind: str = "PlainConvUNet") -> dict[str, Any]:
 
 def network(plan: dict[str, Any], channels: int, classes: int) -> nn.Module:
     """With random weights, norms included."""
+    from dynamic_network_architectures.architectures import unet
+
     architecture = plan["architecture"]
     arguments = dict(architecture["arch_kwargs"])
     for name in architecture["_kw_requires_import"]:

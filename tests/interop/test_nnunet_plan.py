@@ -16,8 +16,8 @@ from maskmed_zoo.build import model_of
 from maskmed_zoo.errors import CheckpointError, DataError, JointError, OutputError, RecipeError
 from maskmed_zoo.interop.nnunet_install import install, trainer_name
 from maskmed_zoo.interop.nnunet_network import GroupSchedule, PluginNetwork
-from maskmed_zoo.interop.nnunet_plan import read_configuration, recipe_of_plan
 from maskmed_zoo.recipe import load_recipe
+from maskmed_zoo.recipe.nnunet_plan import read_configuration, recipe_of_plan
 from maskmed_zoo.runner.optimizer import build_optimizer, build_schedule
 from tests.interop.plans import DATASET, configuration, network
 

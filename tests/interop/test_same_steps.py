@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn import functional as F
 
 import maskmed_zoo as zoo
-from maskmed_zoo.interop.nnunet_plan import recipe_of_plan
+from maskmed_zoo.recipe.nnunet_plan import recipe_of_plan
 from maskmed_zoo.runner.trainer import Trainer
 from tests.interop.plans import DATASET, configuration
 
