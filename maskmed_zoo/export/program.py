@@ -25,6 +25,8 @@ IMAGE, OUTPUT = "image", "log_probabilities"
 REMEDY = "export it as 'weights', which every network can be"
 TOLERANCE, TOLERANCE_FLOAT16 = 1e-3, 5e-2
 """By how much probabilities of a program may be off, the second with weights rounded to 16 bits."""
+OFF = 1e-3
+"""Share of voxels that may be off by more: rounding can turn a voxel of a mask that attention looks through."""
 
 
 class _Predict(nn.Module):
@@ -72,12 +74,17 @@ def check(
 ) -> None:
     """Raise `ZooError` unless a program says of windows of noise, one and two, what the network says."""
     generator = torch.Generator().manual_seed(0)
+    tolerance = TOLERANCE_FLOAT16 if is_rounded else TOLERANCE
     for batch in (1, 2):
         image = torch.randn(batch, model.in_channels, *patch, generator=generator)
         with torch.inference_mode():
-            difference = (run(image).exp() - model.predict(image).exp()).abs().max().item()
-        if not difference <= (TOLERANCE_FLOAT16 if is_rounded else TOLERANCE):
-            raise ZooError(f"{name}: its probabilities differ from the network's by {difference:.2g}; {REMEDY}")
+            differences = (run(image).exp() - model.predict(image).exp()).abs().amax(1)
+        off = 1 - (differences <= tolerance).float().mean().item()  # NaN is off
+        if off > OFF:
+            raise ZooError(
+                f"{name}: its probabilities differ from the network's by more than {tolerance:g} in {off:.1%} of the "
+                f"voxels; {REMEDY}"
+            )
 
 
 def _lowered() -> dict[torch._ops.OperatorBase, Callable[..., Tensor]]:  # pyright: ignore[reportPrivateUsage]
