@@ -1,8 +1,8 @@
 """The network alone as a program: an image in, log-probabilities out, plain tensors of PyTorch's own operations.
 
 What this package registers or has PyTorch choose by device is lowered: deformable attention to its reference, one
-`grid_sample` per level, and adaptive pooling to products with the matrices of its means. So the program runs where this
-package is not, and every operation of it has a counterpart in ONNX.
+`grid_sample` per level, and adaptive pooling to means and maxima along one axis after another. So the program runs
+where this package is not, and every operation of it has a counterpart in ONNX.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,11 +88,12 @@ def check(
             )
 
 
-def _lowered() -> dict[torch._ops.OperatorBase, Callable[..., Tensor]]:  # pyright: ignore[reportPrivateUsage]
+def _lowered() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:  # pyright: ignore[reportPrivateUsage]
     """By operation, what it is made of."""
     return {
         registration.forward._opoverload: _attention,  # pyright: ignore[reportPrivateUsage]
-        torch.ops.aten._adaptive_avg_pool3d.default: means,
+        torch.ops.aten.adaptive_avg_pool3d.default: _means,
+        torch.ops.aten.adaptive_max_pool3d.default: _largest,
     }
 
 
@@ -99,13 +101,31 @@ def _attention(values: Tensor, locations: Tensor, weights: Tensor, shapes: Seque
     return reference.sample_levels(values, shapes, locations, weights)
 
 
-def means(x: Tensor, output_size: Sequence[int]) -> Tensor:
-    """Adaptive average pooling (b c d h w): the mean over a box is that of means along its axes, one after another."""
+def _means(x: Tensor, output_size: Sequence[int]) -> Tensor:
+    """Adaptive average pooling (b c d h w): the mean over a box is that of means along its axes."""
     for axis, wanted in enumerate(output_size, start=2):
         size = x.shape[axis]
         if size != wanted:
-            row, column = torch.arange(size)[:, None], torch.arange(wanted)
-            first, last = column * size // wanted, ((column + 1) * size + wanted - 1) // wanted
+            first, last = _boxes(size, wanted)
+            row = torch.arange(size)[:, None]
             matrix = ((row >= first) & (row < last)).to(x.dtype) / (last - first)
             x = torch.matmul(x.movedim(axis, -1), matrix).movedim(-1, axis)
     return x
+
+
+def _largest(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Adaptive maximum pooling (b c d h w), likewise; where the maxima lie nobody asks, so that is all zeros."""
+    for axis, wanted in enumerate(output_size, start=2):
+        size = x.shape[axis]
+        if size != wanted:
+            first, last = _boxes(size, wanted)
+            longest = -(-size // wanted) + 1
+            index = torch.minimum(first[:, None] + torch.arange(longest), last[:, None] - 1)
+            x = x.index_select(axis, index.flatten()).unflatten(axis, (wanted, longest)).amax(axis + 1)
+    return x, torch.zeros_like(x, dtype=torch.int64)
+
+
+def _boxes(size: int, wanted: int) -> tuple[Tensor, Tensor]:
+    """First voxels of the `wanted` parts of an axis, and those behind their last ones."""
+    index = torch.arange(wanted)
+    return index * size // wanted, ((index + 1) * size + wanted - 1) // wanted

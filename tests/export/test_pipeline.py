@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from jsonschema import Draft202012Validator
 
 import maskmed_zoo as zoo
@@ -191,11 +192,25 @@ def test_a_graph_that_says_something_else_is_refused():
     assert "network.onnx: its probabilities differ from the network's by more than 0.001 in" in message
 
 
-def test_means_are_those_of_adaptive_pooling():
-    x = torch.randn(2, 3, 7, 6, 5)
-    for size in [(3, 6, 2), (7, 2, 5), (1, 1, 1), (4, 9, 3)]:
-        expected = torch.nn.functional.adaptive_avg_pool3d(x, size)
-        torch.testing.assert_close(program.means(x, size), expected, rtol=1e-5, atol=1e-5)
+class Pooling(torch.nn.Module):
+    """In the place of a network."""
+
+    in_channels = 2
+
+    def predict(self, image):
+        sizes = [(3, 6, 2), (7, 2, 5), (1, 1, 1), (4, 9, 3)]
+        pooled = [F.adaptive_avg_pool3d(image, size) + F.adaptive_max_pool3d(image, size) for size in sizes]
+        return torch.stack([(part**2).sum((2, 3, 4)) for part in pooled])
+
+
+def test_adaptive_pooling_is_in_no_program(tmp_path):
+    made = program.program_of(Pooling(), (7, 6, 5))
+    assert not [str(n.target) for n in made.graph.nodes if "adaptive" in str(n.target)]
+    onnx_graph.write_graph(made, tmp_path / "network.onnx", fp16=False)
+    image = torch.randn(2, 2, 7, 6, 5)
+    expected = Pooling().predict(image)
+    torch.testing.assert_close(made.module()(image), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(onnx_graph.Session(tmp_path / "network.onnx")(image), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_the_runner_refuses(folder, shipped, tmp_path, capsys):
