@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +26,7 @@ from maskmed_zoo.errors import ArgumentError, UserError
 from maskmed_zoo.export import onnx_graph, program
 from maskmed_zoo.export.export import export
 from maskmed_zoo.export.pipeline import Pipeline
+from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.weights.card import check_exported
 from tests.conftest import make_dataset, write_nifti
@@ -61,6 +63,8 @@ def program_folder(tmp_path_factory):
 def shipped(folder, monkeypatch):
     """The runner of the exported folder, as a module."""
     spec = importlib.util.spec_from_file_location("shipped_runner", folder / "predict_onnx.py")
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     spec.loader.exec_module(module)
@@ -167,7 +171,7 @@ def test_weights_in_16_bits(folder, tmp_path):
 def test_mistakes_are_one_line_and_nothing_is_left(tmp_path, monkeypatch):
     out = tmp_path / "out"
 
-    def refused(error=ArgumentError, **words):
+    def refused(error: type[UserError] = ArgumentError, **words):
         message = one_line(export, RUN, out, license="MIT", **words)
         assert not list(tmp_path.iterdir())
         with pytest.raises(error):
@@ -204,7 +208,7 @@ class Pooling(torch.nn.Module):
 
 
 def test_adaptive_pooling_is_in_no_program(tmp_path):
-    made = program.program_of(Pooling(), (7, 6, 5))
+    made = program.program_of(cast(SegmentationModel, Pooling()), (7, 6, 5))
     assert not [str(n.target) for n in made.graph.nodes if "adaptive" in str(n.target)]
     onnx_graph.write_graph(made, tmp_path / "network.onnx", fp16=False)
     image = torch.randn(2, 2, 7, 6, 5)

@@ -47,7 +47,7 @@ def test_normalizes_and_resamples_as_the_package(scheme, masked):
         expected = crop_and_normalize(given, None, geometry_of(given, spacing=spacing), how, values=9).image()
         box, mask = runner.nonzero(given)
         assert box == nonzero_box(given)
-        inside = runner.ndimage.binary_fill_holes(mask)
+        inside = np.asarray(runner.ndimage.binary_fill_holes(mask))
         steps = [normalization(s, STATS, in_mask=masked).model_dump() for s in how.schemes]
         thick = runner.thick_axis(spacing, wanted, 3.0)
         for channel, step, result in zip(given, steps, expected, strict=True):
