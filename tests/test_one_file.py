@@ -114,7 +114,7 @@ def test_an_export_format(tree: Path, tmp_path: Path) -> None:
     run(tree, *words, "state_dict", "--out", str(tmp_path / "out"))
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert set(card["files"]) == {"README.md", "recipe.yaml", "weights.safetensors", "weights.pt"}
-    assert "state_dict,weights" in run(tree, "-m", "maskmed_zoo", "export", "--help")
+    assert "state_dict,torch,weights" in run(tree, "-m", "maskmed_zoo", "export", "--help")
 
 
 def test_a_consumer_of_windows(tree: Path) -> None:

@@ -1,4 +1,4 @@
-"""Export a run's weights with a card: recipe, data, license, metrics, checksums."""
+"""Export a run with a card: its weights, or its whole pipeline as a torch.export program or an ONNX graph."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     license.add_argument("--license", metavar="L", help="of the weights, as the training data allow: CC-BY-4.0, …")
     license.add_argument("--licence", help=argparse.SUPPRESS)  # its name in earlier versions
     parser.add_argument("--format", choices=formats.names(), default=formats.DEFAULT, help="default: %(default)s")
+    parser.add_argument("--fp16", action="store_true", help="onnx: store the weights in 16 bits, half as large")
     add_weights(parser)
 
 
@@ -29,5 +30,5 @@ def run(args: argparse.Namespace) -> None:
     if args.licence is not None:
         renamed.log_once("'--licence' is now '--license'")
         args.license = args.licence
-    export(RunFolder(args.run), args.out, license=args.license, which=args.weights, format=args.format)
+    export(RunFolder(args.run), args.out, license=args.license, which=args.weights, format=args.format, fp16=args.fp16)
     write(str(args.out))

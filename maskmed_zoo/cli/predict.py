@@ -19,8 +19,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "run",
         metavar="RUN",
         type=Path,
-        help="folder of a trained run, of a study, of exported weights, or of nnU-Net's results; RUN@best takes a run's "
-        "best weights",
+        help="folder of a trained run, of a study, of exported weights, or of nnU-Net's results; RUN@best: its best "
+        "weights",
     )
     parser.add_argument(
         "inputs", metavar="INPUT", type=Path, nargs="+", help=".nii or .nii.gz files, or folders of .nii.gz files"

@@ -1,4 +1,4 @@
-"""`export`: a run's weights as a folder with a card, which others can check, load and publish.
+"""`export`: a run as a folder with a card, which others can check, load and publish: weights, or a whole pipeline.
 
 The card names the data set and not where it lies, and no case.
 """
@@ -26,24 +26,33 @@ SCORES = ("mean_dice", "mean_dice_over_labels", "test_time_augmentation", "overl
 
 
 def export(
-    run: RunFolder, out: Path, *, license: str, which: Which = "last", format: str = formats.DEFAULT
+    run: RunFolder,
+    out: Path,
+    *,
+    license: str,
+    which: Which = "last",
+    format: str = formats.DEFAULT,
+    fp16: bool = False,
 ) -> dict[str, Any]:
     """Write the weights `which` of a run with its recipe and card to `out`, which must be new; returns the card.
 
-    Raises `CheckpointError` for a run without whole weights of its own recipe, `OutputError` where `out` is there or
-    cannot be written, and `ArgumentError` without a license or for a format that there is none of.
+    `fp16` stores the weights of an ONNX graph in 16 bits. Raises `CheckpointError` for a run without whole weights of
+    its own recipe, `OutputError` where `out` is there or cannot be written, and `ArgumentError` without a license, for
+    a format that there is none of, and for a network that cannot be exported so.
     """
     if usable(out).exists():
         raise OutputError(f"{out}: exists already; give a new folder")
     if not license.strip():
         raise ArgumentError("the license is empty; name the one that weights and training data allow, or 'unknown'")
     form = formats.find(format)
+    if fp16 and format not in formats.HALVED:
+        raise ArgumentError(f"fp16: format '{format}' stores weights as they are; take {' or '.join(formats.HALVED)}")
     recipe, manifest = run.recipe(), run.manifest()
     model = model_of(recipe)
     sha256 = run.load_weights(model, which, recipe)  # whole, and of this recipe
     with arriving(out) as hidden:
         clear(hidden)  # of an export that was killed
-        form.write(ExportSource(run, which, recipe, model), hidden)
+        form.write(ExportSource(run, which, recipe, model, fp16), hidden)
         write_text(hidden / RECIPE, dump_recipe(recipe))
         card: dict[str, Any] = {
             "format": FORMAT,
@@ -60,7 +69,7 @@ def export(
             "metrics": _metrics(run, sha256),
             "versions": {"maskmed_zoo": __version__, "torch": torch.__version__},
         }
-        write_text(hidden / README, readme(card))
+        write_text(hidden / README, readme(card, {path.name for path in hidden.iterdir()}))
         files = {path.name: FileFacts.of(path) for path in sorted(hidden.iterdir())}
         card["files"] = {name: {"size": fact.size, "sha256": fact.sha256} for name, fact in files.items()}
         write_json(hidden / CARD, card)

@@ -5,6 +5,10 @@ card.json            format, recipe, data, license, metrics, and size and sha256
 recipe.yaml          the network, and how it was trained
 weights.safetensors
 README.md            the card for people, with the head that model hubs read
+pipeline.json        of a whole pipeline: what stands before and after the network
+network.pt2          the network as a program of torch.export
+network.onnx         the network as an ONNX graph
+predict_onnx.py      a program that predicts with it
 ```
 
 A card comes from outside, so its names are checked before they become paths.
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -26,9 +31,11 @@ from maskmed_zoo.weights.files import LARGEST
 FORMAT = 1
 CARD, RECIPE, WEIGHTS, README = "card.json", "recipe.yaml", "weights.safetensors", "README.md"
 """In an exported folder; the second in a run too."""
+PIPELINE, PROGRAM, GRAPH, RUNNER = "pipeline.json", "network.pt2", "network.onnx", "predict_onnx.py"
+"""In the folder of a whole pipeline, with one of the two networks; the last runs the second."""
 RUN_WEIGHTS = "weights_last.safetensors"
 """Of a run that has finished an epoch."""
-FILES = (RECIPE, WEIGHTS, README)
+FILES = (RECIPE, WEIGHTS, README, PIPELINE, PROGRAM, GRAPH, RUNNER)
 """What an exported folder may hold beside its card."""
 LARGEST_CARD = 2**20
 """Bytes that a card may have."""
@@ -132,8 +139,8 @@ def _hub_license(license: str) -> list[str]:
     return ["license: other", f"license_name: {json.dumps(re.sub(r'[^a-z0-9.]+', '-', license.lower()).strip('-'))}"]
 
 
-def readme(card: dict[str, Any]) -> str:
-    """The card for people; the head is what model hubs read."""
+def readme(card: dict[str, Any], files: Collection[str] = ()) -> str:
+    """The card for people, with how to use the further `files`; the head is what model hubs read."""
     metrics = card["metrics"] or {}
     scores = [f"* {name}: {value}" for name, value in metrics.items()] or ["* not evaluated"]
     return "\n".join(
@@ -160,5 +167,32 @@ def readme(card: dict[str, Any]) -> str:
             f'model = zoo.create("DIR/{RECIPE}", pretrained="DIR")',
             "```",
             "",
+            *_usage(files),
         ]
     )
+
+
+def _usage(files: Collection[str]) -> list[str]:
+    """What to do with the network of a whole pipeline."""
+    if RUNNER in files:
+        return [
+            f"`{RUNNER}` predicts with `{GRAPH}` and `{PIPELINE}` beside it, without this package and PyTorch:",
+            "",
+            "```bash",
+            "pip install numpy scipy nibabel onnxruntime",
+            f"python DIR/{RUNNER} IMAGES OUT",
+            "```",
+            "",
+        ]
+    if PROGRAM in files:
+        return [
+            f"`{PROGRAM}` is the network for PyTorch alone, `{PIPELINE}` says what stands before and after it:",
+            "",
+            "```python",
+            "import torch",
+            "",
+            f'network = torch.export.load("DIR/{PROGRAM}").module()',
+            "```",
+            "",
+        ]
+    return []

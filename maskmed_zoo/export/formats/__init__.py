@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from maskmed_zoo.runner.run_folder import RunFolder, Which
 
 DEFAULT = "weights"
+HALVED = ("onnx",)
+"""Formats whose weights can be stored in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class ExportSource:
     which: Which
     recipe: Recipe
     model: SegmentationModel
+    fp16: bool = False
+    """Store weights in 16 bits; only for formats in `HALVED`."""
 
 
 class Format(Protocol):
