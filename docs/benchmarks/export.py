@@ -3,7 +3,7 @@
     python docs/benchmarks/export.py --data DIR --work runs/export
 
 `DIR` holds the data sets named in `RUNS`. Trains a small network on a few cases of each, which is no result but gives
-label maps with every label, exports it as an ONNX graph with weights in 32 and in 16 bits and as a program of
+label maps to compare, exports it as an ONNX graph with weights in 32 and in 16 bits and as a program of
 `torch.export`, and predicts validation cases by `maskmed-zoo predict` and by `predict_onnx.py`, in processes of their
 own. Appends a row per data set and network file to `export.csv`: voxels whose labels differ, the worst case, seconds
 of processor time of the whole process, and bytes. What is in `--work` already is not made again. Needs the extra
