@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from maskmed_zoo import files
-from maskmed_zoo.data.case import Case, load_case
+from maskmed_zoo.data.case import Case, load_image
 from maskmed_zoo.data.formats import DEFAULT, ending_of, written_endings
 from maskmed_zoo.data.inputs import input_cases
 from maskmed_zoo.data.predicted import PredictedFolder, files_of
@@ -57,8 +57,7 @@ def predict_files(
         # Another process may have been here since.
         if target not in done and not is_done(PredictedFolder(target.parent), target):
             with failures.kept(), within_memory(f"case '{case.identifier}'"):
-                image, _, geometry = load_case(case, None)
-                prediction = predictor.segment(image, geometry)
+                prediction = predictor.segment(*load_image(case))  # the image is gone before the labels are written
                 write_prediction(target, prediction, predictor.labels, weights, overwrite=overwrite)
                 written.append(target)
         if progress is not None:

@@ -1,14 +1,19 @@
 """A network ready to segment volumes, whoever trained it: from an image in its own units to labels on its voxels.
 
-Several networks of one recipe are an ensemble: their probabilities are averaged. They see the same windows one network
-after the other and add to the same map, so an ensemble needs no more memory than its weights do.
+Several networks of one recipe are an ensemble: their probabilities are averaged, window by window, so an ensemble needs
+no more memory than its weights do.
+
+Nothing is held for a whole volume but the image as it was given and what is asked for: the image is normalized and
+resampled where the windows are, and their probabilities become labels on the image's own voxels, slab by slab.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,23 +24,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskmed_zoo.arguments import expect, expect_several
-from maskmed_zoo.contracts import HeadOutput
+from maskmed_zoo.contracts import HeadOutput, StageOutput
 from maskmed_zoo.data.crop import uncropped
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
-from maskmed_zoo.data.image import Geometry, geometry_of
-from maskmed_zoo.data.preprocess import Preprocessing, Region, crop_and_normalize
+from maskmed_zoo.data.image import Geometry, geometry_of, is_finite, is_small, times
+from maskmed_zoo.data.preprocess import Cropped, Preprocessing, Region, crop_and_normalize
 from maskmed_zoo.device import autocast, autocast_dtype, pick_device
-from maskmed_zoo.errors import ArgumentError
-from maskmed_zoo.inference.probability_map import ProbabilityMap
-from maskmed_zoo.inference.sliding_window import Consumer, Windows, visit
+from maskmed_zoo.errors import ArgumentError, first_line
+from maskmed_zoo.inference.image_slab import ImageSlab
+from maskmed_zoo.inference.probability_map import ProbabilityMap, ProbabilitySlabs
+from maskmed_zoo.inference.sliding_window import Consumer, Image, Windows, visit
 from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels
-from maskmed_zoo.inference.to_image import LabelProbabilities, nearest, probabilities_to_labels, resized
+from maskmed_zoo.inference.to_image import LabelProbabilities, ToImage, into_array, into_labels, label_type, nearest
 from maskmed_zoo.inference.write import Prediction
-from maskmed_zoo.memory import within_memory
+from maskmed_zoo.memory import check_available, within_memory
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.network_size import moved
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.settings import Spacing3
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,40 +122,88 @@ class Predictor:
         spacing: Spacing3 | None = None,
         affine: NDArray[np.float64] | None = None,
         probabilities: bool = False,
+        into: NDArray[np.floating] | None = None,
     ) -> Prediction:
         """Labels (z y x) of an image on its own voxels and, where the recipe separates instances, those too.
 
         Instances are those of the queries and follow the labels; a head that gives logits has connected parts of them.
-        With `probabilities` those that the labels are made of come too, label by label: `Prediction.probabilities`.
+        With `probabilities` those that the labels are made of come too, label by label: `Prediction.probabilities`,
+        which needs their memory at the network's spacing. `into` takes them at the image's voxels slab by slab, an
+        array (k z y x) of any floating type, such as a memory-mapped file.
         Raises `ArgumentError` for an array or a place of another form, `DataError` for another number of channels,
         and `MemoryShortageError` for an image that does not fit into memory.
         """
         image, geometry = self._image(image, geometry, spacing, affine)
+        wanted = (self.models[0].num_classes, *image.shape[1:])
+        if into is not None and (into.shape != wanted or into.dtype.kind != "f"):
+            raise ArgumentError(
+                f"into: expected a floating point array {wanted}, got {into.shape} of type {into.dtype}"
+            )
         with within_memory(f"{geometry.source or 'image'}: to segment it"):
-            segmented, made_of = self._segment(image, geometry)
-            return replace(segmented, probabilities=made_of if probabilities else None)
+            return self._on_some_device(lambda *devices: self._segment(image, geometry, probabilities, into, *devices))
 
-    def _segment(self, image: NDArray[np.float32], geometry: Geometry) -> tuple[Prediction, LabelProbabilities]:
-        ready = self.prepare(image, geometry)
-        prepared, region = ready.image, ready.region
-        windows, probabilities = self._consumers(prepared)
+    def _segment(
+        self,
+        image: NDArray[Any],
+        geometry: Geometry,
+        is_kept: bool,
+        into: NDArray[np.floating] | None,
+        network: torch.device,
+        sums: torch.device,
+    ) -> Prediction:
+        case, classes = self._cropped(image, geometry, 0), self.models[0].num_classes
+        region = case.region
+        windows = Windows(region.resampled, self.recipe.data.patch_size, self.recipe.inference.overlap)
+        has_objects = _has_objects(self.models[0], self.recipe)
+        _check_memory(geometry, windows, classes, is_kept=is_kept, has_objects=has_objects)
+        labels = np.zeros(region.shape, label_type(classes))
+        gives = [into_labels(labels[region.box], windows.axis)]
+        if into is not None:
+            _fill_outside(into, region)
+            gives.append(into_array(into[(slice(None), *region.box)], windows.axis))
+
+        def give(rows: slice, found: Tensor) -> None:
+            for each in gives:
+                each(rows, found)
+
+        to_image = ToImage(region.resampled, region.cropped, region.thick_back, windows.axis, give)
+        kept = ProbabilityMap(windows, classes) if is_kept else None
+
+        def finished(slab: Tensor) -> None:
+            if kept is not None:
+                kept.keep(slab)
+            to_image.take(slab)
+
+        consumers: list[Consumer] = [ProbabilitySlabs(windows, classes, finished, sums)]
+        stitcher = Stitcher(windows, threshold=self.recipe.inference.instance_threshold) if has_objects else None
+        if stitcher is not None:
+            consumers.append(stitcher)
+        self._run(ImageSlab(case, windows.axis), windows, network, *consumers)
+        made_of = None if kept is None else LabelProbabilities(kept.result(), region, self.labels.names)
         if self.recipe.data.instances is None:
-            self._run(prepared, windows, probabilities)
-            seen = probabilities.result()
-            made_of = LabelProbabilities(seen, region, self.labels.names)
-            return Prediction(_labels(seen, region), None, geometry), made_of
-        found = Instances(np.zeros((1, 1, 1), np.int32), (), ())
-        if _has_objects(self.models[0], self.recipe):
-            stitcher = Stitcher(windows, threshold=self.recipe.inference.instance_threshold)
-            self._run(prepared, windows, probabilities, stitcher)
-            found = stitcher.result()
-        else:
-            self._run(prepared, windows, probabilities)
-        seen = probabilities.result()
-        labels = _labels(seen, region)
+            return Prediction(labels, None, geometry, made_of)
+        found = Instances(np.zeros((1, 1, 1), np.int32), (), ()) if stitcher is None else stitcher.result()
         ids = uncropped(nearest(found.ids, region.cropped), region.box, region.shape)
-        objects = follow_labels(replace(found, ids=ids), labels, geometry.spacing)
-        return Prediction(labels, objects, geometry), LabelProbabilities(seen, region, self.labels.names)
+        return Prediction(labels, follow_labels(replace(found, ids=ids), labels, geometry.spacing), geometry, made_of)
+
+    def _on_some_device(self, segment: Callable[[torch.device, torch.device], Prediction]) -> Prediction:
+        """What `segment` gives with the network and the sums of its windows on devices that have the memory for it."""
+        cpu = torch.device("cpu")
+        places = [(self.device, self.device), (self.device, cpu), (cpu, cpu)]
+        remedies = ["windows are summed up on the CPU", "the network runs on the CPU, which takes longer"]
+        for (network, sums), remedy in zip(places, remedies, strict=False):
+            if network.type == "cpu":
+                break
+            try:
+                return segment(network, sums)
+            except torch.OutOfMemoryError as error:
+                log.warning("%s: out of memory (%s); %s", network, first_line(error), remedy)
+            torch.cuda.empty_cache()
+        try:
+            self.models = [moved(model, cpu) for model in self.models]
+            return segment(cpu, cpu)
+        finally:
+            self.models = [moved(model, self.device) for model in self.models]
 
     def probabilities(
         self,
@@ -159,17 +215,14 @@ class Predictor:
     ) -> NDArray[np.float32]:
         """Probabilities (k z y x) of the labels on the image's own voxels, summing to 1 over k; needs their memory.
 
-        Outside the non-zero region, which the network does not see, all is background.
+        Outside the non-zero region, which the network does not see, all is background. `segment(…, into=array)` writes
+        them to a file instead.
         """
         image, geometry = self._image(image, geometry, spacing, affine)
-        with within_memory(f"{geometry.source or 'image'}: to segment it"):
-            prepared = self.prepare(image, geometry)
-            region = prepared.region
-            found = resized(self.network_probabilities(prepared.image), region.cropped, region.thick_back)
-            whole = uncropped(found, region.box, region.shape)
-            if whole is not found:
-                whole[0] = uncropped(found[0], region.box, region.shape, 1)
-            return whole
+        with within_memory(f"{geometry.source or 'image'}: its probabilities"):
+            found = np.empty((self.models[0].num_classes, *image.shape[1:]), np.float32)
+        self.segment(image, geometry, into=found)
+        return found
 
     def files(
         self,
@@ -184,20 +237,24 @@ class Predictor:
 
         return predict_files(self, inputs, out, overwrite=overwrite, progress=progress)
 
-    def prepare(self, image: NDArray[np.float32], geometry: Geometry) -> Prepared:
+    def prepare(self, image: NDArray[Any], geometry: Geometry) -> Prepared:
         """Image (c z y x) in its own units to what the network sees: its non-zero region, normalized, at its spacing.
 
         Raises `DataError` where it would have far more or far fewer voxels than before, or values that a normalization
         cannot take, `MemoryShortageError` for more than memory holds.
         """
-        how, classes = Preprocessing.of(self.recipe.data, self.channels, self.fingerprint), self.models[0].num_classes
-        cropped = crop_and_normalize(image, None, geometry, how, values=2 * len(image) + classes)
+        cropped = self._cropped(image, geometry, 2 * len(image) + self.models[0].num_classes)
         return Prepared(torch.from_numpy(cropped.image()), cropped.region)
+
+    def _cropped(self, image: NDArray[Any], geometry: Geometry, values: int) -> Cropped:
+        how = Preprocessing.of(self.recipe.data, self.channels, self.fingerprint)
+        return crop_and_normalize(image, None, geometry, how, values=values)
 
     def network_probabilities(self, prepared: Tensor) -> Tensor:
         """Of a prepared image (c z y x): (k z y x) float32 on the CPU, at the network's spacing."""
-        windows, probabilities = self._consumers(prepared)
-        self._run(prepared, windows, probabilities)
+        windows = Windows.of(prepared, self.recipe.data.patch_size, self.recipe.inference.overlap)
+        probabilities = ProbabilityMap(windows, self.models[0].num_classes)
+        self._run(prepared, windows, self.device, probabilities)
         return probabilities.result()
 
     def run(self, windows: Tensor) -> HeadOutput:
@@ -205,21 +262,26 @@ class Predictor:
         return self._output(self.model, windows)
 
     def _output(self, model: SegmentationModel, windows: Tensor) -> HeadOutput:
-        with autocast(self.dtype, self.device):
+        device = windows.device
+        dtype = self.dtype if device.type == self.device.type else autocast_dtype(self.recipe.train.amp, device)
+        with autocast(dtype, device):
             return model(windows.to(next((p.dtype for p in model.parameters()), windows.dtype)))
 
-    def _consumers(self, prepared: Tensor) -> tuple[Windows, ProbabilityMap]:
-        windows = Windows.of(prepared, self.recipe.data.patch_size, self.recipe.inference.overlap)
-        return windows, ProbabilityMap(windows, self.models[0].num_classes)
+    def _together(self, windows: Tensor) -> HeadOutput:
+        """What the network says, or, of several, the mean of their probabilities."""
+        if len(self.models) == 1:
+            return self._output(self.models[0], windows)
+        total = self._output(self.models[0], windows).log_probabilities().exp()
+        for model in self.models[1:]:
+            total += self._output(model, windows).log_probabilities().exp()
+        return HeadOutput([StageOutput(logits=total.div_(len(self.models)).log_())])
 
-    def _run(self, prepared: Tensor, windows: Windows, *consumers: Consumer) -> None:
+    def _run(self, image: Image, windows: Windows, device: torch.device, *consumers: Consumer) -> None:
         size = self.recipe.inference.batch_size
-        for model in self.models:
-            says = partial(self._output, model)
-            for places, output in visit(says, prepared, windows, batch_size=size, device=self.device):
-                for consumer in consumers:
-                    consumer.take(places, output)
-                del output  # not beside that of the next windows
+        for places, output in visit(self._together, image, windows, batch_size=size, device=device):
+            for consumer in consumers:
+                consumer.take(places, output)
+            del output  # not beside that of the next windows
 
     def _image(
         self,
@@ -227,9 +289,11 @@ class Predictor:
         geometry: Geometry | None,
         spacing: Spacing3 | None,
         affine: NDArray[np.float64] | None,
-    ) -> tuple[NDArray[np.float32], Geometry]:
+    ) -> tuple[NDArray[Any], Geometry]:
+        """The image (c z y x) in a type that float32 holds, and its place."""
         try:
-            array = np.asarray(image, np.float32)
+            array = np.asarray(image)
+            array = array if is_small(array.dtype) else np.asarray(array, np.float32)
         except (TypeError, ValueError) as error:
             what = type(image).__name__
             raise ArgumentError(
@@ -238,7 +302,7 @@ class Predictor:
         array = array[None] if array.ndim == 3 else array
         if array.ndim != 4 or not array.size:
             raise ArgumentError(f"expected an image (c z y x), or (z y x) for one channel, got shape {array.shape}")
-        if not np.isfinite(array).all():
+        if not is_finite(array):
             raise ArgumentError("the image holds NaN or infinity; replace them by a finite value")
         if not isinstance(geometry, Geometry | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ArgumentError(
@@ -281,7 +345,20 @@ def _has_objects(model: SegmentationModel, recipe: Recipe) -> bool:
     return recipe.data.instances is not None and model.head.gives == "queries"
 
 
-def _labels(probabilities: Tensor, region: Region) -> NDArray[np.uint8 | np.uint16]:
-    """The label map (z y x) of a file from probabilities (k z y x) of what was seen of it; background around that."""
-    labels = probabilities_to_labels(probabilities, region.cropped, region.thick_back)
-    return uncropped(labels, region.box, region.shape)
+def _check_memory(geometry: Geometry, windows: Windows, classes: int, *, is_kept: bool, has_objects: bool) -> None:
+    """Raise `MemoryShortageError` where what is held beside an image would not fit."""
+    voxels = math.prod(windows.shape)
+    in_slab = voxels * min(1.0, 1.5 * windows.window[windows.axis] / windows.shape[windows.axis])
+    labels = math.prod(geometry.canonical_shape) * np.dtype(label_type(classes)).itemsize
+    needed = 4 * classes * (in_slab + voxels * is_kept) + 8 * voxels * has_objects + labels
+    check_available(
+        int(needed),
+        f"{geometry.source or 'image'}: {times(windows.shape)} voxels at the recipe's spacing, of {classes} labels, which",
+    )
+
+
+def _fill_outside(probabilities: NDArray[np.floating], region: Region) -> None:
+    """Make all background, if not all of a file's voxels were seen."""
+    if region.cropped != region.shape:
+        for index, one in enumerate(probabilities):
+            one[...] = index == 0
