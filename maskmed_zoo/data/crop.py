@@ -29,9 +29,8 @@ def nonzero_box(image: NDArray[Any]) -> Box:
     z, y, x = (np.zeros(size, bool) for size in shape)
     for part in slabs(shape):
         mask = _any_channel(image[:, part])
-        rows = mask.any(2)
-        z[part] = rows.any(1)
-        y |= rows.any(0)
+        z[part] = mask.any((1, 2))
+        y |= mask.any((0, 2))
         x |= mask.any((0, 1))
     return _extent(z), _extent(y), _extent(x)
 

@@ -9,9 +9,8 @@ resampled where the windows are, and their probabilities become labels on the im
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -27,23 +26,24 @@ from maskmed_zoo.arguments import expect, expect_several
 from maskmed_zoo.contracts import HeadOutput, StageOutput
 from maskmed_zoo.data.crop import uncropped
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
-from maskmed_zoo.data.image import Geometry, geometry_of, is_finite, is_small, times
+from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.preprocess import Cropped, Preprocessing, Region, crop_and_normalize
 from maskmed_zoo.device import autocast, autocast_dtype, pick_device
-from maskmed_zoo.errors import ArgumentError, first_line
+from maskmed_zoo.errors import ArgumentError
+from maskmed_zoo.inference.devices import with_memory
+from maskmed_zoo.inference.given import given_image
 from maskmed_zoo.inference.image_slab import ImageSlab
-from maskmed_zoo.inference.probability_map import ProbabilityMap, ProbabilitySlabs
+from maskmed_zoo.inference.probability_map import ProbabilityMap
+from maskmed_zoo.inference.segmented import Segmented
 from maskmed_zoo.inference.sliding_window import Consumer, Image, Windows, visit
 from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels
-from maskmed_zoo.inference.to_image import LabelProbabilities, ToImage, into_array, into_labels, label_type, nearest
+from maskmed_zoo.inference.to_image import LabelProbabilities, nearest
 from maskmed_zoo.inference.write import Prediction
-from maskmed_zoo.memory import check_available, within_memory
+from maskmed_zoo.memory import within_memory
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.network_size import moved
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.settings import Spacing3
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,75 +133,53 @@ class Predictor:
         Raises `ArgumentError` for an array or a place of another form, `DataError` for another number of channels,
         and `MemoryShortageError` for an image that does not fit into memory.
         """
-        image, geometry = self._image(image, geometry, spacing, affine)
+        image, geometry = given_image(image, geometry, spacing, affine)
         wanted = (self.models[0].num_classes, *image.shape[1:])
         if into is not None and (into.shape != wanted or into.dtype.kind != "f"):
-            raise ArgumentError(
-                f"into: expected a floating point array {wanted}, got {into.shape} of type {into.dtype}"
-            )
+            raise ArgumentError(f"into: expected floating point numbers {wanted}, got {into.dtype} {into.shape}")
+
+        def segmented(network: torch.device, sums: torch.device) -> Prediction:
+            with self._on(network):
+                return self._segment(image, geometry, network, sums, keep=probabilities, into=into)
+
         with within_memory(f"{geometry.source or 'image'}: to segment it"):
-            return self._on_some_device(lambda *devices: self._segment(image, geometry, probabilities, into, *devices))
+            return with_memory(self.device, segmented)
 
     def _segment(
         self,
         image: NDArray[Any],
         geometry: Geometry,
-        is_kept: bool,
-        into: NDArray[np.floating] | None,
         network: torch.device,
         sums: torch.device,
+        *,
+        keep: bool,
+        into: NDArray[np.floating] | None,
     ) -> Prediction:
-        case, classes = self._cropped(image, geometry, 0), self.models[0].num_classes
-        region = case.region
-        windows = Windows(region.resampled, self.recipe.data.patch_size, self.recipe.inference.overlap)
+        case = self._cropped(image, geometry, 0)
+        region, inference = case.region, self.recipe.inference
+        windows = Windows(region.resampled, self.recipe.data.patch_size, inference.overlap)
+        where = geometry.source or "image"
+        found = Segmented(windows, region, self.models[0].num_classes, device=sums, into=into, keep=keep, where=where)
         has_objects = _has_objects(self.models[0], self.recipe)
-        _check_memory(geometry, windows, classes, is_kept=is_kept, has_objects=has_objects)
-        labels = np.zeros(region.shape, label_type(classes))
-        gives = [into_labels(labels[region.box], windows.axis)]
-        if into is not None:
-            _fill_outside(into, region)
-            gives.append(into_array(into[(slice(None), *region.box)], windows.axis))
+        stitcher = Stitcher(windows, threshold=inference.instance_threshold) if has_objects else None
+        self._run(ImageSlab(case, windows.axis), windows, network, found, *([stitcher] if stitcher else []))
+        made_of = None if found.seen is None else LabelProbabilities(found.seen, region, self.labels.names)
+        objects = None
+        if self.recipe.data.instances is not None:
+            seen = Instances(np.zeros((1, 1, 1), np.int32), (), ()) if stitcher is None else stitcher.result()
+            ids = uncropped(nearest(seen.ids, region.cropped), region.box, region.shape)
+            objects = follow_labels(replace(seen, ids=ids), found.labels, geometry.spacing)
+        return Prediction(found.labels, objects, geometry, made_of)
 
-        def give(rows: slice, found: Tensor) -> None:
-            for each in gives:
-                each(rows, found)
-
-        to_image = ToImage(region.resampled, region.cropped, region.thick_back, windows.axis, give)
-        kept = ProbabilityMap(windows, classes) if is_kept else None
-
-        def finished(slab: Tensor) -> None:
-            if kept is not None:
-                kept.keep(slab)
-            to_image.take(slab)
-
-        consumers: list[Consumer] = [ProbabilitySlabs(windows, classes, finished, sums)]
-        stitcher = Stitcher(windows, threshold=self.recipe.inference.instance_threshold) if has_objects else None
-        if stitcher is not None:
-            consumers.append(stitcher)
-        self._run(ImageSlab(case, windows.axis), windows, network, *consumers)
-        made_of = None if kept is None else LabelProbabilities(kept.result(), region, self.labels.names)
-        if self.recipe.data.instances is None:
-            return Prediction(labels, None, geometry, made_of)
-        found = Instances(np.zeros((1, 1, 1), np.int32), (), ()) if stitcher is None else stitcher.result()
-        ids = uncropped(nearest(found.ids, region.cropped), region.box, region.shape)
-        return Prediction(labels, follow_labels(replace(found, ids=ids), labels, geometry.spacing), geometry, made_of)
-
-    def _on_some_device(self, segment: Callable[[torch.device, torch.device], Prediction]) -> Prediction:
-        """What `segment` gives with the network and the sums of its windows on devices that have the memory for it."""
-        cpu = torch.device("cpu")
-        places = [(self.device, self.device), (self.device, cpu), (cpu, cpu)]
-        remedies = ["windows are summed up on the CPU", "the network runs on the CPU, which takes longer"]
-        for (network, sums), remedy in zip(places, remedies, strict=False):
-            if network.type == "cpu":
-                break
-            try:
-                return segment(network, sums)
-            except torch.OutOfMemoryError as error:
-                log.warning("%s: out of memory (%s); %s", network, first_line(error), remedy)
-            torch.cuda.empty_cache()
+    @contextmanager
+    def _on(self, device: torch.device) -> Generator[None]:
+        """The networks on another device, for as long as this lasts."""
+        if device == self.device:
+            yield
+            return
         try:
-            self.models = [moved(model, cpu) for model in self.models]
-            return segment(cpu, cpu)
+            self.models = [moved(model, device) for model in self.models]
+            yield
         finally:
             self.models = [moved(model, self.device) for model in self.models]
 
@@ -218,7 +196,7 @@ class Predictor:
         Outside the non-zero region, which the network does not see, all is background. `segment(…, into=array)` writes
         them to a file instead.
         """
-        image, geometry = self._image(image, geometry, spacing, affine)
+        image, geometry = given_image(image, geometry, spacing, affine)
         with within_memory(f"{geometry.source or 'image'}: its probabilities"):
             found = np.empty((self.models[0].num_classes, *image.shape[1:]), np.float32)
         self.segment(image, geometry, into=found)
@@ -283,38 +261,6 @@ class Predictor:
                 consumer.take(places, output)
             del output  # not beside that of the next windows
 
-    def _image(
-        self,
-        image: NDArray[Any],
-        geometry: Geometry | None,
-        spacing: Spacing3 | None,
-        affine: NDArray[np.float64] | None,
-    ) -> tuple[NDArray[Any], Geometry]:
-        """The image (c z y x) in a type that float32 holds, and its place."""
-        try:
-            array = np.asarray(image)
-            array = array if is_small(array.dtype) else np.asarray(array, np.float32)
-        except (TypeError, ValueError) as error:
-            what = type(image).__name__
-            raise ArgumentError(
-                f"expected an array of numbers (c z y x), got {what}; for files there is files()"
-            ) from error
-        array = array[None] if array.ndim == 3 else array
-        if array.ndim != 4 or not array.size:
-            raise ArgumentError(f"expected an image (c z y x), or (z y x) for one channel, got shape {array.shape}")
-        if not is_finite(array):
-            raise ArgumentError("the image holds NaN or infinity; replace them by a finite value")
-        if not isinstance(geometry, Geometry | None):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ArgumentError(
-                f"geometry is {geometry!r}, expected that of a file; give a spacing as spacing=(z, y, x)"
-            )
-        if sum(given is not None for given in (geometry, spacing, affine)) != 1:
-            raise ArgumentError("where do the voxels lie? give one of spacing=(z, y, x) in mm, affine= and geometry=")
-        geometry = geometry or geometry_of(array, spacing=spacing, affine=affine)
-        if array.shape[1:] != geometry.canonical_shape:
-            raise ArgumentError(f"image of {array.shape[1:]} voxels (z, y, x), its geometry {geometry.canonical_shape}")
-        return array, geometry
-
 
 def together(checksums: Sequence[str]) -> str:
     """What several weights are known by, in whatever order; those of one network by their own checksum."""
@@ -343,22 +289,3 @@ def _check_ensemble(models: Sequence[SegmentationModel], recipe: Recipe) -> None
 def _has_objects(model: SegmentationModel, recipe: Recipe) -> bool:
     """Whether queries say which objects there are; those of other heads are connected parts of the labels."""
     return recipe.data.instances is not None and model.head.gives == "queries"
-
-
-def _check_memory(geometry: Geometry, windows: Windows, classes: int, *, is_kept: bool, has_objects: bool) -> None:
-    """Raise `MemoryShortageError` where what is held beside an image would not fit."""
-    voxels = math.prod(windows.shape)
-    in_slab = voxels * min(1.0, 1.5 * windows.window[windows.axis] / windows.shape[windows.axis])
-    labels = math.prod(geometry.canonical_shape) * np.dtype(label_type(classes)).itemsize
-    needed = 4 * classes * (in_slab + voxels * is_kept) + 8 * voxels * has_objects + labels
-    check_available(
-        int(needed),
-        f"{geometry.source or 'image'}: {times(windows.shape)} voxels at the recipe's spacing, of {classes} labels, which",
-    )
-
-
-def _fill_outside(probabilities: NDArray[np.floating], region: Region) -> None:
-    """Make all background, if not all of a file's voxels were seen."""
-    if region.cropped != region.shape:
-        for index, one in enumerate(probabilities):
-            one[...] = index == 0

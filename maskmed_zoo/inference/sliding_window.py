@@ -87,7 +87,7 @@ class Windows:
         self.places = sorted(places, key=lambda place: place[self.axis].start)
 
     def cut(self, image: Image, place: Place) -> Tensor:
-        """The window at `place` (c d h w) of an image (c z y x), which is not padded; outside of that it holds zeros."""
+        """The window at `place` (c d h w) of an image (c z y x) without padding, in place of which it has zeros."""
         parts = zip(place, self.inner, strict=True)
         sides = [(max(0, inner.start - part.start), max(0, part.stop - inner.stop)) for part, inner in parts]
         own = [

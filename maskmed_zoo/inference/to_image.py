@@ -51,10 +51,10 @@ class ToImage:
         self.lower = nearest_index(size, wanted) if thick == axis else np.floor(place).astype(np.intp)
         self.upper = np.minimum(self.lower + 1, size - 1) if self.is_changed else self.lower
         self.fraction = torch.from_numpy((place - self.lower).astype(np.float32))
-        across = None if thick in (None, axis) else order.index(thick)
-        self.across = (
-            None if across is None else (across + 1, nearest_index(planes[across - 1], self.plane[across - 1]))
-        )
+        self.across: tuple[int, NDArray[np.intp]] | None = None
+        if thick is not None and thick != axis:
+            plane = order.index(thick) - 1
+            self.across = plane + 2, nearest_index(planes[plane], self.plane[plane])
         self.seen, self.made = 0, 0
         self.last: Tensor | None = None
 
@@ -84,7 +84,7 @@ class ToImage:
             below = torch.lerp(below, _chosen(needed, upper - start).float(), weight)
         slices = below.transpose(0, 1)
         if self.across is not None:
-            slices = slices.index_select(self.across[0] + 1, torch.from_numpy(self.across[1]).to(slices.device))
+            slices = slices.index_select(self.across[0], torch.from_numpy(self.across[1]).to(slices.device))
         if list(slices.shape[2:]) != self.plane:
             slices = F.interpolate(slices, size=self.plane, mode="bilinear", align_corners=False)
         return slices
