@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskmed_zoo.data.annotated import check_annotated
-from maskmed_zoo.data.formats import DEFAULT, ending_of, read_image, read_labels, stem_of, written_endings
-from maskmed_zoo.data.image import Geometry, check_same_geometry
+from maskmed_zoo.data.formats import (
+    DEFAULT,
+    ending_of,
+    read_image,
+    read_labels,
+    read_small_image,
+    stem_of,
+    written_endings,
+)
+from maskmed_zoo.data.image import Geometry, Volume, check_same_geometry
 from maskmed_zoo.data.problem import ProblemError, Tell, refuse
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import is_folder
@@ -60,17 +68,38 @@ def load_case(case: Case, dataset: RawDataset | None) -> tuple[NDArray[np.float3
     `dataset` may be None for a case without labels. Raises `DataError` for unreadable files, channels or labels on
     different voxel grids, and label values that the data set does not declare or the case does not list as annotated.
     """
-    volumes = [read_image(path) for path in case.images]
-    for other in volumes[1:]:
-        check_same_geometry(volumes[0], other)
-    image = np.stack([volume.array for volume in volumes])
+    image, first = _channels(case, read_image)
     if case.label is None:
-        return image, None, volumes[0].geometry
+        return image, None, first.geometry
     label = read_labels(case.label)
-    check_same_geometry(volumes[0], label)
+    check_same_geometry(first, label)
     if dataset is not None:
         check_values(set(np.unique(label.array).tolist()), case, dataset)
-    return image, label.array, volumes[0].geometry
+    return image, label.array, first.geometry
+
+
+def load_image(case: Case) -> tuple[NDArray[Any], Geometry]:
+    """Read the image of a case for prediction: (c z y x) and its geometry, with as little memory as its files allow.
+
+    Whole numbers of up to 16 bits stay in their type, all else is float32. Raises `DataError` as `load_case` does.
+    """
+    image, first = _channels(case, read_small_image)
+    return image, first.geometry
+
+
+def _channels(case: Case, read: Callable[[Path], Volume]) -> tuple[NDArray[Any], Volume]:
+    """The channels of a case as one array (c z y x), and the first of them."""
+    first = read(case.images[0])
+    if len(case.images) == 1:
+        return first.array[None], first
+    image = np.empty((len(case.images), *first.array.shape), first.array.dtype)
+    for index, path in enumerate(case.images):
+        volume = read(path) if index else first
+        check_same_geometry(first, volume)
+        if volume.array.dtype != image.dtype:
+            image = image.astype(np.promote_types(image.dtype, volume.array.dtype), copy=False)
+        image[index] = volume.array
+    return image, first
 
 
 def check_values(values: set[int], case: Case, dataset: RawDataset, *, tell: Tell = refuse) -> None:

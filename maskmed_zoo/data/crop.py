@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from maskmed_zoo.data.resample import slabs
+
 Box = tuple[slice, slice, slice]
 """Slices (z, y, x)."""
 Value = TypeVar("Value", bound=np.generic)
@@ -23,12 +25,19 @@ OUTSIDE = -1
 
 def nonzero_box(image: NDArray[Any]) -> Box:
     """The smallest box around the voxels of an image (c z y x) that are not 0 in a channel; all of an empty image."""
-    mask = _any_channel(image)
-    box: list[slice] = []
-    for axis, size in enumerate(mask.shape):
-        found = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        box.append(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, size))
-    return box[0], box[1], box[2]
+    shape = image.shape[1:]
+    z, y, x = (np.zeros(size, bool) for size in shape)
+    for part in slabs(shape):
+        mask = _any_channel(image[:, part])
+        z[part] = mask.any((1, 2))
+        y |= mask.any((0, 2))
+        x |= mask.any((0, 1))
+    return _extent(z), _extent(y), _extent(x)
+
+
+def _extent(is_there: NDArray[np.bool_]) -> slice:
+    found = np.flatnonzero(is_there)
+    return slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, len(is_there))
 
 
 def nonzero_mask(image: NDArray[Any]) -> NDArray[np.bool_]:

@@ -70,15 +70,15 @@ class Geometry:
         to_mm = np.diag([self.unit_mm] * 3 + [1.0])
         return to_mm @ self.affine @ inv_ornt_aff(io_orientation(self.affine), self.shape)
 
-    def to_canonical(self, stored: NDArray[Any]) -> NDArray[Any]:
+    def to_canonical(self, stored: NDArray[Any], dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
         """Array (i, j, k) as stored -> contiguous, writable (z, y, x) array in closest-canonical RAS."""
         turned = apply_orientation(stored, io_orientation(self.affine)).transpose(2, 1, 0)
-        return np.require(turned, requirements=["C", "W"])
+        return np.require(turned, dtype, requirements=["C", "W"])
 
     def from_canonical(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The inverse of `to_canonical`."""
+        """The inverse of `to_canonical`, a view of the array."""
         back = ornt_transform(_CANONICAL, io_orientation(self.affine))
-        return np.asfortranarray(apply_orientation(array.transpose(2, 1, 0), back))
+        return apply_orientation(array.transpose(2, 1, 0), back)
 
     def _stored_axes(self) -> list[int]:
         """For x, y and z of the canonical array: the axis of the file it comes from."""
@@ -122,6 +122,16 @@ def geometry_of(
             "the file with maskmed_zoo.data.formats.read_image"
         )
     return Geometry(matrix, (x, y, z))
+
+
+def is_small(dtype: np.dtype[Any]) -> bool:
+    """Whether values are whole numbers of up to 16 bits, as of a CT: float32 holds them too, in more memory."""
+    return dtype.kind in "iu" and dtype.itemsize <= 2
+
+
+def is_finite(array: NDArray[Any]) -> bool:
+    """Whether all values are numbers."""
+    return array.dtype.kind != "f" or all(bool(np.isfinite(part).all()) for one in array for part in one)
 
 
 def check_same_geometry(image: Volume, label: Volume) -> None:

@@ -129,6 +129,11 @@ class Normalized:
     def __getitem__(self, index: slice) -> NDArray[np.float32]:
         return self.scaling.of(self.channel[index], None if self.mask is None else self.mask[index])
 
+    def along(self, axis: int) -> Normalized:
+        """The same channel with another axis first, so that slices along it can be read."""
+        mask = None if self.mask is None else np.moveaxis(self.mask, axis, 0)
+        return Normalized(np.moveaxis(self.channel, axis, 0), self.scaling, mask)
+
 
 def check_fingerprint(schemes: Sequence[Scheme], fingerprint: Fingerprint, channels: int) -> None:
     """Raise `DataError` unless there is a scheme for each channel, and statistics where 'ct' needs them."""

@@ -19,6 +19,7 @@ from maskmed_zoo.data.fingerprint import Fingerprint
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.normalize import Normalized, Scheme, check_fingerprint, scaling_of, schemes
 from maskmed_zoo.data.resample import (
+    Resampled,
     Target,
     check_resampled,
     resample_image,
@@ -104,6 +105,10 @@ class Cropped:
         self.image_into([*result])
         return result
 
+    def slices(self, axis: int) -> SlicesAlong:
+        """The resampled image a few slices at a time along z (0), y (1) or x (2)."""
+        return SlicesAlong(self, axis)
+
     def resampled_labels(self) -> NDArray[np.int16]:
         """The resampled labels (z y x); `ValueError` without any."""
         if self.labels is None:
@@ -111,8 +116,28 @@ class Cropped:
         return resample_labels(self.labels, self.region.resampled, self.region.thick)
 
 
+class SlicesAlong:
+    """The resampled image of a case, of which the slices along one axis are made when they are read.
+
+    Each channel is read once before, for the range of its values, if it has to be interpolated.
+    """
+
+    def __init__(self, case: Cropped, axis: int) -> None:
+        self.axis = axis
+        shape, thick = case.region.resampled, case.region.thick
+        order = [axis, *(other for other in range(3) if other != axis)]
+        self.channels = [
+            Resampled(channel.along(axis), [shape[i] for i in order], None if thick is None else order.index(thick))
+            for channel in case.channels
+        ]
+
+    def __getitem__(self, index: slice) -> NDArray[np.float32]:
+        """Slices (c z y x)."""
+        return np.stack([np.moveaxis(channel[index], 0, self.axis) for channel in self.channels])
+
+
 def crop_and_normalize(
-    image: NDArray[np.float32],
+    image: NDArray[Any],
     labels: NDArray[np.int16] | None,
     geometry: Geometry,
     how: Preprocessing,
@@ -120,6 +145,8 @@ def crop_and_normalize(
     values: int,
 ) -> Cropped:
     """A case as read, image (c z y x) in its own units and labels (z y x), made ready to be resampled.
+
+    The image stays as it is and is read again whenever slices are normalized.
 
     `values` is how many numbers of 32 bits are to be kept for each resampled voxel. Raises `DataError` for channels
     that do not fit, values that a scheme cannot take, a spacing that makes far more or far fewer voxels of them, and

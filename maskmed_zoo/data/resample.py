@@ -101,34 +101,64 @@ def slabs(shape: Sequence[int]) -> Iterator[slice]:
         yield slice(start, min(start + step, shape[0]))
 
 
-def resample_image(source: Slices, out: Target, shape: Sequence[int], thick: int | None) -> None:
-    """Write a volume (z y x) on a grid of `shape` voxels over the same field of view into `out`, float32.
+class Resampled:
+    """A volume (z y x) on a grid of `shape` voxels over the same field of view, float32, made when slices are read.
 
     A cubic spline, within the range of values; the `thick` axis takes the nearest slice, and then each slice keeps
     within its own range. Along an axis whose voxels do not change, and for an unchanged shape, values are as they were.
     """
-    sizes = source.shape
-    if tuple(shape) == tuple(sizes):
-        for part in slabs(sizes):
-            out[part] = source[part]
-        return
-    low, high = _range(source, thick)
-    chosen = None if thick is None else nearest_index(sizes[thick], shape[thick])
-    if thick is not None and chosen is not None:
-        low, high = low.take(chosen, thick), high.take(chosen, thick)
-    planes = [
-        None if axis == thick or sizes[axis] == shape[axis] else list(cubic_blocks(sizes[axis], shape[axis]))
-        for axis in (1, 2)
-    ]
-    for rows in _row_slabs(sizes, shape):
-        slab = _along_z(source, rows, shape, chosen if thick == 0 else None)
-        for axis, blocks in enumerate(planes, start=1):
-            if axis == thick and chosen is not None:
-                slab = slab.take(chosen, axis)
+
+    def __init__(self, source: Slices, shape: Sequence[int], thick: int | None) -> None:
+        self.source, self.shape, self.thick = source, tuple(shape), thick
+        self.sizes = tuple(source.shape)
+        if self.shape == self.sizes:
+            return
+        self.chosen = None if thick is None else nearest_index(self.sizes[thick], shape[thick])
+        low, high = _range(source, thick)
+        if thick is not None and self.chosen is not None:
+            low, high = low.take(self.chosen, thick), high.take(self.chosen, thick)
+        self.bounds = low, high
+        self.planes = [
+            None if axis == thick or self.sizes[axis] == shape[axis] else [*cubic_blocks(self.sizes[axis], shape[axis])]
+            for axis in (1, 2)
+        ]
+
+    def __getitem__(self, index: slice) -> NDArray[np.float32]:
+        first, last, _ = index.indices(self.shape[0])
+        result = np.empty((max(0, last - first), *self.shape[1:]), np.float32)
+        for rows in self.parts(first, last):
+            result[rows.start - first : rows.stop - first] = self._rows(rows)
+        return result
+
+    def into(self, out: Target) -> None:
+        """Write all of it, a few slices at a time."""
+        for rows in self.parts(0, self.shape[0]):
+            out[rows] = self._rows(rows)
+
+    def parts(self, first: int, last: int) -> Iterator[slice]:
+        """Slices of the result that are made at a time, so that they and what they need stay near `CHUNK`."""
+        (size, *before), (wanted, *after) = self.sizes, self.shape
+        per_row = math.ceil(size / wanted) * math.prod(before) + 2 * math.prod(map(max, before, after))
+        step = max(1, min(ROWS, CHUNK // per_row))
+        for start in range(first, last, step):
+            yield slice(start, min(start + step, last))
+
+    def _rows(self, rows: slice) -> NDArray[np.float32]:
+        if self.shape == self.sizes:
+            return self.source[rows]
+        slab = _along_z(self.source, rows, self.shape, self.chosen if self.thick == 0 else None)
+        for axis, blocks in enumerate(self.planes, start=1):
+            if axis == self.thick and self.chosen is not None:
+                slab = slab.take(self.chosen, axis)
             elif blocks is not None:
-                slab = _along(slab, axis, shape[axis], blocks)
-        bounds = (low[rows], high[rows]) if thick == 0 else (low, high)
-        out[rows] = np.clip(slab, *bounds)
+                slab = _along(slab, axis, self.shape[axis], blocks)
+        low, high = self.bounds
+        return np.clip(slab, low[rows], high[rows]) if self.thick == 0 else np.clip(slab, low, high)
+
+
+def resample_image(source: Slices, out: Target, shape: Sequence[int], thick: int | None) -> None:
+    """Write a volume (z y x) on a grid of `shape` voxels over the same field of view into `out`: see `Resampled`."""
+    Resampled(source, shape, thick).into(out)
 
 
 def _range(source: Slices, thick: int | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -142,16 +172,6 @@ def _range(source: Slices, thick: int | None) -> tuple[NDArray[np.float32], NDAr
     if thick == 0:
         return np.concatenate(lows), np.concatenate(highs)
     return np.minimum.reduce(lows), np.maximum.reduce(highs)
-
-
-def _row_slabs(sizes: Sequence[int], shape: Sequence[int]) -> Iterator[slice]:
-    """Slices of the result that are made at a time, so that they and what they need stay near `CHUNK`."""
-    per_row = math.ceil(sizes[0] / shape[0]) * math.prod(sizes[1:]) + 2 * max(sizes[1], shape[1]) * max(
-        sizes[2], shape[2]
-    )
-    step = max(1, min(ROWS, CHUNK // per_row))
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
 
 
 def _along_z(source: Slices, rows: slice, shape: Sequence[int], chosen: NDArray[np.intp] | None) -> NDArray[np.float32]:

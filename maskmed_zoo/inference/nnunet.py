@@ -23,6 +23,7 @@ from maskmed_zoo.data.fingerprint import Fingerprint
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.nnunet_order import VoxelOrder
 from maskmed_zoo.data.preprocess import Region
+from maskmed_zoo.inference.given import check_into, given_image
 from maskmed_zoo.inference.nnunet_windows import window_logits
 from maskmed_zoo.inference.predictor import Predictor, Prepared
 from maskmed_zoo.inference.to_image import resized
@@ -104,33 +105,20 @@ class NNUNetPredictor(Predictor):
         spacing: Spacing3 | None = None,
         affine: NDArray[np.float64] | None = None,
         probabilities: bool = False,
+        into: NDArray[np.floating] | None = None,
     ) -> Prediction:
         """Labels (z y x) of an image on its own voxels; see `Predictor.segment`."""
-        image, geometry = self._image(image, geometry, spacing, affine)
+        image, geometry = given_image(image, geometry, spacing, affine)
+        check_into(into, (self.models[0].num_classes, *image.shape[1:]))
         with within_memory(f"{geometry.source or 'image'}: to segment it"):
             logits, region = self._logits(image, geometry)
             order, inside = self.order_of(geometry), logits_to_labels(logits, region)
-            made_of = LogitProbabilities(logits, region, order, self.labels.names) if probabilities else None
+            made_of = LogitProbabilities(logits, region, order, self.labels.names)
+            if into is not None:
+                for index, (_, found) in enumerate(made_of):
+                    into[index] = found
             labels = order.back(uncropped(inside, region.box, region.shape))
-            return Prediction(labels, None, geometry, made_of)
-
-    def probabilities(
-        self,
-        image: NDArray[Any],
-        geometry: Geometry | None = None,
-        *,
-        spacing: Spacing3 | None = None,
-        affine: NDArray[np.float64] | None = None,
-    ) -> NDArray[np.float32]:
-        """Probabilities (k z y x) on the image's own voxels, the softmax of the logits there, with all their memory."""
-        image, geometry = self._image(image, geometry, spacing, affine)
-        with within_memory(f"{geometry.source or 'image'}: to segment it"):
-            logits, region = self._logits(image, geometry)
-            result = np.empty((len(logits), *image.shape[1:]), np.float32)
-            labels = LogitProbabilities(logits, region, self.order_of(geometry), self.labels.names)
-            for index, (_, found) in enumerate(labels):
-                result[index] = found
-            return result
+            return Prediction(labels, None, geometry, made_of if probabilities else None)
 
     def prepare(self, image: NDArray[np.float32], geometry: Geometry) -> Prepared:
         """Image (c z y x) in its own units to what the network sees, in nnU-Net's order; see `Predictor.prepare`."""

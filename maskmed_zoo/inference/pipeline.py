@@ -17,11 +17,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from maskmed_zoo.data.case import Case, load_case
+from maskmed_zoo.data.case import Case, load_image
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.errors import Failures, MemoryShortageError
 from maskmed_zoo.inference.write import PREDICTING, Prediction
@@ -30,7 +30,7 @@ from maskmed_zoo.memory import within_memory
 
 LOCK = ".lock"
 """At the end of the name of the file that claims a case."""
-Image = tuple[NDArray[np.float32], Geometry]
+Image = tuple[NDArray[Any], Geometry]
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,7 @@ def _name(job: Job) -> str:
 
 def _read(job: Job) -> Image:
     with within_memory(_name(job)):
-        image, _, geometry = load_case(job.case, None)
-        return image, geometry
+        return load_image(job.case)
 
 
 @contextmanager

@@ -1,12 +1,16 @@
 """A network ready to segment volumes, whoever trained it: from an image in its own units to labels on its voxels.
 
-Several networks of one recipe are an ensemble: their probabilities are averaged. They see the same windows one network
-after the other and add to the same map, so an ensemble needs no more memory than its weights do.
+Several networks of one recipe are an ensemble: their probabilities are averaged, window by window, so an ensemble needs
+no more memory than its weights do.
+
+Nothing is held for a whole volume but the image as it was given and what is asked for: the image is normalized and
+resampled where the windows are, and their probabilities become labels on the image's own voxels, slab by slab.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
@@ -19,19 +23,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskmed_zoo.arguments import expect, expect_several
-from maskmed_zoo.contracts import HeadOutput
+from maskmed_zoo.contracts import HeadOutput, StageOutput
 from maskmed_zoo.data.crop import uncropped
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
-from maskmed_zoo.data.image import Geometry, geometry_of
-from maskmed_zoo.data.preprocess import Preprocessing, Region, crop_and_normalize
+from maskmed_zoo.data.image import Geometry
+from maskmed_zoo.data.preprocess import Cropped, Preprocessing, Region, crop_and_normalize
 from maskmed_zoo.device import autocast, autocast_dtype, pick_device
 from maskmed_zoo.errors import ArgumentError
+from maskmed_zoo.inference.devices import with_memory
+from maskmed_zoo.inference.given import check_into, given_image
+from maskmed_zoo.inference.image_slab import ImageSlab
 from maskmed_zoo.inference.mirroring import mirrored
 from maskmed_zoo.inference.postprocessing import Postprocessing
 from maskmed_zoo.inference.probability_map import ProbabilityMap
-from maskmed_zoo.inference.sliding_window import Consumer, Windows, visit
+from maskmed_zoo.inference.segmented import Segmented
+from maskmed_zoo.inference.sliding_window import Consumer, Image, Windows, visit
 from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels
-from maskmed_zoo.inference.to_image import LabelProbabilities, nearest, probabilities_to_labels, resized
+from maskmed_zoo.inference.to_image import LabelProbabilities, nearest
 from maskmed_zoo.inference.write import Prediction
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.model import SegmentationModel
@@ -131,41 +139,65 @@ class Predictor:
         spacing: Spacing3 | None = None,
         affine: NDArray[np.float64] | None = None,
         probabilities: bool = False,
+        into: NDArray[np.floating] | None = None,
     ) -> Prediction:
         """Labels (z y x) of an image on its own voxels and, where the recipe separates instances, those too.
 
         Instances are those of the queries and follow the labels; a head that gives logits has connected parts of them.
-        With `probabilities` those that the labels are made of come too, label by label: `Prediction.probabilities`.
+        With `probabilities` those that the labels are made of come too, label by label: `Prediction.probabilities`,
+        which needs their memory at the network's spacing. `into` takes them at the image's voxels slab by slab, an
+        array (k z y x) of any floating type, such as a memory-mapped file.
         Raises `ArgumentError` for an array or a place of another form, `DataError` for another number of channels,
         and `MemoryShortageError` for an image that does not fit into memory.
         """
-        image, geometry = self._image(image, geometry, spacing, affine)
-        with within_memory(f"{geometry.source or 'image'}: to segment it"):
-            segmented, made_of = self._segment(image, geometry)
-            segmented = segmented if self.postprocessing is None else self.postprocessing.of(segmented)
-            return replace(segmented, probabilities=made_of if probabilities else None)
+        image, geometry = given_image(image, geometry, spacing, affine)
+        check_into(into, (self.models[0].num_classes, *image.shape[1:]))
 
-    def _segment(self, image: NDArray[np.float32], geometry: Geometry) -> tuple[Prediction, LabelProbabilities]:
-        ready = self.prepare(image, geometry)
-        prepared, region = ready.image, ready.region
-        windows, probabilities = self._consumers(prepared)
-        if self.recipe.data.instances is None:
-            self._run(prepared, windows, probabilities)
-            seen = probabilities.result()
-            made_of = LabelProbabilities(seen, region, self.labels.names)
-            return Prediction(_labels(seen, region), None, geometry), made_of
-        found = Instances(np.zeros((1, 1, 1), np.int32), (), ())
-        if _has_objects(self.models[0], self.recipe):
-            stitcher = Stitcher(windows, threshold=self.recipe.inference.instance_threshold)
-            self._run(prepared, windows, probabilities, stitcher)
-            found = stitcher.result()
-        else:
-            self._run(prepared, windows, probabilities)
-        seen = probabilities.result()
-        labels = _labels(seen, region)
-        ids = uncropped(nearest(found.ids, region.cropped), region.box, region.shape)
-        objects = follow_labels(replace(found, ids=ids), labels, geometry.spacing)
-        return Prediction(labels, objects, geometry), LabelProbabilities(seen, region, self.labels.names)
+        def segmented(network: torch.device, sums: torch.device) -> Prediction:
+            with self._on(network):
+                return self._segment(image, geometry, network, sums, keep=probabilities, into=into)
+
+        with within_memory(f"{geometry.source or 'image'}: to segment it"):
+            found = with_memory(self.device, segmented)
+            return found if self.postprocessing is None else self.postprocessing.of(found)
+
+    def _segment(
+        self,
+        image: NDArray[Any],
+        geometry: Geometry,
+        network: torch.device,
+        sums: torch.device,
+        *,
+        keep: bool,
+        into: NDArray[np.floating] | None,
+    ) -> Prediction:
+        case = self._cropped(image, geometry, 0)
+        region, inference = case.region, self.recipe.inference
+        windows = Windows(region.resampled, self.recipe.data.patch_size, inference.overlap)
+        where = geometry.source or "image"
+        found = Segmented(windows, region, self.models[0].num_classes, device=sums, into=into, keep=keep, where=where)
+        has_objects = _has_objects(self.models[0], self.recipe)
+        stitcher = Stitcher(windows, threshold=inference.instance_threshold) if has_objects else None
+        self._run(ImageSlab(case, windows.axis), windows, network, found, *([stitcher] if stitcher else []))
+        made_of = None if found.seen is None else LabelProbabilities(found.seen, region, self.labels.names)
+        objects = None
+        if self.recipe.data.instances is not None:
+            seen = Instances(np.zeros((1, 1, 1), np.int32), (), ()) if stitcher is None else stitcher.result()
+            ids = uncropped(nearest(seen.ids, region.cropped), region.box, region.shape)
+            objects = follow_labels(replace(seen, ids=ids), found.labels, geometry.spacing)
+        return Prediction(found.labels, objects, geometry, made_of)
+
+    @contextmanager
+    def _on(self, device: torch.device) -> Generator[None]:
+        """The networks on another device, for as long as this lasts."""
+        if device == self.device:
+            yield
+            return
+        try:
+            self.models = [moved(model, device) for model in self.models]
+            yield
+        finally:
+            self.models = [moved(model, self.device) for model in self.models]
 
     def probabilities(
         self,
@@ -177,17 +209,14 @@ class Predictor:
     ) -> NDArray[np.float32]:
         """Probabilities (k z y x) of the labels on the image's own voxels, summing to 1 over k; needs their memory.
 
-        Outside the non-zero region, which the network does not see, all is background.
+        Outside the non-zero region, which the network does not see, all is background. `segment(…, into=array)` writes
+        them to a file instead.
         """
-        image, geometry = self._image(image, geometry, spacing, affine)
-        with within_memory(f"{geometry.source or 'image'}: to segment it"):
-            prepared = self.prepare(image, geometry)
-            region = prepared.region
-            found = resized(self.network_probabilities(prepared.image), region.cropped, region.thick_back)
-            whole = uncropped(found, region.box, region.shape)
-            if whole is not found:
-                whole[0] = uncropped(found[0], region.box, region.shape, 1)
-            return whole
+        image, geometry = given_image(image, geometry, spacing, affine)
+        with within_memory(f"{geometry.source or 'image'}: its probabilities"):
+            found = np.empty((self.models[0].num_classes, *image.shape[1:]), np.float32)
+        self.segment(image, geometry, into=found)
+        return found
 
     def files(
         self,
@@ -206,20 +235,24 @@ class Predictor:
         how: dict[str, Any] = {"overwrite": overwrite, "probabilities": probabilities, "npz": npz, "part": part}
         return predict_files(self, inputs, out, progress=progress, **how)
 
-    def prepare(self, image: NDArray[np.float32], geometry: Geometry) -> Prepared:
+    def prepare(self, image: NDArray[Any], geometry: Geometry) -> Prepared:
         """Image (c z y x) in its own units to what the network sees: its non-zero region, normalized, at its spacing.
 
         Raises `DataError` where it would have far more or far fewer voxels than before, or values that a normalization
         cannot take, `MemoryShortageError` for more than memory holds.
         """
-        how, classes = Preprocessing.of(self.recipe.data, self.channels, self.fingerprint), self.models[0].num_classes
-        cropped = crop_and_normalize(image, None, geometry, how, values=2 * len(image) + classes)
+        cropped = self._cropped(image, geometry, 2 * len(image) + self.models[0].num_classes)
         return Prepared(torch.from_numpy(cropped.image()), cropped.region)
+
+    def _cropped(self, image: NDArray[Any], geometry: Geometry, values: int) -> Cropped:
+        how = Preprocessing.of(self.recipe.data, self.channels, self.fingerprint)
+        return crop_and_normalize(image, None, geometry, how, values=values)
 
     def network_probabilities(self, prepared: Tensor) -> Tensor:
         """Of a prepared image (c z y x): (k z y x) float32 on the CPU, at the network's spacing."""
-        windows, probabilities = self._consumers(prepared)
-        self._run(prepared, windows, probabilities)
+        windows = Windows.of(prepared, self.recipe.data.patch_size, self.recipe.inference.overlap)
+        probabilities = ProbabilityMap(windows, self.models[0].num_classes)
+        self._run(prepared, windows, self.device, probabilities)
         return probabilities.result()
 
     def run(self, windows: Tensor) -> HeadOutput:
@@ -227,51 +260,27 @@ class Predictor:
         return self._output(self.model, windows)
 
     def _output(self, model: SegmentationModel, windows: Tensor) -> HeadOutput:
-        with autocast(self.dtype, self.device):
+        device = windows.device
+        dtype = self.dtype if device.type == self.device.type else autocast_dtype(self.recipe.train.amp, device)
+        with autocast(dtype, device):
             return model(windows.to(next((p.dtype for p in model.parameters()), windows.dtype)))
 
-    def _consumers(self, prepared: Tensor) -> tuple[Windows, ProbabilityMap]:
-        windows = Windows.of(prepared, self.recipe.data.patch_size, self.recipe.inference.overlap)
-        return windows, ProbabilityMap(windows, self.models[0].num_classes)
+    def _together(self, windows: Tensor) -> HeadOutput:
+        """What the network says, or, of several and of mirrored copies, the mean of their probabilities."""
+        says = [mirrored(partial(self._output, model), self.mirror_axes) for model in self.models]
+        if len(says) == 1:
+            return says[0](windows)
+        total = says[0](windows).log_probabilities().exp()
+        for one in says[1:]:
+            total += one(windows).log_probabilities().exp()
+        return HeadOutput([StageOutput(logits=total.div_(len(says)).log_())])
 
-    def _run(self, prepared: Tensor, windows: Windows, *consumers: Consumer) -> None:
+    def _run(self, image: Image, windows: Windows, device: torch.device, *consumers: Consumer) -> None:
         size = self.recipe.inference.batch_size
-        for model in self.models:
-            says = mirrored(partial(self._output, model), self.mirror_axes)
-            for places, output in visit(says, prepared, windows, batch_size=size, device=self.device):
-                for consumer in consumers:
-                    consumer.take(places, output)
-                del output  # not beside that of the next windows
-
-    def _image(
-        self,
-        image: NDArray[Any],
-        geometry: Geometry | None,
-        spacing: Spacing3 | None,
-        affine: NDArray[np.float64] | None,
-    ) -> tuple[NDArray[np.float32], Geometry]:
-        try:
-            array = np.asarray(image, np.float32)
-        except (TypeError, ValueError) as error:
-            what = type(image).__name__
-            raise ArgumentError(
-                f"expected an array of numbers (c z y x), got {what}; for files there is files()"
-            ) from error
-        array = array[None] if array.ndim == 3 else array
-        if array.ndim != 4 or not array.size:
-            raise ArgumentError(f"expected an image (c z y x), or (z y x) for one channel, got shape {array.shape}")
-        if not np.isfinite(array).all():
-            raise ArgumentError("the image holds NaN or infinity; replace them by a finite value")
-        if not isinstance(geometry, Geometry | None):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ArgumentError(
-                f"geometry is {geometry!r}, expected that of a file; give a spacing as spacing=(z, y, x)"
-            )
-        if sum(given is not None for given in (geometry, spacing, affine)) != 1:
-            raise ArgumentError("where do the voxels lie? give one of spacing=(z, y, x) in mm, affine= and geometry=")
-        geometry = geometry or geometry_of(array, spacing=spacing, affine=affine)
-        if array.shape[1:] != geometry.canonical_shape:
-            raise ArgumentError(f"image of {array.shape[1:]} voxels (z, y, x), its geometry {geometry.canonical_shape}")
-        return array, geometry
+        for places, output in visit(self._together, image, windows, batch_size=size, device=device):
+            for consumer in consumers:
+                consumer.take(places, output)
+            del output  # not beside that of the next windows
 
 
 def together(checksums: Sequence[str]) -> str:
@@ -301,9 +310,3 @@ def _check_ensemble(models: Sequence[SegmentationModel], recipe: Recipe) -> None
 def _has_objects(model: SegmentationModel, recipe: Recipe) -> bool:
     """Whether queries say which objects there are; those of other heads are connected parts of the labels."""
     return recipe.data.instances is not None and model.head.gives == "queries"
-
-
-def _labels(probabilities: Tensor, region: Region) -> NDArray[np.uint8 | np.uint16]:
-    """The label map (z y x) of a file from probabilities (k z y x) of what was seen of it; background around that."""
-    labels = probabilities_to_labels(probabilities, region.cropped, region.thick_back)
-    return uncropped(labels, region.box, region.shape)

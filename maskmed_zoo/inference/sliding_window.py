@@ -1,7 +1,8 @@
 """A whole volume window by window: where the windows lie, what weighs how much, and a generator that visits them.
 
 `visit` yields the places of a batch of windows and what the network says of them; what is made of that is the business
-of consumers, any number of them side by side (`Consumer`).
+of consumers, any number of them side by side (`Consumer`). Windows are visited along the axis that holds most of them,
+so that at any time only a slab of the volume is touched.
 
 Source: nnU-Net v2 `inference/sliding_window_prediction.py`: evenly spread windows, the last one flush with the border,
 weighted by a Gaussian of sigma = 1/8 of the window.
@@ -57,10 +58,17 @@ def importance(window: Size3) -> Tensor:
     return (weights / weights.max()).clamp_min(LOWEST_WEIGHT)
 
 
+class Image(Protocol):
+    """An image (c z y x) float32 of which windows can be cut: a tensor, or what makes its voxels when it is asked."""
+
+    def __getitem__(self, index: tuple[slice, ...], /) -> Tensor: ...
+
+
 class Windows:
     """The windows of a volume of `size` voxels (z, y, x): `places`, in the order in which they are visited.
 
     A volume smaller than the window is padded on both sides; `shape` is its size then, and places count from there.
+    Places are in order along `axis`, the one on which the volume is most windows long.
     """
 
     def __init__(self, size: Sequence[int], window: Size3, overlap: float) -> None:
@@ -71,11 +79,23 @@ class Windows:
         z, y, x = (max(n, w) for n, w in zip(size, window, strict=True))
         self.shape: Size3 = (z, y, x)
         self.inner = tuple(slice(b, b + n) for b, n in zip(before, size, strict=True))
+        lengths = [n / w for n, w in zip(self.shape, window, strict=True)]
+        self.axis = lengths.index(max(lengths))
         starts = product(*(window_starts(n, w, overlap) for n, w in zip(size, window, strict=True)))
         depth, height, width = window
-        self.places: list[Place] = [
-            (slice(z, z + depth), slice(y, y + height), slice(x, x + width)) for z, y, x in starts
+        places: list[Place] = [(slice(z, z + depth), slice(y, y + height), slice(x, x + width)) for z, y, x in starts]
+        self.places = sorted(places, key=lambda place: place[self.axis].start)
+
+    def cut(self, image: Image, place: Place) -> Tensor:
+        """The window at `place` (c d h w) of an image (c z y x) without padding, in place of which it has zeros."""
+        parts = zip(place, self.inner, strict=True)
+        sides = [(max(0, inner.start - part.start), max(0, part.stop - inner.stop)) for part, inner in parts]
+        own = [
+            slice(part.start + before - inner.start, part.stop - after - inner.start)
+            for part, inner, (before, after) in zip(place, self.inner, sides, strict=True)
         ]
+        window = image[(slice(None), *own)]
+        return F.pad(window, [n for pair in reversed(sides) for n in pair]) if any(map(any, sides)) else window
 
     @classmethod
     def of(cls, image: Tensor, window: Size3, overlap: float) -> Windows:
@@ -95,7 +115,7 @@ class Consumer(Protocol):
 
 def visit(
     model: Callable[[Tensor], HeadOutput],
-    image: Tensor,
+    image: Image,
     windows: Windows,
     *,
     batch_size: int,
@@ -105,12 +125,23 @@ def visit(
 
     `model` gets up to `batch_size` windows (b c d h w) on `device`, in the order of `windows.places`. It runs in
     inference mode; put it in `eval()` before. A volume smaller than the window is padded with zeros on both sides.
+    Windows in which every channel has one value, such as air, share one output while that value stays the same.
     """
-    if windows.shape != tuple(image.shape[1:]):
-        image = F.pad(image, [side for sides in reversed(windows.padding) for side in sides])
+    known, constant = None, None
     for first in range(0, len(windows.places), batch_size):
         places = windows.places[first : first + batch_size]
-        with torch.inference_mode():  # not across the yield, where it would be the consumer's mode too
-            output = model(torch.stack([image[(slice(None), *place)] for place in places]).to(device))
-        yield places, output
-        del output  # may be large: what the consumer keeps, it keeps
+        patches = torch.stack([windows.cut(image, place) for place in places])
+        is_constant = (patches == patches[:, :, :1, :1, :1]).flatten(1).all(1)
+        varied = [place for place, is_same in zip(places, is_constant.tolist(), strict=True) if not is_same]
+        if varied:
+            with torch.inference_mode():  # not across the yield, where it would be the consumer's mode too
+                output = model((patches if len(varied) == len(places) else patches[~is_constant]).to(device))
+            yield varied, output
+            del output  # may be large: what the consumer keeps, it keeps
+        for index in is_constant.nonzero().flatten().tolist():
+            values = patches[index, :, 0, 0, 0]
+            if constant is None or known is None or not torch.equal(values, known):
+                constant = None
+                with torch.inference_mode():
+                    known, constant = values.clone(), model(patches[index : index + 1].to(device))
+            yield [places[index]], constant

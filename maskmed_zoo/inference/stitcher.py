@@ -104,7 +104,8 @@ class Stitcher:
             self._add(place, found)
 
     def _add(self, place: Place, found: Instances) -> None:
-        self.recent = [view for view in self.recent if view[0][0].stop > place[0].start]
+        axis = self.windows.axis
+        self.recent = [view for view in self.recent if view[0][axis].stop > place[axis].start]
         if not found.labels:
             return
         first = len(self.labels)

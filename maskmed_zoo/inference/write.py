@@ -87,7 +87,7 @@ def write_prediction(
             if prediction.instances is not None:
                 write_instances(made, prediction.instances, labels.names, prediction.geometry)
             if prediction.probabilities is not None:
-                write_probabilities(made, prediction.probabilities, prediction.geometry, probabilities)
+                write_probabilities(made, prediction.probabilities, prediction.geometry, probabilities, len(values))
             write_labels(made, prediction.labels, prediction.geometry)
             files = files_of(made, with_instances=prediction.instances is not None, probabilities=probabilities)
             with record.held():

@@ -14,44 +14,47 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from maskmed_zoo.data.formats import nifti
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.predicted import Form, npz_beside, probabilities_beside
 from maskmed_zoo.files import write_atomically
-from maskmed_zoo.inference.to_image import LabelProbabilities
 
+Probabilities = Iterable[tuple[str, NDArray[np.float32]]]
 KEY = "probabilities"
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
 
 def write_probabilities(
-    label_map: Path, probabilities: LabelProbabilities, geometry: Geometry, forms: Sequence[Form]
+    label_map: Path, probabilities: Probabilities, geometry: Geometry, forms: Sequence[Form], count: int
 ) -> None:
-    """Write the files of these forms beside a label map on the grid of `geometry`; raises `OutputError`."""
+    """Write the files of these forms beside a label map on the grid of `geometry`; raises `OutputError`.
+
+    `probabilities` are those of `count` labels, name and (z y x) of each, and can be gone through more than once.
+    """
     if "nifti" in forms:
         stored = (geometry.from_canonical(values) for _, values in probabilities)
-        count = len(probabilities.names)
         write_atomically(
             probabilities_beside(label_map), lambda path: nifti.write_shares(path, stored, count, geometry)
         )
     if "npz" in forms:
         target = npz_beside(label_map)
-        write_atomically(target, lambda path: _write_npz(path, probabilities, geometry))
+        write_atomically(target, lambda path: _write_npz(path, probabilities, geometry, count))
         content = pickle.dumps(_nnunet_properties(geometry), protocol=4)
         write_atomically(target.with_suffix(".pkl"), lambda path: path.write_bytes(content))
 
 
-def _write_npz(path: Path, probabilities: LabelProbabilities, geometry: Geometry) -> None:
+def _write_npz(path: Path, probabilities: Probabilities, geometry: Geometry, count: int) -> None:
     """What `np.savez_compressed(path, probabilities=…)` writes of all labels at once."""
     i, j, k = geometry.shape
-    header = {"descr": "<f2", "fortran_order": False, "shape": (len(probabilities.names), k, j, i)}
+    header = {"descr": "<f2", "fortran_order": False, "shape": (count, k, j, i)}
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open(f"{KEY}.npy", "w", force_zip64=True) as file,

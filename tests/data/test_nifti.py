@@ -198,12 +198,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     write_labels(target, np.ones((2, 2, 2), np.uint8), geometry)
     before = target.read_bytes()
 
-    def full(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[:10])
+    def full(self: gzip.GzipFile, content: bytes) -> int:
+        write(self, content[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    write = gzip.GzipFile.write
+    monkeypatch.setattr(gzip.GzipFile, "write", full)
     message = refusal(write_labels, target, np.zeros((2, 2, 2), np.uint8), geometry)
     assert str(target) in message
     assert "No space left" in message

@@ -67,8 +67,8 @@ def test_one_output_and_one_map_are_held(tiny_recipe: Path, monkeypatch: pytest.
     for model in models:
         model.register_forward_pre_hook(lambda *_: alive.append(sum(ref() is not None for ref in outputs)))
         model.register_forward_hook(says)
-    build = module.ProbabilityMap
-    monkeypatch.setattr(module, "ProbabilityMap", lambda *a: maps.append(build(*a)) or maps[-1])
+    build = module.Segmented
+    monkeypatch.setattr(module, "Segmented", lambda *a, **k: maps.append(build(*a, **k)) or maps[-1])
     Predictor(recipe, models, device="cpu").segment(image(), spacing=SPACING)
     assert alive == [0] * 3 * 8
     assert len(maps) == 1

@@ -118,7 +118,7 @@ def test_averages_probabilities_not_logarithms() -> None:
     def predict(x):
         return next(calls).log().reshape(1, 2, 1, 1, 1).expand(1, 2, *x.shape[2:])
 
-    result = _run(predict, torch.zeros(1, 3, 3, 5), (3, 3, 4), overlap=0.75, batch_size=1, num_classes=2)
+    result = _run(predict, torch.randn(1, 3, 3, 5), (3, 3, 4), overlap=0.75, batch_size=1, num_classes=2)
     weights = importance((3, 3, 4))[1, 1]
     first, second = weights[1], weights[0]  # voxel 1 in the windows starting at 0 and 1
     expected = (0.9 * first + 0.1 * second) / (first + second)

@@ -138,7 +138,11 @@ def _check_written(geometry: Geometry, path: Path) -> None:
 def write(path: Path, stored: NDArray[Any], geometry: Geometry) -> None:
     """Voxels (i, j, k) with the header fields of the image or, of another origin, an sform in mm with code 2."""
     header = _header(geometry, stored.dtype)
-    path.write_bytes(gzip.compress(nib.Nifti1Image(stored, None, header).to_bytes(), compresslevel=6, mtime=0))
+    header.set_slope_inter(1, 0)
+    with path.open("wb") as file, gzip.GzipFile("", "wb", 6, file, 0) as packed:
+        header.write_to(packed)
+        for plane in range(stored.shape[2]):  # never a second copy of all
+            packed.write(stored[..., plane].tobytes("F"))
 
 
 def write_shares(path: Path, stored: Iterable[NDArray[Any]], count: int, geometry: Geometry) -> None:
