@@ -144,7 +144,7 @@ def test_predictions_of_other_weights_are_not_taken_for_finished(logits: RunFold
     stamp = json.loads((out / STAMP).read_text())["weights_sha256"]
     assert stamp == {f"case_0{i}.nii.gz": load(logits, device="cpu").weights_sha256 for i in range(4)}
     before = (out / "case_00.nii.gz").stat().st_mtime_ns
-    with pytest.raises(DataError, match=r"case_00\.nii\.gz and 3 more: made by other weights, .*--overwrite") as caught:
+    with pytest.raises(DataError, match=r"case_00\.nii\.gz and 3 more: made by other weights; .*--overwrite") as caught:
         predict(other, [images(logits)], out, device="cpu")
     assert "\n" not in str(caught.value)
     assert (out / "case_00.nii.gz").stat().st_mtime_ns == before
