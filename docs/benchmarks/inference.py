@@ -6,9 +6,9 @@
 A CT of the data set is upsampled to `--size` voxels of 0.8 mm, int16. All three run one network, with random weights,
 16 labels and background, over the same windows of 64 voxels, half of each covered again, on two cores (`--threads`).
 All average probabilities, so nnU-Net gets them in the place of logits. Windows coincide where an axis has 64 + 32 n
-voxels, and MONAI is given our weights of a window's voxels, so labels are equal but for rounding, which is that of 16
-bits in nnU-Net. Each variant is a fresh process: `MB_beyond` is its highest resident memory less int16 image and uint8
-labels, Python and its libraries included. `ours_twice` has the image twice, one after the other along z.
+voxels, and both others are given our weights of a window's voxels, so labels are equal but for rounding, which is that
+of 16 bits in nnU-Net. Each variant is a fresh process: `MB_beyond` is its highest resident memory less int16 image and
+uint8 labels, Python and its libraries included. `ours_twice` has the image twice, one after the other along z.
 
 `file` is the whole of `predict` from a NIfTI file to another, at a spacing of 5 mm: `MB_peak` counts.
 """
@@ -106,8 +106,8 @@ def by_monai(model: torch.nn.Module, image: torch.Tensor) -> NDArray[np.uint8]:
 
 def by_nnunet(model: torch.nn.Module, image: torch.Tensor) -> NDArray[np.uint8]:
     """Labels by nnU-Net's predictor and export."""
+    from nnunetv2.inference import predict_from_raw_data as module
     from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
     resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
@@ -121,7 +121,8 @@ def by_nnunet(model: torch.nn.Module, image: torch.Tensor) -> NDArray[np.uint8]:
             "resampling_fn_probabilities_kwargs": resampling,
         }
     )
-    predictor = nnUNetPredictor(
+    module.compute_gaussian = lambda *_, **__: (10 * importance(WINDOW)).half()
+    predictor = module.nnUNetPredictor(
         use_mirroring=False, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False
     )
     predictor.manual_initialization(model, plans, configuration, None, {"labels": LABELS}, "", None)

@@ -227,7 +227,7 @@ def test_a_place_for_probabilities_is_checked(tiny_recipe: Path) -> None:
     predictor, image = made(tiny_recipe), framed((9, 20, 18))
     for into in (np.empty((3, 9, 20, 17), np.float32), np.empty((3, 9, 20, 18), np.int16)):
         with pytest.raises(ArgumentError, match=r"into: expected floating point numbers \(3, 9, 20, 18\), got"):
-            predictor.segment(image, spacing=(2.0, 1.0, 1.0), into=into)
+            predictor.segment(image, spacing=(2.0, 1.0, 1.0), into=into)  # type: ignore[arg-type]
     half = np.empty((3, 9, 20, 18), np.float16)
     predictor.segment(image, spacing=(2.0, 1.0, 1.0), into=half)
     np.testing.assert_allclose(half, predictor.probabilities(image, spacing=(2.0, 1.0, 1.0)), atol=1e-3)
