@@ -132,7 +132,7 @@ def test_the_next_is_read_and_the_last_written_beside(
 
         return watch
 
-    monkeypatch.setattr(pipeline, "load_case", watched("read", pipeline.load_case))
+    monkeypatch.setattr(pipeline, "load_image", watched("read", pipeline.load_image))
     monkeypatch.setattr(predict_files, "write_prediction", watched("write", predict_files.write_prediction))
     monkeypatch.setattr(predictor, "segment", watched("compute", predictor.segment))
     assert len(predictor.files(images, tmp_path)) == 6
@@ -178,7 +178,7 @@ def test_a_bad_case_of_each_kind_is_told_at_the_end(
 def test_what_does_not_fit_beside_another_case_is_done_alone(
     predictor: Predictor, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, segment, tries = pipeline.load_case, predictor.segment, {"read": 0, "compute": 0}
+    load, segment, tries = pipeline.load_image, predictor.segment, {"read": 0, "compute": 0}
 
     def short(*arguments: Any) -> Any:
         tries["read"] += 1
@@ -192,10 +192,10 @@ def test_what_does_not_fit_beside_another_case_is_done_alone(
             raise MemoryShortageError("a case needs more memory than there is")
         return segment(*arguments, **options)
 
-    monkeypatch.setattr(pipeline, "load_case", short)
+    monkeypatch.setattr(pipeline, "load_image", short)
     assert len(predictor.files(images, tmp_path / "read")) == 6
     assert tries["read"] == 12
-    monkeypatch.setattr(pipeline, "load_case", load)
+    monkeypatch.setattr(pipeline, "load_image", load)
     monkeypatch.setattr(predictor, "segment", tight)
     assert len(predictor.files(images, tmp_path / "computed")) == 6
     assert tries["compute"] == 12
