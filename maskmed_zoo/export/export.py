@@ -5,23 +5,26 @@ The card names the data set and not where it lies, and no case.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from maskmed_zoo.build import model_of
-from maskmed_zoo.errors import ArgumentError, OutputError
+from maskmed_zoo.errors import ArgumentError, CheckpointError, OutputError
 from maskmed_zoo.evaluation.written import read_summary
 from maskmed_zoo.export import formats
 from maskmed_zoo.export.formats import ExportSource
-from maskmed_zoo.files import usable, write_json, write_text
-from maskmed_zoo.recipe import dump_recipe
+from maskmed_zoo.files import is_file, read_json, sha256_of, usable, write_json, write_text
+from maskmed_zoo.inference.postprocessing import POSTPROCESSING, Step, read_postprocessing
+from maskmed_zoo.recipe import Recipe, dump_recipe
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 from maskmed_zoo.version import __version__
 from maskmed_zoo.weights.arriving import arriving, clear
-from maskmed_zoo.weights.card import CARD, FORMAT, README, RECIPE, FileFacts, check_exported, readme
+from maskmed_zoo.weights.card import CARD, FORMAT, README, RECIPE, WEIGHTS, FileFacts, check_exported, readme
 
+log = logging.getLogger(__name__)
 SCORES = ("mean_dice", "mean_dice_over_labels", "test_time_augmentation", "overlap", "date")
 
 
@@ -50,9 +53,13 @@ def export(
     recipe, manifest = run.recipe(), run.manifest()
     model = model_of(recipe)
     sha256 = run.load_weights(model, which, recipe)  # whole, and of this recipe
+    steps = _steps(run, sha256, recipe)
     with arriving(out) as hidden:
         clear(hidden)  # of an export that was killed
-        form.write(ExportSource(run, which, recipe, model, fp16), hidden)
+        form.write(ExportSource(run, which, recipe, model, steps, fp16), hidden)
+        if steps:
+            written = {"weights_sha256": sha256_of(hidden / WEIGHTS)}  # of earlier versions the header is another
+            write_json(hidden / POSTPROCESSING, read_json(run.path / POSTPROCESSING) | written)
         write_text(hidden / RECIPE, dump_recipe(recipe))
         card: dict[str, Any] = {
             "format": FORMAT,
@@ -75,6 +82,17 @@ def export(
         write_json(hidden / CARD, card)
         check_exported(hidden)
     return card
+
+
+def _steps(run: RunFolder, sha256: str, recipe: Recipe) -> tuple[Step, ...]:
+    """What post-processing was chosen for these weights."""
+    file = run.path / POSTPROCESSING
+    if not is_file(file):
+        return ()
+    if read_json(file, error=CheckpointError).get("weights_sha256") != sha256:
+        log.warning("%s: chosen for other weights than are exported, so it is left out", file)
+        return ()
+    return read_postprocessing(file, sha256, recipe.labels).steps
 
 
 def _metrics(run: RunFolder, sha256: str) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from maskmed_zoo.data.resample import ANISOTROPIC
 from maskmed_zoo.errors import ArgumentError
 from maskmed_zoo.export.program import IMAGE, OUTPUT
 from maskmed_zoo.files import write_json
+from maskmed_zoo.inference.postprocessing import Step
 from maskmed_zoo.inference.sliding_window import LOWEST_WEIGHT, SIGMA
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.recipe.schema import Axis, PatchSize, Scheme, Spacing
@@ -121,7 +122,12 @@ class Pipeline(Settings):
     windows: Windows
     network: Network
     labels: dict[str, int] = Field(description="name to value in the label map, which is the network's class")
-    postprocessing: None = Field(default=None, description="null: none")
+    postprocessing: tuple[Step, ...] = Field(
+        default=(),
+        description="of the label map, label by label: first fill_holes, of background alone, connected in faces, that "
+        "the label encloses off the border of the image; then, among parts connected in faces, edges and corners, "
+        "remove_small, of less than below_mm3 (less a millionth), or keep_largest, of equal ones the first in order",
+    )
 
     def write(self, path: Path) -> None:
         """As JSON; raises `OutputError` where it cannot be written."""
@@ -129,7 +135,13 @@ class Pipeline(Settings):
 
     @classmethod
     def of(
-        cls, recipe: Recipe, fingerprint: Fingerprint, *, file: str, stored: Literal["float32", "float16"]
+        cls,
+        recipe: Recipe,
+        fingerprint: Fingerprint,
+        steps: tuple[Step, ...] = (),
+        *,
+        file: str,
+        stored: Literal["float32", "float16"],
     ) -> Pipeline:
         """That of a recipe; raises `ArgumentError` where more than a label map comes out, `DataError` as `schemes`."""
         if recipe.data.instances is not None:
@@ -148,10 +160,14 @@ class Pipeline(Settings):
             ),
             resampling=Resampling(spacing=data.spacing),
             windows=Windows(
-                patch_size=data.patch_size, overlap=recipe.inference.overlap, batch_size=recipe.inference.batch_size
+                patch_size=data.patch_size,
+                overlap=recipe.inference.overlap,
+                batch_size=recipe.inference.batch_size,
+                mirrored=data.mirror_axes if recipe.inference.mirror else (),
             ),
             network=Network(file=file, stored=stored),
             labels={name: value for value, name in enumerate(labels.names)},
+            postprocessing=steps,
         )
 
 

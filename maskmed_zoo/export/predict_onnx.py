@@ -60,7 +60,7 @@ class Runner:
             self.steps: dict[str, Any] = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise MistakeError(f"{folder / 'pipeline.json'}: cannot be read ({error}); export the run again") from error
-        if self.steps.get("format") != FORMAT or self.steps.get("postprocessing") is not None:
+        if self.steps.get("format") != FORMAT:
             raise MistakeError(
                 f"{folder / 'pipeline.json'}: of a later version than this program; export both together"
             )
@@ -94,6 +94,8 @@ class Runner:
         result = np.zeros(image.shape[1:], np.uint8 if len(probabilities) <= 256 else np.uint16)
         back = thick_axis(to["spacing"], spacing, to["anisotropic"])
         result[box] = labels_of(probabilities, cropped.shape[1:], back)
+        for step in sorted(self.steps["postprocessing"], key=lambda step: step["do"] != "fill_holes"):
+            postprocess(result, self.steps["labels"][step["label"]], step, float(np.prod(spacing)))
         return result
 
     def probabilities(self, prepared: Array) -> Array:
@@ -244,6 +246,28 @@ def labels_of(probabilities: Array, shape: Sequence[int], thick: int | None) -> 
                 slices = _between(slices, axis + 1, *axes[axis])
         parts.append(slices.argmax(0))
     return np.concatenate(parts)
+
+
+def postprocess(labels: Array, value: int, step: dict[str, Any], voxel_mm3: float) -> None:
+    """Fill the holes of one label (z y x), or make background of parts of it, in place."""
+    box = (ndimage.find_objects((labels == value).astype(np.uint8)) or [None])[0]
+    if box is None:
+        return
+    inside = labels[box]
+    if step["do"] == "fill_holes":
+        numbers, count = ndimage.label(inside != value)
+        is_hole = np.arange(count + 1) > 0
+        sides = (numbers.take([0, -1], axis) for axis in range(3))
+        for seen in (*sides, numbers[inside != 0]):
+            is_hole[seen] = False
+        inside[is_hole[numbers]] = value
+        return
+    numbers, count = ndimage.label(inside == value, np.ones((3, 3, 3)))
+    sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
+    is_kept = np.arange(count) == sizes.argmax()
+    if step["do"] == "remove_small":
+        is_kept = sizes * voxel_mm3 >= step["below_mm3"] * (1 - 1e-6)
+    inside[np.concatenate([[False], ~is_kept])[numbers]] = 0
 
 
 def _linear(size: int, wanted: int, is_thick: bool) -> tuple[Array, Array, Array]:

@@ -25,7 +25,7 @@ from maskmed_zoo.inference.stitcher import follow_labels
 from maskmed_zoo.inference.write import Prediction
 
 POSTPROCESSING = "postprocessing.json"
-"""In the folder of a run or a study."""
+"""In the folder of a run, a study or an export."""
 FORMAT = "maskmed-zoo postprocessing 1"
 ROUNDING = 1e-6
 """Share of a volume that spacings lose in headers: a part of just the smallest volume stays."""

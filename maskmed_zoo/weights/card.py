@@ -31,11 +31,13 @@ from maskmed_zoo.weights.files import LARGEST
 FORMAT = 1
 CARD, RECIPE, WEIGHTS, README = "card.json", "recipe.yaml", "weights.safetensors", "README.md"
 """In an exported folder; the second in a run too."""
+POSTPROCESSING = "postprocessing.json"
+"""What `postprocess` chose, for these weights."""
 PIPELINE, PROGRAM, GRAPH, RUNNER = "pipeline.json", "network.pt2", "network.onnx", "predict_onnx.py"
 """In the folder of a whole pipeline, with one of the two networks; the last runs the second."""
 RUN_WEIGHTS = "weights_last.safetensors"
 """Of a run that has finished an epoch."""
-FILES = (RECIPE, WEIGHTS, README, PIPELINE, PROGRAM, GRAPH, RUNNER)
+FILES = (RECIPE, WEIGHTS, README, POSTPROCESSING, PIPELINE, PROGRAM, GRAPH, RUNNER)
 """What an exported folder may hold beside its card."""
 LARGEST_CARD = 2**20
 """Bytes that a card may have."""

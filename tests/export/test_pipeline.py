@@ -26,6 +26,8 @@ from maskmed_zoo.errors import ArgumentError, UserError
 from maskmed_zoo.export import onnx_graph, program
 from maskmed_zoo.export.export import export
 from maskmed_zoo.export.pipeline import Pipeline
+from maskmed_zoo.files import sha256_of
+from maskmed_zoo.inference.postprocessing import POSTPROCESSING, Step
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.weights.card import check_exported
@@ -109,6 +111,26 @@ def test_flips_are_averaged(shipped, folder):
             total += model.predict(image.flip(flip)).exp().flip(flip) / 4
     np.testing.assert_allclose(runner.run(windows), total, atol=1e-5)
     assert np.abs(plain - total.numpy()).max() > 1e-3
+
+
+def test_what_was_chosen_after_the_network_comes_along(tmp_path, caplog):
+    run = tmp_path / "run"
+    shutil.copytree(RUN.path, run)
+    step = {"label": RUN.recipe().labels.names[1], "do": "keep_largest", "below_mm3": None}
+    chosen = {"format": "maskmed-zoo postprocessing 1", "steps": [step]}
+    weights = sha256_of(run / "weights_last.safetensors")
+    (run / POSTPROCESSING).write_text(json.dumps(chosen | {"weights_sha256": weights}))
+    export(RunFolder(run), tmp_path / "weights", license="MIT")
+    assert zoo.load(tmp_path / "weights", device="cpu").settings["postprocessing"] == [step]
+    steps = (Step.model_validate(step),)
+    recipe = zoo.load_recipe(RUN.recipe(), {"inference.mirror": True, "data.mirror_axes": ["z"]})
+    pipeline = Pipeline.of(recipe, RUN.fingerprint(), steps, file="network.onnx", stored="float32")
+    assert pipeline.windows.mirrored == ("z",)
+    assert pipeline.model_dump(mode="json")["postprocessing"] == [step]
+    (run / POSTPROCESSING).write_text(json.dumps(chosen | {"weights_sha256": "0" * 64}))
+    export(RunFolder(run), tmp_path / "without", license="MIT")
+    assert "chosen for other weights than are exported, so it is left out" in caplog.text
+    assert not (tmp_path / "without" / POSTPROCESSING).exists()
 
 
 def test_the_folder_tells_no_place_and_still_loads(folder, program_folder):

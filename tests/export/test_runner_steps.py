@@ -17,6 +17,7 @@ from maskmed_zoo.data.preprocess import Preprocessing, crop_and_normalize
 from maskmed_zoo.export import predict_onnx as runner
 from maskmed_zoo.export.pipeline import Normalization, normalization
 from maskmed_zoo.inference import sliding_window
+from maskmed_zoo.inference.postprocessing import Postprocessing, Step
 from maskmed_zoo.inference.to_image import probabilities_to_labels
 
 STATS = IntensityStats(40.0, 120.0, -150.0, 260.0)
@@ -90,3 +91,26 @@ def test_it_imports_four_packages_and_the_standard_library():
     names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     tops = {str(name).partition(".")[0] for name in names}
     assert tops - set(sys.stdlib_module_names) == {"numpy", "scipy", "nibabel", "onnxruntime"}
+
+
+def test_post_processes_as_the_package():
+    """Blobs of three labels with holes and specks, some on the border."""
+    rng, values = np.random.default_rng(0), {"background": 0, "a": 1, "b": 2, "c": 3}
+    steps = (
+        Step(label="b", do="remove_small", below_mm3=7.5),
+        Step(label="a", do="keep_largest"),
+        Step(label="a", do="fill_holes"),
+        Step(label="c", do="fill_holes"),
+    )
+    changed = 0
+    for _ in range(20):
+        made = runner.ndimage.gaussian_filter(rng.normal(size=(4, 14, 15, 16)), (0, 1, 1, 1)).argmax(0).astype(np.uint8)
+        expected = Postprocessing(steps, values).apply(made.copy(), (1.5, 1.0, 1.0))
+        changed += int((expected != made).sum())
+        for step in sorted(steps, key=lambda step: step.do != "fill_holes"):
+            runner.postprocess(made, values[step.label], step.model_dump(), 1.5)
+        np.testing.assert_array_equal(made, expected)
+    assert changed > 100
+    empty = np.zeros((3, 3, 3), np.uint8)
+    runner.postprocess(empty, 1, steps[1].model_dump(), 1.5)
+    assert not empty.any()

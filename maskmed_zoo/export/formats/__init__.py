@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from maskmed_zoo.errors import ArgumentError, nearest
 
 if TYPE_CHECKING:
+    from maskmed_zoo.inference.postprocessing import Step
     from maskmed_zoo.model import SegmentationModel
     from maskmed_zoo.recipe import Recipe
     from maskmed_zoo.runner.run_folder import RunFolder, Which
@@ -34,6 +35,8 @@ class ExportSource:
     which: Which
     recipe: Recipe
     model: SegmentationModel
+    steps: tuple[Step, ...] = ()
+    """What post-processing was chosen for these weights."""
     fp16: bool = False
     """Store weights in 16 bits; only for formats in `HALVED`."""
 

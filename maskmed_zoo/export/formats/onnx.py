@@ -20,7 +20,7 @@ def write(source: ExportSource, folder: Path) -> None:
         needed(name)
     patch = source.recipe.data.patch_size
     stored = "float16" if source.fp16 else "float32"
-    pipeline = Pipeline.of(source.recipe, source.run.fingerprint(), file=GRAPH, stored=stored)
+    pipeline = Pipeline.of(source.recipe, source.run.fingerprint(), source.steps, file=GRAPH, stored=stored)
     write_graph(program_of(source.model, patch), folder / GRAPH, fp16=source.fp16)
     check(Session(folder / GRAPH), source.model, patch, GRAPH, is_rounded=source.fp16)
     pipeline.write(folder / PIPELINE)

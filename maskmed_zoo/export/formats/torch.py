@@ -15,7 +15,7 @@ from maskmed_zoo.weights.card import PIPELINE, PROGRAM
 def write(source: ExportSource, folder: Path) -> None:
     """`network.pt2` and `pipeline.json`; what was saved is loaded again and has to say what the network says."""
     patch = source.recipe.data.patch_size
-    pipeline = Pipeline.of(source.recipe, source.run.fingerprint(), file=PROGRAM, stored="float32")
+    pipeline = Pipeline.of(source.recipe, source.run.fingerprint(), source.steps, file=PROGRAM, stored="float32")
     torch.export.save(program_of(source.model, patch), folder / PROGRAM)
     check(torch.export.load(folder / PROGRAM).module(), source.model, patch, PROGRAM)
     pipeline.write(folder / PIPELINE)
