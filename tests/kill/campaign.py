@@ -94,9 +94,14 @@ def between(run: Sessions, seed: int, steps: int) -> None:
 
 def damaged(run: Sessions, seed: int, steps: int) -> None:
     """Killed, and the newest state is damaged on the disk."""
-    random = Random(seed)
+    random, states = Random(seed), (run.run.state_file, run.run.previous_state_file)
+
+    def has_two() -> bool:
+        return all(state.exists() for state in states)
+
     for how in (truncate, flip, truncate):
-        run.session(f"SIGKILL, then {how.__name__}", after(random.randint(steps // 10, steps // 5), signal.SIGKILL))
+        killed = after(random.randint(steps // 10, steps // 5), signal.SIGKILL, until=has_two)
+        run.session(f"SIGKILL, then {how.__name__}", killed)
         how(run.run.state_file, random)
 
 

@@ -142,12 +142,14 @@ def _steps(path: Path) -> list[tuple[int, float, float]]:
     return [(int(step), float(begun), float(made)) for step, begun, made in map(str.split, lines)]
 
 
-def after(steps: int, number: signal.Signals, later: float = 0.0) -> Callable[[int, Callable[[], int]], None]:
-    """Send a signal so many seconds after so many steps of a session."""
+def after(
+    steps: int, number: signal.Signals, later: float = 0.0, *, until: Callable[[], bool] = lambda: True
+) -> Callable[[int, Callable[[], int]], None]:
+    """Send a signal so many seconds after so many steps of a session, and not before `until` is true."""
 
     def interrupt(pid: int, made: Callable[[], int]) -> None:
         end = time.monotonic() + PATIENCE
-        while made() < steps and time.monotonic() < end:
+        while (made() < steps or not until()) and time.monotonic() < end:
             time.sleep(0.01)
         time.sleep(later)
         os.kill(pid, number)
