@@ -86,8 +86,9 @@ ALLOWED: dict[str, set[str]] = {
     "planning": RUN | {"encoders", "necks", "decoders", "heads", "layers", "runner"},
     "interop": {"contracts", "registry", "recipe", "model", "build", "runner", "weights"},
     "demo": RUN | {"runner"},
+    "predicting": RUN | {"runner"},
     "scoring": RUN | {"runner", "comparison", "postprocessing"},
-    "root": RUN | {"attach", "planning", "runner", "scoring"},
+    "root": RUN | {"attach", "planning", "predicting", "runner", "scoring"},
     "cli": {"root", "registry", "recipe", "build", "weights", "data", "evaluation"}
     | {"runner", "comparison", "ablation", "explain", "export", "interop", "planning", "demo", "postprocessing"},
     "__main__": {"cli"},

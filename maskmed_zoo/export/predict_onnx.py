@@ -254,15 +254,18 @@ def postprocess(labels: Array, value: int, step: dict[str, Any], voxel_mm3: floa
     if box is None:
         return
     inside = labels[box]
+    found: Any
     if step["do"] == "fill_holes":
-        numbers, count = ndimage.label(inside != value)
+        found = ndimage.label(inside != value)
+        numbers, count = found
         is_hole = np.arange(count + 1) > 0
         sides = (numbers.take([0, -1], axis) for axis in range(3))
         for seen in (*sides, numbers[inside != 0]):
             is_hole[seen] = False
         inside[is_hole[numbers]] = value
         return
-    numbers, count = ndimage.label(inside == value, np.ones((3, 3, 3)))
+    found = ndimage.label(inside == value, np.ones((3, 3, 3)))
+    numbers, count = found
     sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
     is_kept = np.arange(count) == sizes.argmax()
     if step["do"] == "remove_small":

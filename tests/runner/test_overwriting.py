@@ -259,7 +259,7 @@ def test_folders_of_before_the_checksums(run: RunFolder, other: RunFolder, scans
     stamp = json.loads((out / STAMP).read_text())
     (out / STAMP).write_text(json.dumps({key: stamp[key] for key in ("weights_sha256", "labels")}))
     assert predict(run, scans, out, device="cpu") == []
-    refused(lambda: predict(other, scans, out, device="cpu"), "made by other weights, .*--overwrite")
+    refused(lambda: predict(other, scans, out, device="cpu"), "made by other weights; .*--overwrite")
     assert len(predict(other, scans, out, device="cpu", overwrite=True)) == 2
 
 

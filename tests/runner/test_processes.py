@@ -137,7 +137,7 @@ def test_a_run_of_two_processes_is_that_of_one(folder: Path, together: list[dict
     names = [[case["case"] for case in score["cases"]] for score in scores]
     assert len(names[0]) == 2
     assert names[0] == names[1]
-    assert printed.stdout.count("mean over cases") == 1
+    assert printed.stdout.count("mean over cases") == 3  # of "together", and of "early" before and after it is resumed
     assert printed.stderr.count("epoch 2/2") == 1
     assert printed.stderr.count("already holds a run") == 1
     assert [found["train"] for found in together] == [0, 0]

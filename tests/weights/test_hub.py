@@ -224,7 +224,8 @@ def test_the_hub_by_a_stand_in(exported: Path, tmp_path: Path, monkeypatch: pyte
             return f"https://hub/{name}"
 
         def upload_folder(self, *, repo_id: str, folder_path: str, allow_patterns: list[str]) -> None:
-            store[repo_id] = {name: (Path(folder_path) / name).read_bytes() for name in allow_patterns}
+            files = [Path(folder_path) / name for name in allow_patterns]
+            store[repo_id] = {file.name: file.read_bytes() for file in files if file.exists()}
 
     def privately(value: bool) -> None:
         private.append(value)

@@ -57,7 +57,7 @@ def check_rows(old: dict[str, Tensor], after: dict[str, Tensor]) -> int:
         found += 1
         assert (len(old[name]), len(value)) in {(3, 4), (4, 5)}, name
         assert torch.equal(value[[0, 1, 3]], old[name][[0, 2, 1]]), name
-        torch.testing.assert_close(value[2], old[name][0] if "queries" in name else old[name].mean(0), msg=name)
+        torch.testing.assert_close(value[2], old[name][1] if "queries" in name else old[name].mean(0), msg=name)
         assert len(value) == 4 or torch.equal(value[4], old[name][3]), name  # "no object"
     return found
 
