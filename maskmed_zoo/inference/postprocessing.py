@@ -152,4 +152,4 @@ def read_postprocessing(path: Path, weights_sha256: str, values: Mapping[str, in
     return Postprocessing(tuple(found.steps), values)
 
 
-REMEDY = "'maskmed-zoo postprocess' chooses it anew, --no-postprocess predicts without"
+REMEDY = "'maskmed-zoo postprocess' chooses it anew, --no-postprocess (postprocess=False) predicts without"
