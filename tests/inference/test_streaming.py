@@ -225,7 +225,8 @@ def test_an_image_is_read_in_order(tiny_recipe: Path) -> None:
 
 def test_a_place_for_probabilities_is_checked(tiny_recipe: Path) -> None:
     predictor, image = made(tiny_recipe), framed((9, 20, 18))
-    for into in (np.empty((3, 9, 20, 17), np.float32), np.empty((3, 9, 20, 18), np.int16)):
+    wrong: list[Any] = [np.empty((3, 9, 20, 17), np.float32), np.empty((3, 9, 20, 18), np.int16)]
+    for into in wrong:
         with pytest.raises(ArgumentError, match=r"into: expected floating point numbers \(3, 9, 20, 18\), got"):
             predictor.segment(image, spacing=(2.0, 1.0, 1.0), into=into)  # type: ignore[arg-type]
     half = np.empty((3, 9, 20, 18), np.float16)
