@@ -164,13 +164,11 @@ def _gradients_explode(rows: Rows, recipe: Recipe, _: Collection[str]) -> Found:
 
 
 def _data_starved(rows: Rows, recipe: Recipe, _: Collection[str]) -> Found:
-    """Time that training spends waiting for patches."""
+    """Time that training spends waiting for patches, in every epoch: the first of a session waits as it begins."""
     last = rows[1:][-WAITED:]
-    waited, taken = ([number(row, column) for row in last] for column in ("data_seconds", "seconds"))
-    if len(last) < WAITED or None in (*waited, *taken):
-        return NOTHING
-    share = sum(filter(None, waited)) / sum(filter(None, taken))
-    if share <= SHARE:
+    pairs = [(number(row, "data_seconds"), number(row, "seconds")) for row in last]
+    shares = [waited / taken for waited, taken in pairs if waited is not None and taken]
+    if len(shares) < WAITED or (share := min(shares)) <= SHARE:
         return NOTHING
     return [], (
         f"{100 * share:.0f} % of the time is spent waiting for patches; give more --workers when it is resumed, or put "

@@ -44,7 +44,7 @@ class Trainer:
     """Everything that changes while training."""
 
     def __init__(self, recipe: Recipe, device: torch.device, say: Callable[[str], None] | None = None) -> None:
-        self.recipe, self.device = recipe, device
+        self.recipe, self.device, self.say = recipe, device, say or (lambda _: None)
         torch.manual_seed(recipe.train.seed)
         self.model = moved(model_of(recipe), device)
         self.model.freeze(recipe.train.freeze)
@@ -53,13 +53,14 @@ class Trainer:
         self.loss = build_loss(recipe.model, num_classes=classes, ignore_label=self.ignore_label).to(device)
         check_divisible(recipe, self.model, self.loss)
         switch_on(self.model, recipe.train, device)
+        if recipe.train.compile:
+            self.say("train.compile: the first step and the first validation compile the network, which takes minutes")
         self.average = None if recipe.train.ema is None else Average(self.model, recipe.train.ema)
         self.optimizer = build_optimizer(self.model, recipe.train.optimizer)
         self.schedule = build_schedule(self.optimizer, recipe.train)
         self.dtype = autocast_dtype(recipe.train.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.iteration, self.skipped_in_a_row = 0, 0
-        self.say = say or (lambda _: None)
 
     @property
     def kept(self) -> SegmentationModel:

@@ -98,6 +98,7 @@ PLANTED: dict[str, tuple[Callable[[Rows], Rows], list[tuple[str, list[str], int]
     ),
     "one bad epoch": (lambda rows: change(change(rows, 14, gradient_norm=1e6), 15, gradient_norm=3.0), []),
     "a loss scaler at work": (lambda rows: change(rows, 14, gradient_norm=math.inf), []),
+    "a session that begins": (lambda rows: change(change(rows, 7, data_seconds=59.0), 8, data_seconds=4.0), []),
     "slow disk": (lambda rows: change(rows, 7, data_seconds=40.0), [("data_starved", [], 9)]),
 }  # fmt: skip
 
