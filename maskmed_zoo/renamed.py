@@ -33,6 +33,7 @@ LATER_SETTINGS: tuple[tuple[tuple[str, ...], Any], ...] = (
     (("train", "freeze"), []),
     (("train", "ema"), None),
     (("train", "patience"), None),
+    (("inference", "mirror"), False),
 )
 """Of a recipe, by path: settings of later versions and the value at which all is as it was before them."""
 CARD_KEYS = {"licence": "license"}

@@ -140,6 +140,7 @@ def test_checksums_outlive_a_renaming(tmp_path: Path) -> None:
     later |= {"checkpointing": [], "compile": False, "channels_last": False, "cudnn_benchmark": False}
     assert {name: before["train"].pop(name) for name in later} == later
     assert before["train"]["optimizer"].pop("fused") == "auto"
+    assert before["inference"].pop("mirror") is False
     text = json.dumps([before, ["Boxes"], 0], sort_keys=True)
     folder = CellFolder(tmp_path, ["Boxes"], 0).cell("row", recipe).run.path
     assert folder.name == hashlib.sha256(text.encode()).hexdigest()[:12]

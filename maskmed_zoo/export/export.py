@@ -89,7 +89,8 @@ def _steps(run: RunFolder, sha256: str, recipe: Recipe) -> tuple[Step, ...]:
     file = run.path / POSTPROCESSING
     if not is_file(file):
         return ()
-    if read_json(file, error=CheckpointError).get("weights_sha256") != sha256:
+    found = read_json(file, error=CheckpointError)
+    if isinstance(found, dict) and found.get("weights_sha256") != sha256:
         log.warning("%s: chosen for other weights than are exported, so it is left out", file)
         return ()
     return read_postprocessing(file, sha256, recipe.labels).steps

@@ -46,7 +46,7 @@ class StepMemory:
         self.weights = count_parameters(model.parameters())
         optimizer = recipe.train.optimizer
         states = _STATES[optimizer.kind] if optimizer.kind == "adamw" or optimizer.momentum else 0
-        self.held = 4 * self.weights * (1 + states)
+        self.held = 4 * self.weights * (1 + states + (recipe.train.ema is not None))
         if narrow:
             self.model.to(torch.bfloat16)
         self._loss: tuple[float, float] | None = None

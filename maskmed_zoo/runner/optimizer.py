@@ -48,7 +48,7 @@ def load_moments(optimizer: torch.optim.Optimizer, moments: dict[str, Any]) -> N
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     for parameter, held in optimizer.state.items():
         for name, value in held.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape:
+            if name != "step" and torch.is_tensor(value) and value.shape == parameter.shape:
                 held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

@@ -30,7 +30,9 @@ def switch_on(model: SegmentationModel, config: TrainRecipe, device: torch.devic
     Raises `JointError` for batch norm in a checkpointed part, `UserError` where nothing can be compiled.
     """
     if config.channels_last:
-        model.to(memory_format=memory_format(config))
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.ndim == 5:  # others have no such order, some of three and four axes among them
+                tensor.data = tensor.data.contiguous(memory_format=memory_format(config))
     model.checkpointed = config.checkpointing
     for part in config.checkpointing:
         _check_statistics(model, part)

@@ -5,6 +5,7 @@ The runner is used as it is shipped: loaded from the exported folder, beside the
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import shutil
@@ -97,6 +98,23 @@ def test_the_runner_writes_the_label_maps_of_predict(folder, shipped, tmp_path, 
     assert shipped.main([str(data / "imagesTr"), str(tmp_path / "ours")]) == 0
     assert capsys.readouterr().err.count("exists already, skipped") == 4
     assert (tmp_path / "ours/case_00.nii.gz").stat().st_mtime_ns == before
+
+
+def test_a_case_that_cannot_be_used_does_not_stop_the_others(shipped, folder, tmp_path, capsys):
+    images = make_dataset(tmp_path / "data", cases=3) / "imagesTr"
+    image = nib.load(images / "case_00_0000.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.complex64), image.affine), images / "case_00_0000.nii.gz")
+    content = bytearray(gzip.decompress((images / "case_01_0000.nii.gz").read_bytes()))
+    content[70:72] = b"\x09\x03"  # no type of voxels
+    (images / "case_01_0000.nii.gz").write_bytes(gzip.compress(bytes(content)))
+    assert shipped.main([str(images), str(tmp_path / "out")]) == 2
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'out' / 'case_02.nii.gz'}\n"
+    assert [line.split(":")[0] for line in err.splitlines()] == ["case 'case_00'", "case 'case_01'"]
+    (tmp_path / "none").mkdir()
+    shutil.copy(folder / "pipeline.json", tmp_path / "none")
+    with pytest.raises(shipped.MistakeError, match=r"network\.onnx: cannot be used"):
+        shipped.Runner(tmp_path / "none")
 
 
 def test_flips_are_averaged(shipped, folder):

@@ -104,6 +104,14 @@ def test_batch_norm_is_not_checkpointed(tiny_recipe: Path) -> None:
     switches.switch_on(model, recipe.train, CPU)
 
 
+def test_channels_last_leaves_what_has_no_such_order(tiny_recipe: Path) -> None:
+    """A scale of each channel has four axes in `ux_net`."""
+    recipe = load_recipe(tiny_recipe, {"train.channels_last": True})
+    model = Trainer(recipe, CPU).model
+    model.encoder.register_parameter("scale", nn.Parameter(torch.ones(4, 1, 1, 1)))
+    switches.switch_on(model, recipe.train, CPU)
+
+
 @pytest.mark.parametrize("encoder", ["plain_conv", "residual"])
 def test_channels_last_gives_the_same_gradients(tiny_recipe: Path, encoder: str) -> None:
     settings = {"model.encoder": {"kind": encoder, "channels": [4, 8, 8], "blocks": 1}}
