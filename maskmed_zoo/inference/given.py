@@ -44,5 +44,9 @@ def given_image(
 
 def check_into(into: NDArray[Any] | None, shape: tuple[int, ...]) -> None:
     """Raise `ArgumentError` for an array that cannot take probabilities (k z y x) of this shape."""
+    if into is not None and not isinstance(into, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(f"into: expected an array of NumPy, perhaps mapped from a file, got {type(into).__name__}")
+    if into is not None and not into.flags.writeable:
+        raise ArgumentError("into: is read-only; map its file with mode 'r+' or 'w+'")
     if into is not None and (into.shape != shape or into.dtype.kind != "f"):
         raise ArgumentError(f"into: expected floating point numbers {shape}, got {into.dtype} {into.shape}")

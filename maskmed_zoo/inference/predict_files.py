@@ -106,7 +106,7 @@ class Predicting:
         try:
             work_through(left, Steps(is_done, self._computed, self._write), work)
         finally:
-            if not was_there:
+            if left and not was_there:
                 with suppress(OSError):
                     self.folder.rmdir()  # where nothing came of it
         return work

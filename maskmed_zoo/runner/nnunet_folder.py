@@ -125,7 +125,8 @@ def _checkpoints(trained: Trained, name: str) -> list[Path]:
     if trained.fold is not None:
         folds = [trained.fold]
     else:
-        folds = sorted(trained.folder.glob("fold_[0-9]*"), key=lambda fold: (len(fold.name), fold.name))
+        numbered = [path for path in trained.folder.glob("fold_*") if path.name.removeprefix("fold_").isdecimal()]
+        folds = sorted(numbered, key=lambda fold: (len(fold.name), fold.name))
     found = [fold / name for fold in folds if is_file(fold / name)]
     whole = trained.folder / "fold_all" / name
     if trained.fold is None and not found and is_file(whole):
