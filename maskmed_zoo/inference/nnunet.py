@@ -23,15 +23,12 @@ from maskmed_zoo.data.fingerprint import Fingerprint
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.nnunet_order import VoxelOrder
 from maskmed_zoo.data.preprocess import Region
-from maskmed_zoo.inference.given import check_into, given_image
 from maskmed_zoo.inference.nnunet_windows import window_logits
 from maskmed_zoo.inference.predictor import Predictor, Prepared
 from maskmed_zoo.inference.to_image import resized
 from maskmed_zoo.inference.write import Prediction
-from maskmed_zoo.memory import within_memory
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.recipe import Recipe
-from maskmed_zoo.settings import Spacing3
 
 
 @dataclass(frozen=True)
@@ -97,43 +94,44 @@ class NNUNetPredictor(Predictor):
         self.way, self.mirror_axes = way, way.mirror_axes if recipe.inference.mirror else ()
         self.dtype = torch.float16 if self.device.type == "cuda" else None
 
-    def segment(
+    def _segment(
         self,
         image: NDArray[Any],
-        geometry: Geometry | None = None,
+        geometry: Geometry,
+        network: torch.device,
+        sums: torch.device,
         *,
-        spacing: Spacing3 | None = None,
-        affine: NDArray[np.float64] | None = None,
-        probabilities: bool = False,
-        into: NDArray[np.floating] | None = None,
+        keep: bool,
+        into: NDArray[np.floating] | None,
     ) -> Prediction:
-        """Labels (z y x) of an image on its own voxels; see `Predictor.segment`."""
-        image, geometry = given_image(image, geometry, spacing, affine)
-        check_into(into, (self.models[0].num_classes, *image.shape[1:]))
-        with within_memory(f"{geometry.source or 'image'}: to segment it"):
-            logits, region = self._logits(image, geometry)
-            order, inside = self.order_of(geometry), logits_to_labels(logits, region)
-            made_of = LogitProbabilities(logits, region, order, self.labels.names)
-            if into is not None:
-                for index, (_, found) in enumerate(made_of):
-                    into[index] = found
-            labels = order.back(uncropped(inside, region.box, region.shape))
-            return Prediction(labels, None, geometry, made_of if probabilities else None)
+        del sums  # on the CPU, as in nnU-Net where the device has no room for them
+        ready = self.prepare(image, geometry)
+        logits, region = self.network_logits(ready.image, network), ready.region
+        order, inside = self.order_of(geometry), logits_to_labels(logits, region)
+        made_of = LogitProbabilities(logits, region, order, self.labels.names)
+        if into is not None:
+            for index, (_, found) in enumerate(made_of):
+                into[index] = found
+        labels = order.back(uncropped(inside, region.box, region.shape))
+        return Prediction(labels, None, geometry, made_of if keep else None)
 
     def prepare(self, image: NDArray[np.float32], geometry: Geometry) -> Prepared:
         """Image (c z y x) in its own units to what the network sees, in nnU-Net's order; see `Predictor.prepare`."""
         order = self.order_of(geometry)
         return super().prepare(order.turned(image), order.geometry(geometry))
 
-    def network_logits(self, prepared: Tensor) -> Tensor:
-        """Of a prepared image (c d h w): logits (k d h w) float16 on the CPU, at the network's spacing."""
+    def network_logits(self, prepared: Tensor, device: torch.device | None = None) -> Tensor:
+        """Of a prepared image (c d h w): logits (k d h w) float16 on the CPU, at the network's spacing.
+
+        `device`: where the networks are now, if not where they belong.
+        """
         return window_logits(
             [partial(self._final_logits, model) for model in self.models],
             prepared,
             self.recipe.data.patch_size,
             self.models[0].num_classes,
             mirror_axes=self.mirror_axes,
-            device=self.device,
+            device=device or self.device,
         )
 
     def network_probabilities(self, prepared: Tensor) -> Tensor:
@@ -143,10 +141,6 @@ class NNUNetPredictor(Predictor):
     def order_of(self, geometry: Geometry) -> VoxelOrder:
         """How voxels of such a grid are turned for the network."""
         return VoxelOrder.of(geometry, self.way.transpose, turns=self.way.turns)
-
-    def _logits(self, image: NDArray[np.float32], geometry: Geometry) -> tuple[Tensor, Region]:
-        ready = self.prepare(image, geometry)
-        return self.network_logits(ready.image), ready.region
 
     def _final_logits(self, model: SegmentationModel, windows: Tensor) -> Tensor:
         return self._output(model, windows).stages[0].spatial
