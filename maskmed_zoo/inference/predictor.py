@@ -9,8 +9,7 @@ resampled where the windows are, and their probabilities become labels on the im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
@@ -124,11 +123,12 @@ class Predictor:
 
     @property
     def model(self) -> SegmentationModel:
-        """The network; raises `ArgumentError` for several, whose outputs of a window are not one."""
+        """The network, on the device; raises `ArgumentError` for several, whose outputs of a window are not one."""
         if len(self.models) > 1:
             raise ArgumentError(
                 f"{len(self.models)} networks together have no one output; give one of them, as a fold of the study"
             )
+        self._place(self.device)
         return self.models[0]
 
     def segment(
@@ -154,8 +154,7 @@ class Predictor:
         check_into(into, (self.models[0].num_classes, *image.shape[1:]))
 
         def segmented(network: torch.device, sums: torch.device) -> Prediction:
-            with self._on(network):
-                return self._segment(image, geometry, network, sums, keep=probabilities, into=into)
+            return self._segment(image, geometry, network, sums, keep=probabilities, into=into)
 
         with within_memory(f"{geometry.source or 'image'}: to segment it"):
             found = with_memory(self.device, segmented)
@@ -187,17 +186,11 @@ class Predictor:
             objects = follow_labels(replace(seen, ids=ids), found.labels, geometry.spacing)
         return Prediction(found.labels, objects, geometry, made_of)
 
-    @contextmanager
-    def _on(self, device: torch.device) -> Generator[None]:
-        """The networks on another device, for as long as this lasts."""
-        if device == self.device:
-            yield
-            return
-        try:
-            self.models = [moved(model, device) for model in self.models]
-            yield
-        finally:
-            self.models = [moved(model, self.device) for model in self.models]
+    def _place(self, device: torch.device) -> None:
+        """Have the networks on a device, where they stay until they are needed on another."""
+        with torch.inference_mode(False):  # whose tensors could not be trained any more
+            for model in self.models:
+                model.to(device)
 
     def probabilities(
         self,
@@ -276,6 +269,7 @@ class Predictor:
         return HeadOutput([StageOutput(logits=total.div_(len(says)).log_())])
 
     def _run(self, image: Image, windows: Windows, device: torch.device, *consumers: Consumer) -> None:
+        self._place(device)
         size = self.recipe.inference.batch_size
         for places, output in visit(self._together, image, windows, batch_size=size, device=device):
             for consumer in consumers:
