@@ -37,7 +37,7 @@ from maskmed_zoo.inference.postprocessing import Postprocessing
 from maskmed_zoo.inference.probability_map import ProbabilityMap
 from maskmed_zoo.inference.segmented import Segmented
 from maskmed_zoo.inference.sliding_window import Consumer, Image, Windows, visit
-from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels
+from maskmed_zoo.inference.stitcher import Instances, Stitcher, bytes_needed, follow_labels
 from maskmed_zoo.inference.to_image import LabelProbabilities, nearest
 from maskmed_zoo.inference.write import Prediction
 from maskmed_zoo.memory import within_memory
@@ -173,15 +173,17 @@ class Predictor:
         case = self._cropped(image, geometry, 0)
         region, inference = case.region, self.recipe.inference
         windows = Windows(region.resampled, self.recipe.data.patch_size, inference.overlap)
-        where = geometry.source or "image"
-        found = Segmented(windows, region, self.models[0].num_classes, device=sums, into=into, keep=keep, where=where)
-        has_objects = _has_objects(self.models[0], self.recipe)
-        stitcher = Stitcher(windows, threshold=inference.instance_threshold) if has_objects else None
+        where, num_classes = geometry.source or "image", self.models[0].num_classes
+        separates, has_queries = self.recipe.data.instances is not None, _has_objects(self.models[0], self.recipe)
+        beside = bytes_needed(windows, region.shape, has_queries=has_queries) if separates else 0
+        found = Segmented(windows, region, num_classes, device=sums, into=into, keep=keep, beside=beside, where=where)
+        stitcher = Stitcher(windows, threshold=inference.instance_threshold) if has_queries else None
         self._run(ImageSlab(case, windows.axis), windows, network, found, *([stitcher] if stitcher else []))
         made_of = None if found.seen is None else LabelProbabilities(found.seen, region, self.labels.names)
         objects = None
-        if self.recipe.data.instances is not None:
+        if separates:
             seen = Instances(np.zeros((1, 1, 1), np.int32), (), ()) if stitcher is None else stitcher.result()
+            del stitcher  # its maps are as large as what it gave
             ids = uncropped(nearest(seen.ids, region.cropped), region.box, region.shape)
             objects = follow_labels(replace(seen, ids=ids), found.labels, geometry.spacing)
         return Prediction(found.labels, objects, geometry, made_of)

@@ -35,7 +35,7 @@ from maskmed_zoo.data.predicted import (
 )
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned, sha256_of, unwritable, write_json
-from maskmed_zoo.inference.stitcher import Instances
+from maskmed_zoo.inference.stitcher import Instances, counts
 from maskmed_zoo.inference.write_probabilities import write_probabilities
 from maskmed_zoo.labels import Labels
 
@@ -217,7 +217,7 @@ def _counted(paths: Sequence[Path]) -> str:
 
 def write_instances(target: Path, found: Instances, names: Sequence[str], geometry: Geometry) -> None:
     """The map of objects beside the label map `target`, and for each its label's name, its volume and its score."""
-    sizes = np.bincount(found.ids.ravel(), minlength=len(found.labels) + 1)[1:] * np.prod(geometry.spacing)
+    sizes = counts(found.ids, len(found.labels) + 1)[1:] * np.prod(geometry.spacing)
     facts = {
         str(number): {"label": names[label], "volume_mm3": round(float(volume), 3), "score": score}
         for number, (label, volume, score) in enumerate(zip(found.labels, sizes, found.scores, strict=True), start=1)

@@ -19,7 +19,7 @@ from maskmed_zoo.contracts import HeadOutput, StageOutput
 from maskmed_zoo.data.image import geometry_of
 from maskmed_zoo.data.spline import nearest_index
 from maskmed_zoo.errors import ArgumentError, JointError, MemoryShortageError, NonFiniteError
-from maskmed_zoo.inference import image_slab, probability_map
+from maskmed_zoo.inference import image_slab, probability_map, segmented
 from maskmed_zoo.inference import predictor as module
 from maskmed_zoo.inference import to_image as resample
 from maskmed_zoo.inference.predictor import Predictor
@@ -243,6 +243,27 @@ def test_more_than_memory_holds_is_told_before_the_first_window(tiny_recipe: Pat
     with pytest.raises(MemoryShortageError, match=r"image: 9 x 20 x 18 voxels at the recipe's spacing, of 3 labels"):
         predictor.segment(np.ones((1, 9, 20, 18), np.float32), spacing=(2.0, 1.0, 1.0))
     assert not calls
+
+
+@pytest.mark.parametrize("head", ["masked_query", "pointwise"])
+def test_objects_are_counted_before_the_first_window(tiny_recipe: Path, head: str, monkeypatch: Any) -> None:
+    loss = "set_criterion" if head == "masked_query" else "ce_dice"
+    changes = {"model.head.kind": head, "model.loss.kind": loss, "data.normalization": "zscore"}
+    changes |= {"model.head.num_queries": 6} if head == "masked_query" else {}
+    image = np.random.default_rng(0).normal(size=(1, 9, 20, 18))
+    needed: dict[str, int] = {}
+    for instances in (None, "components"):
+        recipe = load_recipe(tiny_recipe, changes | {"data.instances": instances})
+        predictor = Predictor(recipe, model_of(recipe), device="cpu")
+        monkeypatch.setattr("maskmed_zoo.memory.available", lambda: 0)
+        with pytest.raises(MemoryShortageError) as caught:
+            predictor.segment(image, spacing=(2.0, 1.0, 1.0))
+        assert ("of 3 labels and their objects, which needs" in str(caught.value)) == (instances is not None)
+        monkeypatch.setattr(segmented, "check_available", lambda size, _: needed.update({str(instances): size}))
+        assert (predictor.segment(image, spacing=(2.0, 1.0, 1.0)).instances is None) == (instances is None)
+        monkeypatch.undo()
+    per_voxel = (needed["components"] - needed["None"]) / (9 * 20 * 18)
+    assert per_voxel == (20 if head == "masked_query" else 16)
 
 
 def test_a_gpu_without_memory_falls_back_to_the_cpu(

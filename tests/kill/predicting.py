@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,8 +98,12 @@ def _predict(words: list[str], base: Path, hooks: tuple[Hook, ...]) -> None:
         for hook in hooks:
             hook()
         code = command(words)
-        sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
