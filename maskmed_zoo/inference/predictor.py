@@ -68,7 +68,8 @@ class Predictor:
         model: of this recipe, or several; moved to the device and put into evaluation mode.
         fingerprint: intensity statistics of the labelled cases, for 'ct' normalization; empty without any.
         device: cpu, cuda, cuda:1, …; default: CUDA if there is any, else the CPU.
-        weights_sha256: what predicted files are known by; default: the checksum of the model's state.
+        weights_sha256: checksum of the weights, or of those of each of several models, which predicted files are known by;
+            default: of the models' state.
         postprocessing: what is done with every label map, see `maskmed_zoo.inference.postprocessing`.
 
     Raises `ArgumentError` for arguments of other kinds, and for several networks whose queries are to separate objects:
@@ -82,7 +83,7 @@ class Predictor:
         fingerprint: Fingerprint = (),
         *,
         device: str | None = None,
-        weights_sha256: str | None = None,
+        weights_sha256: str | Sequence[str] | None = None,
         postprocessing: Postprocessing | None = None,
     ) -> None:
         expect(
@@ -102,12 +103,18 @@ class Predictor:
         self.models = [moved(one, self.device).eval() for one in models]
         self.dtype = autocast_dtype(recipe.train.amp, self.device)
         self.mirror_axes = recipe.data.mirror_axes if recipe.inference.mirror else ()
-        self._weights_sha256, self.postprocessing = weights_sha256, postprocessing
+        self._weights_sha256 = [weights_sha256] if isinstance(weights_sha256, str) else weights_sha256
+        self.postprocessing = postprocessing
 
     @cached_property
+    def checksums(self) -> Sequence[str]:
+        """Of the weights files, or of the state of the models where they come from no file."""
+        return self._weights_sha256 or [_checksum_of(model) for model in self.models]
+
+    @property
     def weights_sha256(self) -> str:
-        """Checksum of the weights file, or of the model's state where it comes from no file."""
-        return self._weights_sha256 or together([_checksum_of(model) for model in self.models])
+        """What predicted files are known by: the checksum of the weights, of several of all of them together."""
+        return together(self.checksums)
 
     @property
     def settings(self) -> dict[str, Any]:

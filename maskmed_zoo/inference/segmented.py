@@ -23,8 +23,8 @@ class Segmented:
     """The labels (z y x) of a file, of which windows see a `region`; background around that.
 
     `into`, an array (k z y x) of any floating type, gets the probabilities that they are made of; with `keep` those at
-    the network's spacing stay too, `seen` (k z y x) on the CPU. Windows are summed up on `device`. `beside` says how many
-    bytes others need for this image at the same time.
+    the network's spacing stay too, `seen` (k z y x) on the CPU. Windows are summed up on `device`. Others need `beside`
+    bytes for this image.
     Raises `MemoryShortageError` for more than there is memory for, in a line that begins with `where`.
     """
 

@@ -123,7 +123,7 @@ def visit(
 ) -> Generator[tuple[list[Place], HeadOutput]]:
     """Places and outputs of the windows of a normalized image (c d h w) float32, batch after batch.
 
-    `model` gets up to `batch_size` windows (b c d h w) on `device`, and places come in the order of `windows.places`. It
+    Places come in the order of `windows.places`. `model` gets up to `batch_size` windows (b c d h w) on `device`, and
     runs in inference mode; put it in `eval()` before. A volume smaller than the window is padded with zeros on both
     sides. Windows in which every channel has one value, such as air, share one output while that value stays the same.
     """

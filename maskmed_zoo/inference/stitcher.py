@@ -95,8 +95,8 @@ class Stitcher:
     """A consumer of windows: their objects to objects of the volume (z y x).
 
     Windows come in the order of `Windows.places`. A voxel belongs to the object of the window in which it lies most
-    central (by the weights of `sliding_window`). Memory: 8 bytes per voxel of the volume, 12 when the result is made, and
-    the maps of the windows that may still meet a later one.
+    central (by the weights of `sliding_window`). Memory: 8 bytes per voxel of the volume, 12 while the result is made,
+    and the maps of the windows that may still meet a later one.
     """
 
     def __init__(self, windows: Windows, *, threshold: float) -> None:
@@ -173,8 +173,8 @@ def follow_labels(found: Instances, labels: NDArray[np.integer], spacing: Sequen
 
     An object keeps the voxels of its own label. Foreground voxels of no object join the nearest one (mm, by `spacing`)
     in their component of that label (26 neighbours); a component without any is an object of its own, without score.
-    So without objects found, the components of every label come out. Memory: 16 bytes per voxel, and some 20 per voxel of
-    the box around a component that objects cover in part.
+    So without objects found, the components of every label come out. Memory: 16 bytes per voxel, and some 20 per voxel
+    of the box around a component that objects cover in part.
     """
     ids = found.ids.astype(np.int32)
     ids[_renumbered(np.array([0, *found.labels], labels.dtype), ids) != labels] = 0
