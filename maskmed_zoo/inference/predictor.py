@@ -68,7 +68,7 @@ class Predictor:
         model: of this recipe, or several; moved to the device and put into evaluation mode.
         fingerprint: intensity statistics of the labelled cases, for 'ct' normalization; empty without any.
         device: cpu, cuda, cuda:1, …; default: CUDA if there is any, else the CPU.
-        weights_sha256: checksum of the weights, or of those of each of several models, which predicted files are known by;
+        weights_sha256: checksum of the weights, or several of those of each model, which predicted files are known by;
             default: of the models' state.
         postprocessing: what is done with every label map, see `maskmed_zoo.inference.postprocessing`.
 
@@ -231,11 +231,26 @@ class Predictor:
         part: tuple[int, int] = (1, 1),
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Path]:
-        """Segment image files or folders of them into `out`; see `maskmed_zoo.inference.predict_files`."""
-        from maskmed_zoo.inference.predict_files import predict_files
+        """Segment image files or folders of them; returns the label maps written, `out/NAME.nii.gz` each.
 
-        how: dict[str, Any] = {"overwrite": overwrite, "probabilities": probabilities, "npz": npz, "part": part}
-        return predict_files(self, inputs, out, progress=progress, **how)
+        `out` may name the one label map to write if there is one input file. Where the recipe separates instances,
+        `NAME_instances.nii.gz` and `NAME_instances.json` lie beside it; with `probabilities` and `npz` the files of
+        `inference.write_probabilities`. Cases finished by the same weights and settings are skipped unless `overwrite`,
+        which also replaces what others made. `part` (i, n) takes the i-th of n disjoint shares of the cases, counted
+        from 1. `progress(done, total)` counts all cases of the part. While a case is computed the next one is read and
+        the last one written, see `inference.pipeline`.
+
+        Raises one `DataError` for all inputs that cannot be used, after the others are finished; and, before anything
+        is predicted, where an output would be an input, or label maps are in the way that other weights or settings
+        made, or something unknown, which is never replaced. Raises `OutputError` where nothing can be written; what is
+        finished stays.
+        """
+        from maskmed_zoo.inference.predict_files import Predicting
+
+        cases = Predicting(self, inputs, out, overwrite=overwrite, probabilities=probabilities, npz=npz, part=part)
+        work = cases.run(progress)
+        work.failures.tell(len(cases.jobs), cases.others)
+        return work.written
 
     def prepare(self, image: NDArray[Any], geometry: Geometry) -> Prepared:
         """Image (c z y x) in its own units to what the network sees: its non-zero region, normalized, at its spacing.

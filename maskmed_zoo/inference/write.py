@@ -68,9 +68,9 @@ def write_prediction(
 ) -> None:
     """Write a case's files; `request` is the checksum of the image and settings that they were made with.
 
-    `probabilities` are written in these forms, beside the label map; the prediction has to have them. Files of an earlier
-    prediction that had more are removed, unless it is the same one: of these weights and settings, without `overwrite`.
-    Everything is written under other names first, so that an earlier prediction stays whole until the new one is.
+    `probabilities` are written in these forms, beside the label map; the prediction has to have them. What an earlier
+    one had more is removed, unless it was the same: of these weights and settings, without `overwrite`. Everything is
+    written under other names first, so that an earlier prediction stays whole until the new one is.
     Raises `DataError` for a label map that cannot be stored, and unless `overwrite` where another process has put one
     of other weights there, `OutputError` if a file cannot be written.
     """
