@@ -202,10 +202,10 @@ def follow_labels(found: Instances, labels: NDArray[np.integer], spacing: Sequen
 
 def counts(ids: NDArray[np.integer], size: int) -> NDArray[np.intp]:
     """How often each number below `size` stands in a map (z y x); by slices, of which NumPy makes 64-bit numbers."""
-    counts = np.zeros(size, np.intp)
+    total = np.zeros(size, np.intp)
     for part in ids:
-        counts += np.bincount(part.ravel(), minlength=size)
-    return counts
+        total += np.bincount(part.ravel(), minlength=size)
+    return total
 
 
 def _renumbered(table: NDArray[np.integer], ids: NDArray[np.integer]) -> NDArray[np.integer]:
