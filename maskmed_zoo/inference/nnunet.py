@@ -123,15 +123,17 @@ class NNUNetPredictor(Predictor):
     def network_logits(self, prepared: Tensor, device: torch.device | None = None) -> Tensor:
         """Of a prepared image (c d h w): logits (k d h w) float16 on the CPU, at the network's spacing.
 
-        `device`: where the networks are now, if not where they belong.
+        `device`: where the networks are to do it, if not where they belong.
         """
+        device = device or self.device
+        self._place(device)
         return window_logits(
             [partial(self._final_logits, model) for model in self.models],
             prepared,
             self.recipe.data.patch_size,
             self.models[0].num_classes,
             mirror_axes=self.mirror_axes,
-            device=device or self.device,
+            device=device,
         )
 
     def network_probabilities(self, prepared: Tensor) -> Tensor:

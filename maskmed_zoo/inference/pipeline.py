@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -147,7 +147,7 @@ class _Pass:
     def _computed(self, job: Job, image: Image) -> Prediction | None:
         """What is made of an image, None where nothing can be."""
         with self.work.failures.kept(), within_memory(_name(job)):
-            with suppress(MemoryShortageError):
+            with suppress(MemoryShortageError) if self._is_beside() else nullcontext():
                 return self.steps.compute(image)
             self._finish_writing()
             if self.ahead is not None and self.ahead.image is not None:
@@ -155,6 +155,10 @@ class _Pass:
                 self.ahead.image = None
             return self.steps.compute(image)
         return None
+
+    def _is_beside(self) -> bool:
+        """Whether another case is in memory, one that is being written or read ahead."""
+        return self.writing is not None or (self.ahead is not None and self.ahead.image is not None)
 
     def _finish_writing(self) -> None:
         if self.writing is None:

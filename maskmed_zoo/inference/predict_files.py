@@ -21,39 +21,8 @@ from maskmed_zoo.inference.write import Prediction, check_targets, clear_abandon
 from maskmed_zoo.memory import within_memory
 
 
-def predict_files(
-    predictor: Predictor,
-    inputs: str | Path | Sequence[str | Path],
-    out: str | Path,
-    *,
-    overwrite: bool = False,
-    probabilities: bool = False,
-    npz: bool = False,
-    part: tuple[int, int] = (1, 1),
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Path]:
-    """Segment image files or folders of them; returns the label maps written, `out/NAME.nii.gz` each.
-
-    `out` may name the one label map to write if there is one input file. Where the recipe separates instances,
-    `NAME_instances.nii.gz` and `NAME_instances.json` lie beside it; with `probabilities` and `npz` the files of
-    `inference.write_probabilities`. Cases finished by the same weights and settings are skipped unless `overwrite`,
-    which also replaces what others made. `part` (i, n) takes the i-th of n disjoint shares of the cases, counted from
-    1. `progress(done, total)` counts all cases of the part. While a case is computed the next one is read and the last
-    one written, see `inference.pipeline`.
-
-    Raises one `DataError` for all inputs that cannot be used, after the others are finished; and, before anything is
-    predicted, where an output would be an input, or label maps are in the way that other weights or settings made, or
-    something unknown, which is never replaced. Raises `OutputError` where nothing can be written; what is finished
-    stays.
-    """
-    cases = Predicting(predictor, inputs, out, overwrite=overwrite, probabilities=probabilities, npz=npz, part=part)
-    work = cases.run(progress)
-    work.failures.tell(len(cases.jobs), cases.others)
-    return work.written
-
-
 class Predicting:
-    """The cases of the inputs and their label maps, as `predict_files` takes them; making one checks them all."""
+    """The cases of the inputs and their label maps, as `Predictor.files` takes them; making one checks them all."""
 
     def __init__(
         self,

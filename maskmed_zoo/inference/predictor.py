@@ -9,8 +9,7 @@ resampled where the windows are, and their probabilities become labels on the im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
@@ -38,7 +37,7 @@ from maskmed_zoo.inference.postprocessing import Postprocessing
 from maskmed_zoo.inference.probability_map import ProbabilityMap
 from maskmed_zoo.inference.segmented import Segmented
 from maskmed_zoo.inference.sliding_window import Consumer, Image, Windows, visit
-from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels
+from maskmed_zoo.inference.stitcher import Instances, Stitcher, bytes_needed, follow_labels
 from maskmed_zoo.inference.to_image import LabelProbabilities, nearest
 from maskmed_zoo.inference.write import Prediction
 from maskmed_zoo.memory import within_memory
@@ -69,7 +68,8 @@ class Predictor:
         model: of this recipe, or several; moved to the device and put into evaluation mode.
         fingerprint: intensity statistics of the labelled cases, for 'ct' normalization; empty without any.
         device: cpu, cuda, cuda:1, …; default: CUDA if there is any, else the CPU.
-        weights_sha256: what predicted files are known by; default: the checksum of the model's state.
+        weights_sha256: checksum of the weights, or several of those of each model, which predicted files are known by;
+            default: of the models' state.
         postprocessing: what is done with every label map, see `maskmed_zoo.inference.postprocessing`.
 
     Raises `ArgumentError` for arguments of other kinds, and for several networks whose queries are to separate objects:
@@ -83,7 +83,7 @@ class Predictor:
         fingerprint: Fingerprint = (),
         *,
         device: str | None = None,
-        weights_sha256: str | None = None,
+        weights_sha256: str | Sequence[str] | None = None,
         postprocessing: Postprocessing | None = None,
     ) -> None:
         expect(
@@ -103,12 +103,18 @@ class Predictor:
         self.models = [moved(one, self.device).eval() for one in models]
         self.dtype = autocast_dtype(recipe.train.amp, self.device)
         self.mirror_axes = recipe.data.mirror_axes if recipe.inference.mirror else ()
-        self._weights_sha256, self.postprocessing = weights_sha256, postprocessing
+        self._weights_sha256 = [weights_sha256] if isinstance(weights_sha256, str) else weights_sha256
+        self.postprocessing = postprocessing
 
     @cached_property
+    def checksums(self) -> Sequence[str]:
+        """Of the weights files, or of the state of the models where they come from no file."""
+        return self._weights_sha256 or [_checksum_of(model) for model in self.models]
+
+    @property
     def weights_sha256(self) -> str:
-        """Checksum of the weights file, or of the model's state where it comes from no file."""
-        return self._weights_sha256 or together([_checksum_of(model) for model in self.models])
+        """What predicted files are known by: the checksum of the weights, of several of all of them together."""
+        return together(self.checksums)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -124,11 +130,12 @@ class Predictor:
 
     @property
     def model(self) -> SegmentationModel:
-        """The network; raises `ArgumentError` for several, whose outputs of a window are not one."""
+        """The network, on the device; raises `ArgumentError` for several, whose outputs of a window are not one."""
         if len(self.models) > 1:
             raise ArgumentError(
                 f"{len(self.models)} networks together have no one output; give one of them, as a fold of the study"
             )
+        self._place(self.device)
         return self.models[0]
 
     def segment(
@@ -154,8 +161,7 @@ class Predictor:
         check_into(into, (self.models[0].num_classes, *image.shape[1:]))
 
         def segmented(network: torch.device, sums: torch.device) -> Prediction:
-            with self._on(network):
-                return self._segment(image, geometry, network, sums, keep=probabilities, into=into)
+            return self._segment(image, geometry, network, sums, keep=probabilities, into=into)
 
         with within_memory(f"{geometry.source or 'image'}: to segment it"):
             found = with_memory(self.device, segmented)
@@ -174,30 +180,26 @@ class Predictor:
         case = self._cropped(image, geometry, 0)
         region, inference = case.region, self.recipe.inference
         windows = Windows(region.resampled, self.recipe.data.patch_size, inference.overlap)
-        where = geometry.source or "image"
-        found = Segmented(windows, region, self.models[0].num_classes, device=sums, into=into, keep=keep, where=where)
-        has_objects = _has_objects(self.models[0], self.recipe)
-        stitcher = Stitcher(windows, threshold=inference.instance_threshold) if has_objects else None
+        where, num_classes = geometry.source or "image", self.models[0].num_classes
+        separates, has_queries = self.recipe.data.instances is not None, _has_objects(self.models[0], self.recipe)
+        beside = bytes_needed(windows, region.shape, has_queries=has_queries) if separates else 0
+        found = Segmented(windows, region, num_classes, device=sums, into=into, keep=keep, beside=beside, where=where)
+        stitcher = Stitcher(windows, threshold=inference.instance_threshold) if has_queries else None
         self._run(ImageSlab(case, windows.axis), windows, network, found, *([stitcher] if stitcher else []))
         made_of = None if found.seen is None else LabelProbabilities(found.seen, region, self.labels.names)
         objects = None
-        if self.recipe.data.instances is not None:
+        if separates:
             seen = Instances(np.zeros((1, 1, 1), np.int32), (), ()) if stitcher is None else stitcher.result()
+            del stitcher  # its maps are as large as what it gave
             ids = uncropped(nearest(seen.ids, region.cropped), region.box, region.shape)
             objects = follow_labels(replace(seen, ids=ids), found.labels, geometry.spacing)
         return Prediction(found.labels, objects, geometry, made_of)
 
-    @contextmanager
-    def _on(self, device: torch.device) -> Generator[None]:
-        """The networks on another device, for as long as this lasts."""
-        if device == self.device:
-            yield
-            return
-        try:
-            self.models = [moved(model, device) for model in self.models]
-            yield
-        finally:
-            self.models = [moved(model, self.device) for model in self.models]
+    def _place(self, device: torch.device) -> None:
+        """Have the networks on a device, where they stay until they are needed on another."""
+        with torch.inference_mode(False):  # whose tensors could not be trained any more
+            for model in self.models:
+                model.to(device)
 
     def probabilities(
         self,
@@ -229,11 +231,26 @@ class Predictor:
         part: tuple[int, int] = (1, 1),
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Path]:
-        """Segment image files or folders of them into `out`; see `maskmed_zoo.inference.predict_files`."""
-        from maskmed_zoo.inference.predict_files import predict_files
+        """Segment image files or folders of them; returns the label maps written, `out/NAME.nii.gz` each.
 
-        how: dict[str, Any] = {"overwrite": overwrite, "probabilities": probabilities, "npz": npz, "part": part}
-        return predict_files(self, inputs, out, progress=progress, **how)
+        `out` may name the one label map to write if there is one input file. Where the recipe separates instances,
+        `NAME_instances.nii.gz` and `NAME_instances.json` lie beside it; with `probabilities` and `npz` the files of
+        `inference.write_probabilities`. Cases finished by the same weights and settings are skipped unless `overwrite`,
+        which also replaces what others made. `part` (i, n) takes the i-th of n disjoint shares of the cases, counted
+        from 1. `progress(done, total)` counts all cases of the part. While a case is computed the next one is read and
+        the last one written, see `inference.pipeline`.
+
+        Raises one `DataError` for all inputs that cannot be used, after the others are finished; and, before anything
+        is predicted, where an output would be an input, or label maps are in the way that other weights or settings
+        made, or something unknown, which is never replaced. Raises `OutputError` where nothing can be written; what is
+        finished stays.
+        """
+        from maskmed_zoo.inference.predict_files import Predicting
+
+        cases = Predicting(self, inputs, out, overwrite=overwrite, probabilities=probabilities, npz=npz, part=part)
+        work = cases.run(progress)
+        work.failures.tell(len(cases.jobs), cases.others)
+        return work.written
 
     def prepare(self, image: NDArray[Any], geometry: Geometry) -> Prepared:
         """Image (c z y x) in its own units to what the network sees: its non-zero region, normalized, at its spacing.
@@ -276,6 +293,7 @@ class Predictor:
         return HeadOutput([StageOutput(logits=total.div_(len(says)).log_())])
 
     def _run(self, image: Image, windows: Windows, device: torch.device, *consumers: Consumer) -> None:
+        self._place(device)
         size = self.recipe.inference.batch_size
         for places, output in visit(self._together, image, windows, batch_size=size, device=device):
             for consumer in consumers:

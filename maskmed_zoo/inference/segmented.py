@@ -13,7 +13,7 @@ from torch import Tensor
 from maskmed_zoo.contracts import HeadOutput
 from maskmed_zoo.data.image import times
 from maskmed_zoo.data.preprocess import Region
-from maskmed_zoo.inference.probability_map import ProbabilityMap, ProbabilitySlabs
+from maskmed_zoo.inference.probability_map import ProbabilitySlabs
 from maskmed_zoo.inference.sliding_window import Place, Windows
 from maskmed_zoo.inference.to_image import ToImage, into_array, into_labels, label_type
 from maskmed_zoo.memory import check_available
@@ -23,7 +23,8 @@ class Segmented:
     """The labels (z y x) of a file, of which windows see a `region`; background around that.
 
     `into`, an array (k z y x) of any floating type, gets the probabilities that they are made of; with `keep` those at
-    the network's spacing stay too, `seen` (k z y x) on the CPU. Windows are summed up on `device`.
+    the network's spacing stay too, `seen` (k z y x) on the CPU. Windows are summed up on `device`. Others need `beside`
+    bytes for this image.
     Raises `MemoryShortageError` for more than there is memory for, in a line that begins with `where`.
     """
 
@@ -36,9 +37,10 @@ class Segmented:
         device: torch.device | str = "cpu",
         into: NDArray[np.floating] | None = None,
         keep: bool = False,
+        beside: int = 0,
         where: str = "image",
     ) -> None:
-        _check_memory(windows, region, num_classes, keep=keep, where=where)
+        _check_memory(windows, region, num_classes, keep=keep, beside=beside, where=where)
         self.labels = np.zeros(region.shape, label_type(num_classes))
         self.gives: list[Callable[[slice, Tensor], None]] = [into_labels(self.labels[region.box], windows.axis)]
         if into is not None:
@@ -46,7 +48,7 @@ class Segmented:
                 for index, one in enumerate(into):
                     one[...] = index == 0
             self.gives.append(into_array(into[(slice(None), *region.box)], windows.axis))
-        self.kept = ProbabilityMap(windows, num_classes) if keep else None
+        self.seen = torch.empty(num_classes, *region.resampled) if keep else None
         self.to_image = ToImage(region.resampled, region.cropped, region.thick_back, windows.axis, self._give)
         self.slabs = ProbabilitySlabs(windows, num_classes, self._finished, device)
 
@@ -54,14 +56,10 @@ class Segmented:
         """Add a batch of windows; raises as `ProbabilitySlabs.take`."""
         self.slabs.take(places, output)
 
-    @property
-    def seen(self) -> Tensor | None:
-        """Probabilities (k z y x) at the network's spacing, if they are kept."""
-        return None if self.kept is None else self.kept.result()
-
     def _finished(self, slab: Tensor) -> None:
-        if self.kept is not None:
-            self.kept.keep(slab)
+        if self.seen is not None:
+            axis = self.slabs.windows.axis + 1
+            self.seen.narrow(axis, self.to_image.seen, slab.shape[axis]).copy_(slab)
         self.to_image.take(slab)
 
     def _give(self, rows: slice, probabilities: Tensor) -> None:
@@ -69,9 +67,10 @@ class Segmented:
             give(rows, probabilities)
 
 
-def _check_memory(windows: Windows, region: Region, num_classes: int, *, keep: bool, where: str) -> None:
+def _check_memory(windows: Windows, region: Region, num_classes: int, *, keep: bool, beside: int, where: str) -> None:
     share = 1.0 if keep else min(1.0, windows.window[windows.axis] / windows.shape[windows.axis])
     sums = 4 * num_classes * math.prod(windows.shape) * share
     labels = math.prod(region.shape) * np.dtype(label_type(num_classes)).itemsize
-    what = f"{where}: {times(windows.shape)} voxels at the recipe's spacing, of {num_classes} labels, which"
-    check_available(int(sums) + labels, what)
+    of = f"{num_classes} labels{' and their objects' if beside else ''}"
+    what = f"{where}: {times(windows.shape)} voxels at the recipe's spacing, of {of}, which"
+    check_available(int(sums) + labels + beside, what)

@@ -123,25 +123,45 @@ def visit(
 ) -> Generator[tuple[list[Place], HeadOutput]]:
     """Places and outputs of the windows of a normalized image (c d h w) float32, batch after batch.
 
-    `model` gets up to `batch_size` windows (b c d h w) on `device`, in the order of `windows.places`. It runs in
-    inference mode; put it in `eval()` before. A volume smaller than the window is padded with zeros on both sides.
-    Windows in which every channel has one value, such as air, share one output while that value stays the same.
+    Places come in the order of `windows.places`. `model` gets up to `batch_size` windows (b c d h w) on `device`, and
+    runs in inference mode; put it in `eval()` before. A volume smaller than the window is padded with zeros on both
+    sides. Windows in which every channel has one value, such as air, share one output while that value stays the same.
     """
-    known, constant = None, None
-    for first in range(0, len(windows.places), batch_size):
-        places = windows.places[first : first + batch_size]
-        patches = torch.stack([windows.cut(image, place) for place in places])
-        is_constant = (patches == patches[:, :, :1, :1, :1]).flatten(1).all(1)
-        varied = [place for place, is_same in zip(places, is_constant.tolist(), strict=True) if not is_same]
-        if varied:
-            with torch.inference_mode():  # not across the yield, where it would be the consumer's mode too
-                output = model((patches if len(varied) == len(places) else patches[~is_constant]).to(device))
-            yield varied, output
-            del output  # may be large: what the consumer keeps, it keeps
-        for index in is_constant.nonzero().flatten().tolist():
-            values = patches[index, :, 0, 0, 0]
-            if constant is None or known is None or not torch.equal(values, known):
-                constant = None
-                with torch.inference_mode():
-                    known, constant = values.clone(), model(patches[index : index + 1].to(device))
-            yield [places[index]], constant
+    known: Tensor | None = None
+    constant: HeadOutput | None = None
+    for places, patches, is_constant in _batches(image, windows, batch_size):
+        values = patches[0, :, 0, 0, 0]
+        if is_constant and constant is not None and known is not None and torch.equal(values, known):
+            yield places, constant
+            continue
+        if is_constant:
+            known, constant = values.clone(), None
+        with torch.inference_mode():  # not across the yield, where it would be the consumer's mode too
+            output = model(patches.to(device))
+        constant = output if is_constant else constant
+        yield places, output
+        del output  # may be large: what the consumer keeps, it keeps
+
+
+def _batches(image: Image, windows: Windows, batch_size: int) -> Generator[tuple[list[Place], Tensor, bool]]:
+    """Places in their order, their windows (b c d h w), and whether it is one that is constant, which comes alone."""
+    varied: list[tuple[Place, Tensor]] = []
+    for place in windows.places:
+        patch = windows.cut(image, place)
+        if bool((patch == patch[:, :1, :1, :1]).all()):
+            if varied:
+                yield _stacked(varied)
+            yield [place], patch[None].clone(), True
+        else:
+            varied.append((place, patch))
+            if len(varied) == batch_size:
+                yield _stacked(varied)
+    if varied:
+        yield _stacked(varied)
+
+
+def _stacked(varied: list[tuple[Place, Tensor]]) -> tuple[list[Place], Tensor, bool]:
+    """The windows as a batch, no longer held one by one."""
+    places, patches = [place for place, _ in varied], torch.stack([patch for _, patch in varied])
+    varied.clear()
+    return places, patches, False

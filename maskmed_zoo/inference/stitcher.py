@@ -13,6 +13,7 @@ having come to it. Compared in the tests with Hugging Face's `compute_segments`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -81,12 +82,21 @@ def _of_window(masks: Tensor, scores: Tensor, classes: Tensor) -> Instances:
     )
 
 
+def bytes_needed(windows: Windows, image: Sequence[int], *, has_queries: bool) -> int:
+    """Memory that the objects of an image of so many voxels (z, y, x) take: the `Stitcher`'s, then `follow_labels`'s.
+
+    Those of queries are stitched. What is left out are the boxes of parts of a label that objects cover in part.
+    """
+    seen = math.prod(windows.shape) if has_queries else 0
+    return max(12 * seen, 4 * seen + 16 * math.prod(image))
+
+
 class Stitcher:
     """A consumer of windows: their objects to objects of the volume (z y x).
 
     Windows come in the order of `Windows.places`. A voxel belongs to the object of the window in which it lies most
-    central (by the weights of `sliding_window`). Memory: 8 bytes per voxel of the volume, and the maps of the windows
-    that may still meet a later one.
+    central (by the weights of `sliding_window`). Memory: 8 bytes per voxel of the volume, 12 while the result is made,
+    and the maps of the windows that may still meet a later one.
     """
 
     def __init__(self, windows: Windows, *, threshold: float) -> None:
@@ -144,8 +154,7 @@ class Stitcher:
     def result(self) -> Instances:
         """Objects of the volume seen; a remnant of a view that others overrule is left out."""
         roots = np.array([self._root(index) for index in range(len(self.parents))])
-        ids = roots[self.ids]
-        kept = np.bincount(ids.ravel(), minlength=len(roots))
+        kept = np.bincount(roots, counts(self.ids, len(roots)), minlength=len(roots))
         views: dict[int, list[int]] = {}
         for index, root in enumerate(roots[1:].tolist()):
             views.setdefault(root, []).append(index)
@@ -156,7 +165,7 @@ class Stitcher:
                 labels.append(self.labels[root - 1])
                 scores.append(_mean([self.scores[index] for index in members]))
                 table[root] = len(labels)
-        return Instances(table[ids][self.windows.inner], tuple(labels), tuple(scores))
+        return Instances(_renumbered(table[roots], self.ids[self.windows.inner]), tuple(labels), tuple(scores))
 
 
 def follow_labels(found: Instances, labels: NDArray[np.integer], spacing: Sequence[float]) -> Instances:
@@ -164,10 +173,11 @@ def follow_labels(found: Instances, labels: NDArray[np.integer], spacing: Sequen
 
     An object keeps the voxels of its own label. Foreground voxels of no object join the nearest one (mm, by `spacing`)
     in their component of that label (26 neighbours); a component without any is an object of its own, without score.
-    So without objects found, the components of every label come out.
+    So without objects found, the components of every label come out. Memory: 16 bytes per voxel, and some 20 per voxel
+    of the box around a component that objects cover in part.
     """
-    own = np.array([0, *found.labels], dtype=labels.dtype)[found.ids]
-    ids = np.where(own == labels, found.ids, 0).astype(np.int32)
+    ids = found.ids.astype(np.int32)
+    ids[_renumbered(np.array([0, *found.labels], labels.dtype), ids) != labels] = 0
     names, scores = [*found.labels], [*found.scores]
     for label in np.unique(labels[(labels > 0) & (ids == 0)]).tolist():
         components, _ = cast(tuple[NDArray[np.int32], int], ndimage.label(labels == label, np.ones((3, 3, 3))))
@@ -181,12 +191,29 @@ def follow_labels(found: Instances, labels: NDArray[np.integer], spacing: Sequen
             elif not is_taken[part].all():
                 far = ndimage.distance_transform_edt(~is_taken, spacing, return_distances=False, return_indices=True)
                 nearest = np.asarray(far)
-                here[part] = here[tuple(nearest)][part]
-    sizes = np.bincount(ids.ravel(), minlength=len(names) + 1)
+                left = part & ~is_taken
+                here[left] = here[tuple(axis[left] for axis in nearest)]
+    sizes = counts(ids, len(names) + 1)
     order = sorted((i for i in range(1, len(sizes)) if sizes[i]), key=lambda i: (names[i - 1], -sizes[i], i))
     table = np.zeros(len(sizes), np.int32)
     table[order] = np.arange(1, len(order) + 1)
-    return Instances(table[ids], tuple(names[i - 1] for i in order), tuple(scores[i - 1] for i in order))
+    return Instances(_renumbered(table, ids), tuple(names[i - 1] for i in order), tuple(scores[i - 1] for i in order))
+
+
+def counts(ids: NDArray[np.integer], size: int) -> NDArray[np.intp]:
+    """How often each number below `size` stands in a map (z y x); by slices, of which NumPy makes 64-bit numbers."""
+    total = np.zeros(size, np.intp)
+    for part in ids:
+        total += np.bincount(part.ravel(), minlength=size)
+    return total
+
+
+def _renumbered(table: NDArray[np.integer], ids: NDArray[np.integer]) -> NDArray[np.integer]:
+    """`table[ids]` of a map (z y x); by slices, as `counts`."""
+    found = np.empty(ids.shape, table.dtype)
+    for part, numbers in zip(found, ids, strict=True):
+        part[...] = table[numbers]
+    return found
 
 
 def _shared(place: Place, other: Place, ids: NDArray[np.integer]) -> NDArray[np.integer]:

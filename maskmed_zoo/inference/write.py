@@ -35,7 +35,7 @@ from maskmed_zoo.data.predicted import (
 )
 from maskmed_zoo.errors import DataError
 from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned, sha256_of, unwritable, write_json
-from maskmed_zoo.inference.stitcher import Instances
+from maskmed_zoo.inference.stitcher import Instances, counts
 from maskmed_zoo.inference.write_probabilities import write_probabilities
 from maskmed_zoo.labels import Labels
 
@@ -68,7 +68,8 @@ def write_prediction(
 ) -> None:
     """Write a case's files; `request` is the checksum of the image and settings that they were made with.
 
-    `probabilities` are written in these forms, beside the label map; the prediction has to have them. Everything is
+    `probabilities` are written in these forms, beside the label map; the prediction has to have them. What an earlier
+    one had more is removed, unless it was the same: of these weights and settings, without `overwrite`. Everything is
     written under other names first, so that an earlier prediction stays whole until the new one is.
     Raises `DataError` for a label map that cannot be stored, and unless `overwrite` where another process has put one
     of other weights there, `OutputError` if a file cannot be written.
@@ -93,7 +94,7 @@ def write_prediction(
             with record.held():
                 _refuse_others(record, target, weights_sha256, settings, overwrite)
                 how: dict[str, Any] = {"weights_sha256": weights_sha256, "request": request, "settings": settings}
-                _put_in_place(record, target, files, labels=values, **how)
+                _put_in_place(record, target, files, labels=values, overwrite=overwrite, **how)
     except OSError as error:
         raise unwritable(target, error) from error
 
@@ -121,6 +122,7 @@ def _put_in_place(
     files: Sequence[Path],
     *,
     labels: Mapping[str, int],
+    overwrite: bool,
     weights_sha256: str,
     request: str | None,
     settings: Mapping[str, Any] | None,
@@ -131,7 +133,8 @@ def _put_in_place(
     names = {path.name for path in files}
     unknown = [path for path in there if not record.is_known(path.name, target.name)]
     _refuse_unknown([path for path in unknown if path.name in names])
-    leftover = {path.name for path in there if path not in unknown} - names  # of an earlier prediction that had more
+    is_same = not overwrite and target in there and record.is_made_with(target.name, weights_sha256, settings)
+    leftover = set[str]() if is_same else {path.name for path in there if path not in unknown} - names
     sums = {path.name: sha256_of(path) for path in files}
     record.announce(target.name, weights_sha256, labels, sums, request=request, settings=settings)
     for path in files:  # the label map last
@@ -217,7 +220,7 @@ def _counted(paths: Sequence[Path]) -> str:
 
 def write_instances(target: Path, found: Instances, names: Sequence[str], geometry: Geometry) -> None:
     """The map of objects beside the label map `target`, and for each its label's name, its volume and its score."""
-    sizes = np.bincount(found.ids.ravel(), minlength=len(found.labels) + 1)[1:] * np.prod(geometry.spacing)
+    sizes = counts(found.ids, len(found.labels) + 1)[1:] * np.prod(geometry.spacing)
     facts = {
         str(number): {"label": names[label], "volume_mm3": round(float(volume), 3), "score": score}
         for number, (label, volume, score) in enumerate(zip(found.labels, sizes, found.scores, strict=True), start=1)

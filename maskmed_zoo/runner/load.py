@@ -69,7 +69,7 @@ def load(
     weights, file, steps = together(sums), run.path / POSTPROCESSING, None
     if postprocess and is_file(file):
         steps = read_postprocessing(file, weights, recipe.labels)
-    return Predictor(recipe, models, runs[0].fingerprint(), device=device, weights_sha256=weights, postprocessing=steps)
+    return Predictor(recipe, models, runs[0].fingerprint(), device=device, weights_sha256=sums, postprocessing=steps)
 
 
 def load_together(
@@ -82,6 +82,7 @@ def load_together(
 ) -> Predictor:
     """The networks of several runs, studies and exported weights, each counted once; windows are those of the first.
 
+    They run in the precision of their recipes where it is the same, else in float32.
     Raises what `load` does, and `ArgumentError` unless all have the same labels and channels and see an image in the
     same way.
     """
@@ -106,8 +107,14 @@ def load_together(
                 f"{names[0]}: cannot be averaged with {names[1]}: {difference}; predict with each of them"
             )
     models = [model for member in members for model in member.models]
-    sums = together([member.weights_sha256 for member in members])
-    return Predictor(first.recipe, models, first.fingerprint, device=device, weights_sha256=sums)
+    sums = [checksum for member in members for checksum in member.checksums]  # whichever come from one study
+    return Predictor(_in_one_precision(members), models, first.fingerprint, device=device, weights_sha256=sums)
+
+
+def _in_one_precision(members: Sequence[Predictor]) -> Recipe:
+    """The recipe of the first, in float32 unless all were trained in the same precision."""
+    recipe, is_one = members[0].recipe, len({member.recipe.train.amp for member in members}) == 1
+    return recipe if is_one else load_recipe(recipe, {"train.amp": "off"}, unread=("loss",))
 
 
 def _seen(predictor: Predictor) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def predict(
     part: tuple[int, int] = (1, 1),
     display: Display | None = None,
 ) -> list[Path]:
-    """`predict_files` with the weights `which` of a run, of all folds of a study, or of several; returns what it does.
+    """`Predictor.files` with the weights `which` of a run, of all folds of a study, or of several; returns the same.
 
     With `postprocess` label maps get what was chosen for a run or a study, see `maskmed_zoo.postprocessing`.
     Of several processes that `torchrun` has started, all return the same label maps, or raise the same error.

@@ -15,6 +15,7 @@ import maskmed_zoo as zoo
 from maskmed_zoo.data.case import Case, load_case
 from maskmed_zoo.data.formats import read_labels
 from maskmed_zoo.inference.nnunet import NNUNetPredictor, label_logits
+from maskmed_zoo.model import SegmentationModel
 from tests.conftest import write_nifti
 from tests.interop.plans import network
 from tests.interop.results import plans, random_weights, write_results
@@ -158,6 +159,25 @@ def test_an_array_with_a_spacing_is_a_file_in_ras(folder: Path, tmp_path: Path) 
     np.testing.assert_array_equal(ours.segment(image, spacing=geometry.spacing).labels, expected)
     _, other = read(write_case(tmp_path / "other", np.diag([-1.1, 0.9, 2.5, 1]), SHAPE["LPS"]))
     assert (ours.segment(image, other).labels != expected).any()  # mirrored along x, for nnU-Net another image
+
+
+def test_a_gpu_without_memory_falls_back_to_the_cpu(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, moves = predictor_of(folder), list[str]()
+    image, geometry = read(write_case(tmp_path / "images", SAME, SHAPE["same"]))
+    expected = ours.segment(image, geometry).labels
+
+    def move(model: SegmentationModel, device: torch.device) -> SegmentationModel:
+        moves.append(device.type)
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return model
+
+    ours.device = torch.device("cuda")
+    monkeypatch.setattr(SegmentationModel, "to", move)
+    np.testing.assert_array_equal(ours.segment(image, geometry).labels, expected)
+    assert moves == ["cuda", "cuda", "cpu", "cpu"], "twice the first, then both to the CPU"
 
 
 def test_folds_are_averaged(folder: Path, tmp_path: Path) -> None:

@@ -153,6 +153,35 @@ def test_runs_in_inference_mode_in_batches_and_gives_an_ordinary_tensor() -> Non
     result += 1
 
 
+@given(st.lists(st.sampled_from(["noise", "air", "bone"]), min_size=1, max_size=9), st.integers(1, 4), st.booleans())
+def test_places_come_in_order_and_outputs_are_those_of_each_window(
+    parts: list[str], batch_size: int, is_overlapping: bool
+) -> None:
+    """Whichever windows are constant and share an output."""
+    torch.manual_seed(0)
+    blocks = {"noise": lambda: torch.randn(2, 4, 6, 3), "air": lambda: torch.full((2, 4, 6, 3), -1.0)}
+    blocks["bone"] = lambda: torch.tensor([2.0, 3.0])[:, None, None, None].expand(2, 4, 6, 3)
+    image = torch.cat([blocks[part]() for part in parts], 1)
+    windows = Windows.of(image, (4, 4, 3), 0.5 if is_overlapping else 0.0)
+    net, sizes = nn.Conv3d(2, 3, 3, padding=1), list[int]()
+
+    def predict(x: torch.Tensor) -> HeadOutput:
+        sizes.append(len(x))
+        return HeadOutput([StageOutput(logits=net(x))])
+
+    seen = list(visit(predict, image, windows, batch_size=batch_size, device="cpu"))
+    assert [place for places, _ in seen for place in places] == windows.places
+    assert max(sizes) <= batch_size
+    for places, output in seen:
+        for place, logits in zip(places, output.stages[0].spatial, strict=True):
+            with torch.inference_mode():
+                alone = net(image[(slice(None), *place)][None])[0]
+            torch.testing.assert_close(logits, alone, rtol=1e-5, atol=1e-6)
+    if not is_overlapping and "noise" not in parts:
+        changes = 1 + sum(one != other for one, other in pairwise(parts))
+        assert sizes == [1] * changes
+
+
 def test_mistakes_are_named() -> None:
     image = torch.randn(1, 4, 4, 4)
     with pytest.raises(JointError, match=r"expected \(1, 5, 4, 4, 4\)"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ from maskmed_zoo.contracts import HeadOutput, StageOutput
 from maskmed_zoo.errors import JointError
 from maskmed_zoo.inference.probability_map import ProbabilityMap
 from maskmed_zoo.inference.sliding_window import Windows, visit
-from maskmed_zoo.inference.stitcher import Instances, Stitcher, follow_labels, from_queries
+from maskmed_zoo.inference.stitcher import Instances, Stitcher, bytes_needed, follow_labels, from_queries
+from maskmed_zoo.inference.to_image import nearest
 
 
 def stage_of(objects: list[tuple[int, torch.Tensor]], classes: int = 3, certainty: float = 9.0) -> StageOutput:
@@ -183,6 +186,32 @@ def test_joining_by_hand() -> None:
     assert line((1, 7, 8), (1, 0, 8)).ids.ravel().tolist() == [0] * 4 + [1] * 8
     assert line((1, 4, 8), (1, 2, 4)).ids.ravel().tolist() == [0] * 4 + [1, 1, 2, 2] + [0] * 4  # an IoU of just 0.5
     assert line(None, None).labels == ()
+
+
+def test_memory_is_what_is_counted() -> None:
+    """Of the maps alone: many times more voxels than anything else has."""
+    windows, image = Windows((60, 70, 80), (16, 16, 16), 0.5), (90, 100, 60)
+    voxels = 60 * 70 * 80
+    labels = np.zeros(image, np.uint8)
+    labels[20:40, 10:90, 10:50] = labels[60:80, 10:90, 10:50] = 1
+    tracemalloc.start()
+    try:
+        stitcher = Stitcher(windows, threshold=0.5)
+        stitcher.ids[12:28, 5:65, 11:69] = 1  # all of the first of the two parts
+        stitcher.labels, stitcher.scores, stitcher.sizes, stitcher.parents = [1], [0.9], [1], [0, 1]
+        assert tracemalloc.get_traced_memory()[1] == pytest.approx(8 * voxels, rel=0.05)
+        seen = stitcher.result()
+        assert tracemalloc.get_traced_memory()[1] == pytest.approx(12 * voxels, rel=0.05)
+        del stitcher
+        found = follow_labels(Instances(nearest(seen.ids, image), seen.labels, seen.scores), labels, (1, 1, 1))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sorted(found.scores, key=str) == [0.9, None]
+    counted = bytes_needed(windows, image, has_queries=True)
+    assert 0.9 * counted < peak <= 1.05 * counted
+    assert bytes_needed(windows, image, has_queries=False) == 16 * labels.size
+    assert bytes_needed(windows, (9, 9, 9), has_queries=True) == 12 * voxels
 
 
 def test_scores_are_means_over_windows() -> None:

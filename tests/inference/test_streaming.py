@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from maskmed_zoo.contracts import HeadOutput, StageOutput
 from maskmed_zoo.data.image import geometry_of
 from maskmed_zoo.data.spline import nearest_index
 from maskmed_zoo.errors import ArgumentError, JointError, MemoryShortageError, NonFiniteError
-from maskmed_zoo.inference import image_slab, probability_map
+from maskmed_zoo.inference import image_slab, probability_map, segmented
 from maskmed_zoo.inference import predictor as module
 from maskmed_zoo.inference import to_image as resample
 from maskmed_zoo.inference.predictor import Predictor
@@ -243,6 +245,29 @@ def test_more_than_memory_holds_is_told_before_the_first_window(tiny_recipe: Pat
     assert not calls
 
 
+@pytest.mark.parametrize("head", ["masked_query", "pointwise"])
+def test_objects_are_counted_before_the_first_window(tiny_recipe: Path, head: str, monkeypatch: Any) -> None:
+    loss = "set_criterion" if head == "masked_query" else "ce_dice"
+    changes = {"model.head.kind": head, "model.loss.kind": loss, "data.normalization": "zscore"}
+    changes |= {"model.head.num_queries": 6} if head == "masked_query" else {}
+    image = np.random.default_rng(0).normal(size=(1, 9, 20, 18))
+    needed: list[int] = []
+    for instances in (None, "components"):
+        recipe = load_recipe(tiny_recipe, changes | {"data.instances": instances})
+        predictor = Predictor(recipe, model_of(recipe), device="cpu")
+        monkeypatch.setattr("maskmed_zoo.memory.available", lambda: 0)
+        with pytest.raises(MemoryShortageError) as caught:
+            predictor.segment(image, spacing=(2.0, 1.0, 1.0))
+        assert ("of 3 labels and their objects, which needs" in str(caught.value)) == (instances is not None)
+        sizes = list[int]()
+        monkeypatch.setattr(segmented, "check_available", lambda size, _, sizes=sizes: sizes.append(size))
+        assert (predictor.segment(image, spacing=(2.0, 1.0, 1.0)).instances is None) == (instances is None)
+        monkeypatch.undo()
+        needed += sizes
+    without, with_objects = needed
+    assert (with_objects - without) / (9 * 20 * 18) == (20 if head == "masked_query" else 16)
+
+
 def test_a_gpu_without_memory_falls_back_to_the_cpu(
     tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -258,20 +283,68 @@ def test_a_gpu_without_memory_falls_back_to_the_cpu(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
         return run(self, image, geometry, network, sums, **rest)
 
-    def moved(model: SegmentationModel, device: torch.device) -> SegmentationModel:
-        moves.append(device.type)
-        return model
-
     monkeypatch.setattr(Predictor, "_segment", segment)
-    monkeypatch.setattr(module, "moved", moved)
+    monkeypatch.setattr(SegmentationModel, "to", lambda model, device: moves.append(device.type) or model)
     predictor.device = torch.device("cuda")
     with caplog.at_level(logging.WARNING):
         found = predictor.segment(image, spacing=(2.0, 1.0, 1.0))
     np.testing.assert_array_equal(found.labels, expected)
     assert where == [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cpu")]
-    assert moves == ["cpu", "cuda"]
+    assert moves == ["cpu"], "not back before it is needed there"
     first, second = [record.getMessage() for record in caplog.records]
     assert (
         "cuda: out of memory (CUDA out of memory. Tried to allocate 9 GiB.); windows are summed up on the CPU" in first
     )
     assert "segmented on the CPU" in second
+
+
+class Gpu:
+    """A GPU whose memory others use up: networks are moved to it in pretence, while there is room."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, predictor: Predictor) -> None:
+        self.moves: list[str] = []
+        self.has_room, predictor.device = False, torch.device("cuda")
+
+        def move(model: SegmentationModel, device: torch.device) -> SegmentationModel:
+            assert not torch.is_inference_mode_enabled()
+            self.moves.append(device.type)
+            if device.type == "cuda" and not self.has_room:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return model
+
+        monkeypatch.setattr(SegmentationModel, "to", move)
+
+
+def test_a_network_for_which_there_is_no_room_on_the_gpu_any_more_stays_on_the_cpu(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And nothing that was computed there is lost."""
+    predictor, image = made(tiny_recipe), framed((9, 20, 18))
+    expected = predictor.segment(image, spacing=(2.0, 1.0, 1.0)).labels
+    gpu = Gpu(monkeypatch, predictor)
+    for _ in range(2):
+        gpu.moves.clear()
+        caplog.clear()
+        np.testing.assert_array_equal(predictor.segment(image, spacing=(2.0, 1.0, 1.0)).labels, expected)
+        assert gpu.moves == ["cuda", "cuda", "cpu"]
+        assert "this case is segmented on the CPU" in caplog.records[-1].getMessage()
+
+
+def test_who_uses_the_network_after_that_finds_it_on_its_device(
+    tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, image = made(tiny_recipe), framed((9, 20, 18))
+    gpu = Gpu(monkeypatch, predictor)
+    predictor.segment(image, spacing=(2.0, 1.0, 1.0))
+    gpu.has_room = True
+    windows = torch.zeros(1, 1, 8, 16, 16)
+    uses: list[Callable[[], object]] = [
+        lambda: predictor.model,
+        lambda: predictor.run(windows),
+        lambda: predictor.network_probabilities(windows[0]),
+    ]
+    for use in uses:
+        gpu.moves.clear()
+        with torch.inference_mode(), suppress(AssertionError, RuntimeError):  # of windows that are not on a GPU
+            use()
+        assert gpu.moves == ["cuda"]

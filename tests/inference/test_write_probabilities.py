@@ -138,6 +138,31 @@ def test_a_case_is_finished_with_all_that_was_asked_for(recipe: Recipe, dataset:
     assert {path.name for path in out.iterdir()} == {"case_00.nii.gz", STAMP}, "no probabilities of another prediction"
 
 
+def test_forms_are_asked_for_one_after_the_other(recipe: Recipe, dataset: Path, tmp_path: Path) -> None:
+    """The second stands beside the first, unless another prediction takes their place."""
+    predictor, source, out = made(recipe), dataset / "imagesTr" / "case_00_0000.nii.gz", tmp_path / "out"
+    first = out / "case_00_probabilities.nii.gz"
+    predictor.files(source, out, probabilities=True)
+    before = first.read_bytes()
+    assert len(predictor.files(source, out, npz=True)) == 1
+    assert {path.name for path in out.iterdir()} == FILES | {STAMP}
+    assert first.read_bytes() == before
+    assert set(json.loads((out / STAMP).read_text())["files"]) == FILES
+    assert predictor.files(source, out, probabilities=True, npz=True) == []
+    assert len(predictor.files(source, out, npz=True, overwrite=True)) == 1
+    only_npz = FILES - {first.name} | {STAMP}
+    assert {path.name for path in out.iterdir()} == only_npz
+    predictor.files(source, out, probabilities=True)
+    (out / "case_00.nii.gz").unlink()  # what is predicted now may be of another image
+    assert len(predictor.files(source, out, npz=True)) == 1
+    assert {path.name for path in out.iterdir()} == only_npz
+    for other in (made(recipe, 1), made(load_recipe(recipe, {"inference.overlap": 0.25}))):
+        predictor.files(source, out, probabilities=True, overwrite=True)
+        assert "made" in refusal(lambda other=other: other.files(source, out, npz=True))
+        assert len(other.files(source, out, npz=True, overwrite=True)) == 1
+        assert {path.name for path in out.iterdir()} == only_npz
+
+
 def test_files_of_others_stay(recipe: Recipe, dataset: Path, tmp_path: Path) -> None:
     predictor, source, out = made(recipe), dataset / "imagesTr" / "case_00_0000.nii.gz", tmp_path / "out"
     out.mkdir()

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,8 +98,12 @@ def _predict(words: list[str], base: Path, hooks: tuple[Hook, ...]) -> None:
         for hook in hooks:
             hook()
         code = command(words)
-        sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
@@ -190,6 +195,20 @@ def two_at_once(whole: Folder, other: Folder) -> str:
     return f"{' and '.join(str(len(end[1])) for end in ends)} cases"
 
 
+def two_and_bad(whole: Folder, other: Folder) -> str:
+    """Two processes on one folder, with a damaged image among ten: both tell of it, and the others are done once."""
+    folder = Folder(shutil.copytree(whole.images, other.out.with_name("two-and-bad-images")), other.out)
+    (folder.images / "case_04_0000.nii.gz").write_bytes(b"damaged")
+    ends = [folder.end(pid) for pid in [folder.begin(), folder.begin()]]
+    for code, _, said in ends:
+        is_told = "case_04_0000.nii.gz" in said and "(1 of 10 cases; the others are in" in said
+        check(holds=code == 2 and is_told and "Traceback" not in said, what=said)
+    compare(whole, Folder(whole.images, other.out), missing=frozenset({"case_04"}))
+    cases = sorted(case for end in ends for case in end[1])
+    check(holds=cases == [f"case_{i:02d}" for i in range(CASES) if i != 4], what=f"computed: {cases}")
+    return f"{' and '.join(str(len(end[1])) for end in ends)} cases, both tell of the other one"
+
+
 def one_dies(whole: Folder, other: Folder) -> str:
     """Of two processes one is killed, and the other does what it was at, too."""
     dying = other.begin(killed_in_write(12))
@@ -244,6 +263,7 @@ def read_only(whole: Folder, other: Folder) -> str:
 KINDS: dict[str, Callable[[Folder, Folder, argparse.Namespace], str]] = {
     "mid-write": lambda whole, other, args: mid_write(whole, other, args.times, args.seed),
     "two-at-once": lambda whole, other, _: two_at_once(whole, other),
+    "two-and-bad": lambda whole, other, _: two_and_bad(whole, other),
     "one-of-two-dies": lambda whole, other, _: one_dies(whole, other),
     "bad-cases": lambda whole, other, _: bad_case(whole, other),
     "read-only": lambda whole, other, _: read_only(whole, other),

@@ -22,8 +22,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(tmp_path: P
 
 
 def test_predictions_that_are_killed_end_as_those_left_alone() -> None:
-    """And two processes on one folder compute each case once."""
-    words = [sys.executable, "-m", "tests.kill.predicting", "mid-write", "two-at-once", "--times", "3", "--seed", "2"]
+    """Two processes on one folder compute each case once, and what cannot be used or written is told."""
+    kinds = ["mid-write", "two-and-bad", "bad-cases", "read-only"]
+    words = [sys.executable, "-m", "tests.kill.predicting", *kinds, "--times", "3", "--seed", "2"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["mid-write", "two-at-once"]
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == kinds

@@ -82,6 +82,17 @@ def test_several_are_known_by_all_their_weights(runs: list[Path]) -> None:
     assert sums[2] == sums[3]
 
 
+def test_precision_is_that_of_all_or_float32(runs: list[Path], tmp_path: Path) -> None:
+    """Whichever comes first."""
+    low = [run_of(tmp_path / str(seed), seed, **{"train.amp": "bf16"}) for seed in (1, 2)]
+    assert zoo.load(low, device="cpu").dtype == torch.bfloat16
+    for several in ([low[0], runs[1]], [runs[1], low[0]]):
+        assert zoo.load(several, device="cpu").dtype is None
+    full = [run_of(tmp_path / "off", 1, **{"train.amp": "off"}), runs[1]]
+    np.testing.assert_array_equal(probabilities([low[0], runs[1]]), probabilities(full))
+    assert np.abs(probabilities(low[0]) - probabilities(full[0])).max() > 1e-4
+
+
 def test_the_command_is_the_call(runs: list[Path], dataset: Path, tmp_path: Path, capsys: Any) -> None:
     images = str(dataset / "imagesTr")
     words = ["--with", f"{runs[1]}@best", images, str(tmp_path / "out"), "--device", "cpu"]

@@ -356,6 +356,11 @@ def test_predict_averages_the_folds(
     assert main(words) == 0
     assert "1 finished before and skipped" in capsys.readouterr().err
     assert together.weights_sha256 == json.loads((study / "evaluation.json").read_text())["weights_sha256"]
+    folds = [study / f"fold_{fold}" for fold in range(4)]
+    assert main(["predict", str(folds[2]), *(f"--with={folds[fold]}" for fold in (3, 0, 1)), *words[2:]]) == 0
+    assert "1 finished before and skipped" in capsys.readouterr().err, "the same networks, whoever brought them"
+    known = [zoo.load(several, device="cpu").weights_sha256 for several in ([study, folds[0]], [*folds, folds[0]])]
+    assert known[0] == known[1] != together.weights_sha256
     (study / "fold_3" / "metrics.csv").unlink()
     assert zoo.load(study, device="cpu").weights_sha256 == together.weights_sha256, "the weights say how far they came"
     (study / "fold_3" / "weights_last.safetensors").unlink()
