@@ -169,6 +169,12 @@ def test_every_head_with_every_neck(head, neck, tmp_path):
     exported({"head": HEADS[head], "neck": NECKS[neck], "loss": loss}, (8, 16, 16), tmp_path)
 
 
+def test_every_encoder_and_decoder_is_here():
+    for kind in ("encoder", "decoder"):
+        used = {(BASE | parts)[kind]["kind"] for parts, _ in ENCODERS.values()} | {BASE[kind]["kind"]}
+        assert used == set(zoo.list(kind=kind))
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoders_and_decoders(name, tmp_path):
     parts, patch = ENCODERS[name]
