@@ -40,7 +40,7 @@ except ImportError as missing:
 Array = np.ndarray[Any, np.dtype[Any]]
 HERE = Path(__file__).resolve().parent
 FORMAT = 1
-TOGETHER = "network.onnx, pipeline.json and predict_onnx.py of one export lie side by side"
+TOGETHER = "put network.onnx, pipeline.json and predict_onnx.py of one export side by side"
 CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
 CARRIED = (
     *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "xyzt_units"),
@@ -64,7 +64,7 @@ class Runner:
             self.steps: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise MistakeError(f"{file}: cannot be read ({error}); {TOGETHER}") from error
-        if self.steps.get("format") != FORMAT:
+        if not isinstance(self.steps, dict) or self.steps.get("format") != FORMAT:
             raise MistakeError(f"{file}: of another version than this program; {TOGETHER}")
         self.channels, self.windows = self.steps["channels"], self.steps["windows"]
         options = onnxruntime.SessionOptions()

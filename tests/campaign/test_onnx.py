@@ -18,6 +18,7 @@ import torch
 
 import maskmed_zoo as zoo
 from maskmed_zoo.build import model_of
+from maskmed_zoo.encoders.monai import NETWORKS
 from maskmed_zoo.export.export import export
 from maskmed_zoo.export.onnx_graph import Session, write_graph
 from maskmed_zoo.export.program import check, program_of
@@ -94,6 +95,10 @@ ENCODERS = {
     "AttentionUnet": (monai("AttentionUnet", channels=[4, 8, 8], strides=[2, 2]), (16, 32, 32)),
     "BasicUNet": (monai("BasicUNet", features=[4, 4, 8, 8, 8, 4]), (16, 32, 32)),
     "VNet": (monai("VNet"), (32, 32, 32)),
+    "SegResNetDS": (monai("SegResNetDS", init_filters=8), (16, 32, 32)),
+    "MedNeXt": (monai("MedNeXt", init_filters=4), (32, 32, 32)),
+    "FlexibleUNet": (monai("FlexibleUNet", backbone="resnet10"), (64, 64, 64)),
+    "SwinUNETR": (monai("SwinUNETR", feature_size=12, depths=[1, 1, 1, 1], window_size=3), (64, 64, 64)),
     "timm convnext": (timm("test_convnext"), (64, 64, 64)),
     "timm resnet": (timm("test_resnet"), (64, 64, 64)),
     "timm efficientnet": (timm("test_efficientnet"), (64, 64, 64)),
@@ -173,6 +178,7 @@ def test_every_encoder_and_decoder_is_here():
     for kind in ("encoder", "decoder"):
         used = {(BASE | parts)[kind]["kind"] for parts, _ in ENCODERS.values()} | {BASE[kind]["kind"]}
         assert used == set(zoo.list(kind=kind))
+    assert set(NETWORKS) <= set(ENCODERS)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

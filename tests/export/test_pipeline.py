@@ -304,6 +304,14 @@ def test_adaptive_pooling_is_in_no_program(tmp_path):
     torch.testing.assert_close(onnx_graph.Session(tmp_path / "network.onnx")(image), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_network_that_is_ended_from_within():
+    """Of MONAI, nested: what comes after its coarsest level is not run."""
+    arguments = {"channels": [4, 8, 8], "strides": [2, 2]}
+    recipe = {"model.encoder": {"kind": "monai", "network": "UNet", "arguments": arguments}}
+    model = zoo.create(zoo.load_recipe("pointwise_hippocampus_cpu", recipe)).eval()
+    program.check(program.program_of(model, (8, 16, 16)).module(), model, (8, 16, 16), "program")
+
+
 def test_what_the_runner_refuses(folder, shipped, tmp_path, capsys):
     good = tmp_path / "in/good_0000.nii.gz"
     write_nifti(good, np.ones((4, 4, 4), np.float32), np.eye(4))
