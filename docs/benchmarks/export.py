@@ -134,7 +134,8 @@ def compared(run: Path, folder: Path, data: Path, bare: Path) -> Iterator[dict[s
 
 def voxels(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
     """Labels of a file."""
-    return np.asarray(nib.load(path).dataobj).astype(int)
+    image: Any = nib.load(path)
+    return np.asarray(image.dataobj).astype(int)
 
 
 def mean_dice(found: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> float:

@@ -61,10 +61,10 @@ class Runner:
     def __init__(self, folder: Path = HERE, *, threads: int = 0) -> None:
         file = folder / "pipeline.json"
         try:
-            self.steps: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            self.steps: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise MistakeError(f"{file}: cannot be read ({error}); {TOGETHER}") from error
-        if not isinstance(self.steps, dict) or self.steps.get("format") != FORMAT:
+        if self.steps.get("format") != FORMAT:
             raise MistakeError(f"{file}: of another version than this program; {TOGETHER}")
         self.channels, self.windows = self.steps["channels"], self.steps["windows"]
         options = onnxruntime.SessionOptions()

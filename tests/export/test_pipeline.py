@@ -350,9 +350,10 @@ def test_what_the_runner_refuses(folder, shipped, tmp_path, capsys):
         with pytest.raises(shipped.MistakeError, match=words):
             runner.segment(image, spacing)
     steps = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
-    (tmp_path / "pipeline.json").write_text(json.dumps(steps | {"format": 2}), encoding="utf-8")
-    with pytest.raises(shipped.MistakeError, match="of another version"):
-        shipped.Runner(tmp_path)
+    for content, words in ((steps | {"format": 2}, "of another version"), ([1], "cannot be read")):
+        (tmp_path / "pipeline.json").write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(shipped.MistakeError, match=words):
+            shipped.Runner(tmp_path)
 
 
 def test_a_missing_package_is_told_in_one_line(folder):
