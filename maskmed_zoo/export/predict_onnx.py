@@ -58,8 +58,8 @@ class MistakeError(Exception):
 class Runner:
     """An exported pipeline: `folder` holds pipeline.json and the network; `threads` 0: as many as there are cores."""
 
-    def __init__(self, folder: Path = HERE, *, threads: int = 0) -> None:
-        file = folder / "pipeline.json"
+    def __init__(self, folder: str | Path = HERE, *, threads: int = 0) -> None:
+        file = Path(folder) / "pipeline.json"
         try:
             self.steps: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
@@ -70,7 +70,7 @@ class Runner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        path = str(folder / self.steps["network"]["file"])
+        path = str(file.with_name(self.steps["network"]["file"]))
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own kinds

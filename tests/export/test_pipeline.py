@@ -341,7 +341,7 @@ def test_what_the_runner_refuses(folder, shipped, tmp_path, capsys):
         said = capsys.readouterr().err
         assert words in said
         assert said.count("\n") == 1
-    runner = shipped.Runner(folder, threads=1)
+    runner = shipped.Runner(str(folder), threads=1)
     for image, spacing, words in (
         (np.ones((2, 4, 4, 4)), (1, 1, 1), r"image of shape \(2, 4, 4, 4\): expected \(c z y x\), c of CT"),
         (np.full((1, 4, 4, 4), np.inf), (1, 1, 1), "NaN or infinity"),
