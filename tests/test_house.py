@@ -82,7 +82,7 @@ ALLOWED: dict[str, set[str]] = {
     "postprocessing": RUN | {"runner"},
     "ablation": RUN | {"runner", "comparison"},
     "explain": RUN | {"layers", "runner"},
-    "export": RUN | {"ops", "runner"},
+    "export": RUN | {"ops", "adapters", "runner"},
     "planning": RUN | {"encoders", "necks", "decoders", "heads", "layers", "runner"},
     "interop": {"contracts", "registry", "recipe", "model", "build", "runner", "weights"},
     "demo": RUN | {"runner"},

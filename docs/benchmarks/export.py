@@ -1,25 +1,22 @@
 """Label maps of the exported runner beside those of `predict`, on real cases.
 
-    python docs/benchmarks/export.py --data DIR --work runs/export
+    OMP_NUM_THREADS=1 python docs/benchmarks/export.py --data DIR --work runs/export
 
-`DIR` holds the data sets named in `RUNS`. Trains a small network on a few cases of each, which is no result but gives
-label maps to compare, exports it as an ONNX graph with weights in 32 and in 16 bits and as a program of
-`torch.export`, and predicts validation cases by `maskmed-zoo predict` and by `predict_onnx.py`, in processes of their
-own. Appends a row per data set and network file to `export.csv`: voxels whose labels differ, the worst case, seconds
-of processor time of the whole process, and bytes. What is in `--work` already is not made again. Needs the extra
-`onnx`.
+`DIR` holds the data sets named in `RUNS`. Trains a short schedule on 40 cases of each, exports the run as an ONNX graph
+with weights in 32 and in 16 bits and as a program of `torch.export`, and predicts five validation cases by
+`maskmed-zoo predict` and by `predict_onnx.py` in an environment of numpy, scipy, nibabel and onnxruntime alone. Each
+case is predicted by a process of its own, by all of them in turn. Writes `export.csv`, a row per case and network file:
+voxels whose labels differ, the mean Dice of both against the reference, seconds of processor time and peak memory of
+the whole process, and bytes. What is in `--work` already is not made again. Needs the extra `onnx`, and pip's index.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +25,21 @@ import nibabel as nib
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-SMALL = ("train.epochs=1", "train.validation_iterations=1", "model.neck.width=24", "model.head.width=24")
 RUNS = (
-    (
-        *("Dataset004_Hippocampus", "maskmed_hippocampus_cpu"),
-        (*SMALL, "model.encoder.channels=[8,16,32,64]", "train.iterations_per_epoch=80"),
-    ),
-    (
-        *("Dataset101_HeadNeckCT", "maskmed_headneck_5mm_cpu"),
-        (*SMALL, "model.encoder.channels=[8,16,32,32]", "train.iterations_per_epoch=400"),
-    ),
+    ("Dataset004_Hippocampus", "maskmed_hippocampus_cpu", 250),
+    ("Dataset101_HeadNeckCT", "maskmed_headneck_5mm_cpu", 600),
 )
-FORMATS = {"onnx": ("onnx",), "onnx, fp16": ("onnx", "--fp16"), "torch": ("torch",)}
+"""Data set, recipe, steps."""
+FORMATS = {"onnx": ("onnx",), "onnx_fp16": ("onnx", "--fp16"), "torch": ("torch",)}
+ZOO = (sys.executable, "-m", "maskmed_zoo")
+BARE = ("numpy", "scipy", "nibabel", "onnxruntime")
+USED = """
+import json, os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, used = os.wait4(child.pid, 0)
+print(json.dumps([status, round(used.ru_utime + used.ru_stime, 2), round(used.ru_maxrss / 1e3)]))
+"""
+"""Between this process and a measured one, whose peak memory would be at least that of the process that starts it."""
 
 
 def main() -> None:
@@ -47,24 +47,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--cases", type=int, default=5, help="validation cases; default: %(default)s")
     args = parser.parse_args()
-    facts = measure.machine() | {"onnxruntime": version("onnxruntime")}
-    for name, recipe, settings in RUNS:
-        folder = args.work / name
-        data, cases = subset(args.data / name, folder / name, args.cases)
+    bare = bare_python(args.work.resolve() / "bare")
+    facts = measure.machine() | installed(bare)
+    rows: list[measure.Row] = []
+    for name, recipe, steps in RUNS:
+        folder = args.work.resolve() / name
+        data = subset(args.data / name, folder / name)
         run = folder / "run"
         if not run.exists():
-            sets = [f"--set={one}" for one in settings]
-            zoo("train", recipe, "--data", data, "--out", run, "--fold", "0", "--device", "cpu", *sets)
-        for row in compared(run, folder, cases):
-            append(HERE / "export.csv", facts | {"data_set": name, "recipe": recipe} | row)
+            epochs = ("train.epochs=5", f"train.iterations_per_epoch={steps // 5}", "train.validate_every=5")
+            sets = [f"--set={one}" for one in epochs]
+            used(*ZOO, "train", recipe, "--data", data, "--out", run, "--fold", "0", "--device", "cpu", *sets)
+        for row in compared(run, folder, data, bare):
+            rows.append({"data_set": name, "recipe": recipe, "steps": steps} | row | facts)
+        measure.write(HERE / "export.csv", rows)
 
 
-def subset(source: Path, target: Path, cases: int) -> tuple[Path, list[Path]]:
-    """A data set of links to twice as many training cases as validation cases; and the images of the latter."""
+def bare_python(folder: Path) -> Path:
+    """The interpreter of an environment of what the runner needs."""
+    python = folder / "bin/python"
+    if not python.exists():
+        used(sys.executable, "-m", "venv", folder)
+        used(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *BARE)
+    return python
+
+
+def installed(python: Path) -> dict[str, str]:
+    """Versions of what the runner needs, by name."""
+    words = f"import json; from importlib.metadata import version; print(json.dumps([version(n) for n in {BARE}]))"
+    found = subprocess.run([python, "-I", "-c", words], capture_output=True, text=True, check=True)
+    return dict(zip(BARE, json.loads(found.stdout), strict=True))
+
+
+def subset(source: Path, target: Path) -> Path:
+    """A data set of links to 40 training and 5 validation cases of fold 0."""
     split = json.loads((source / "splits_final.json").read_text(encoding="utf-8"))[0]
-    chosen = {"train": split["train"][: 2 * cases], "val": split["val"][:cases]}
+    chosen = {"train": split["train"][:40], "val": split["val"][:5]}
     for kind in ("imagesTr", "labelsTr"):
         (target / kind).mkdir(parents=True, exist_ok=True)
         for case in (*chosen["train"], *chosen["val"]):
@@ -75,73 +94,66 @@ def subset(source: Path, target: Path, cases: int) -> tuple[Path, list[Path]]:
     description["numTraining"] = sum(map(len, chosen.values()))
     (target / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
     (target / "splits_final.json").write_text(json.dumps([chosen]), encoding="utf-8")
-    return target, [target / "imagesTr" / f"{case}_0000.nii.gz" for case in chosen["val"]]
+    return target
 
 
-def compared(run: Path, folder: Path, cases: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """A row per network file."""
-    seconds = zoo("predict", run, *cases, folder / "predicted", "--device", "cpu", "--overwrite")
+def compared(run: Path, folder: Path, data: Path, bare: Path) -> Iterator[dict[str, Any]]:
+    """A row per case and ONNX graph, and one for the program of `torch.export`."""
+    sizes: dict[str, dict[str, int]] = {}
     for format, words in FORMATS.items():
-        exported, out = folder / format.replace(", ", "_"), folder / f"{format.replace(', ', '_')}_predicted"
+        exported = folder / format
         if not exported.exists():
-            zoo("export", run, "--out", exported, "--license", "unknown", "--format", *words)
-        network = next(exported.glob("network.*"))
-        row = {"format": format, "cases": len(cases), "predict_cpu_seconds": round(seconds, 1)}
-        row |= {"network_bytes": network.stat().st_size}
-        row |= {"weights_bytes": (exported / "weights.safetensors").stat().st_size}
-        if format.startswith("onnx"):
-            for old in out.glob("*.nii.gz"):
-                old.unlink()
-            row["runner_cpu_seconds"] = round(
-                process(exported / "predict_onnx.py", *cases, out, "--threads", measure.machine()["threads"]), 1
-            )
-            row |= differences(folder / "predicted", out)
-        yield row
+            used(*ZOO, "export", run, "--out", exported, "--license", "unknown", "--format", *words)
+        network = next(exported.glob("network.*")).stat().st_size
+        sizes[format] = {"network_bytes": network, "weights_bytes": (exported / "weights.safetensors").stat().st_size}
+    for case in json.loads((data / "splits_final.json").read_text(encoding="utf-8"))[0]["val"]:
+        image, theirs = data / "imagesTr" / f"{case}_0000.nii.gz", folder / "predicted" / f"{case}.nii.gz"
+        reference = voxels(data / "labelsTr" / f"{case}.nii.gz")
+        needed = used(*ZOO, "predict", run, image, theirs.parent, "--device", "cpu", "--overwrite")
+        expected = voxels(theirs)
+        for format in (name for name in FORMATS if name.startswith("onnx")):
+            ours = folder / f"{format}_predicted" / f"{case}.nii.gz"
+            ours.unlink(missing_ok=True)
+            by_runner = used(bare, "-I", folder / format / "predict_onnx.py", image, ours.parent, "--threads", 1)
+            found = voxels(ours)
+            yield {
+                "format": format,
+                "case": case,
+                "voxels": expected.size,
+                "foreground": int((expected > 0).sum()),
+                "differing": int((expected != found).sum()),
+                "dice_predict": mean_dice(expected, reference),
+                "dice_runner": mean_dice(found, reference),
+                "predict_cpu_seconds": needed[0],
+                "runner_cpu_seconds": by_runner[0],
+                "predict_peak_mb": needed[1],
+                "runner_peak_mb": by_runner[1],
+            } | sizes[format]
+    yield {"format": "torch"} | sizes["torch"]
 
 
-def differences(theirs: Path, ours: Path) -> dict[str, Any]:
-    """Voxels that differ over all cases, the share of them in the worst, and the labels that there are."""
-    voxels, differing, worst, labels = 0, 0, 0.0, set[int]()
-    for path in sorted(theirs.glob("*.nii.gz")):
-        expected, found = (np.asarray(nib.load(folder / path.name).dataobj) for folder in (theirs, ours))
-        wrong = int((expected != found).sum())
-        voxels, differing, worst = voxels + expected.size, differing + wrong, max(worst, wrong / expected.size)
-        labels |= set(np.unique(expected).tolist())
-    if labels == {0}:
-        raise SystemExit(f"{theirs}: nothing but background, which compares nothing; train longer (RUNS)")
-    shown = " ".join(map(str, sorted(labels)))
-    return {"voxels": voxels, "differing": differing, "worst_case_share": f"{worst:.2e}", "labels_there": shown}
+def voxels(path: Path) -> np.ndarray[Any, np.dtype[Any]]:
+    """Labels of a file."""
+    image: Any = nib.load(path)
+    return np.asarray(image.dataobj).astype(int)
 
 
-def zoo(*words: object) -> float:
-    """A command of this package; CPU-seconds."""
-    return process("-m", "maskmed_zoo", *words)
+def mean_dice(found: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> float:
+    """Over the labels of the reference."""
+    labels = [label for label in np.unique(reference) if label]
+    both = [2 * ((found == n) & (reference == n)).sum() / ((found == n).sum() + (reference == n).sum()) for n in labels]
+    return round(float(np.mean(both)), 4)
 
 
-def process(*words: object) -> float:
-    """CPU-seconds of a Python process."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *map(str, words)], check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    """A row under the columns of the file, which the first row sets."""
-    is_new = not path.exists()
-    columns = COLUMNS if is_new else path.read_text(encoding="utf-8").splitlines()[0].split(",")
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-COLUMNS = (
-    *("data_set", "recipe", "format", "cases", "voxels", "differing", "worst_case_share", "labels_there"),
-    *("predict_cpu_seconds", "runner_cpu_seconds", "network_bytes", "weights_bytes"),
-    *("machine", "threads", "python", "torch", "onnxruntime", "date"),
-)
+def used(*words: object) -> tuple[float, int]:
+    """CPU-seconds and peak memory in MB of a process."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", USED, *map(str, words)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    status, seconds, peak = json.loads(done.stdout)
+    if status:
+        raise SystemExit(f"{' '.join(map(str, words))}: failed")
+    return seconds, peak
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 IMAGES are files, .nii or .nii.gz, or folders of them: NAME_0000, NAME_0001, … for the channels of a case, or plain
 names if there is one channel. OUT is a folder, where NAME.nii.gz are written on the voxels of their images, or one
 .nii.gz for one case. Label maps that are there already stay and are skipped. In Python:
-`Runner(folder).segment(array, spacing)`.
+`Runner(folder).segment(array, spacing)`. Channels and labels are listed in pipeline.json.
 
 This file needs nothing but the four packages above: neither PyTorch nor maskmed-zoo, which wrote it. Every step is
 described in pipeline.json's schema. Research software, no medical device.
@@ -20,20 +20,27 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, combinations, product
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-import onnxruntime
-from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
-from scipy import ndimage
+try:
+    import nibabel as nib
+    import numpy as np
+    import onnxruntime
+    from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+    from scipy import ndimage
+except ImportError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.stderr.write(f"{missing}; pip install numpy scipy nibabel onnxruntime\n")
+    sys.exit(2)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 HERE = Path(__file__).resolve().parent
 FORMAT = 1
+TOGETHER = "put network.onnx, pipeline.json and predict_onnx.py of one export side by side"
 CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
 CARRIED = (
     *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "xyzt_units"),
@@ -42,8 +49,6 @@ CARRIED = (
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 SAME_GRID = 0.01
 """Share of the smallest voxel edge by which the affines of a case's channels may differ."""
-CHUNK = 2**24
-"""Probabilities at the image's size at a time."""
 
 
 class MistakeError(Exception):
@@ -53,72 +58,79 @@ class MistakeError(Exception):
 class Runner:
     """An exported pipeline: `folder` holds pipeline.json and the network; `threads` 0: as many as there are cores."""
 
-    def __init__(self, folder: Path = HERE, *, threads: int = 0) -> None:
+    def __init__(self, folder: str | Path = HERE, *, threads: int = 0) -> None:
+        file = Path(folder) / "pipeline.json"
         try:
-            self.steps: dict[str, Any] = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise MistakeError(f"{folder / 'pipeline.json'}: cannot be read ({error}); export the run again") from error
+            self.steps: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise MistakeError(f"{file}: cannot be read ({error}); {TOGETHER}") from error
         if self.steps.get("format") != FORMAT:
-            raise MistakeError(
-                f"{folder / 'pipeline.json'}: of a later version than this program; export both together"
-            )
+            raise MistakeError(f"{file}: of another version than this program; {TOGETHER}")
         self.channels, self.windows = self.steps["channels"], self.steps["windows"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        path = str(folder / self.steps["network"]["file"])
+        path = str(file.with_name(self.steps["network"]["file"]))
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own kinds
-            raise MistakeError(f"{path}: cannot be used ({error}); export the run again") from error
+            raise MistakeError(f"{path}: cannot be used ({line_of(error)}); {TOGETHER}") from error
 
     def segment(self, image: Array, spacing: Sequence[float]) -> Array:
         """Labels (z y x) of an image (c z y x) in the units of its files, lying as in RAS; spacing (z, y, x) in mm."""
-        if image.ndim != 4 or len(image) != len(self.channels) or not np.isfinite(image).all():
-            raise MistakeError(
-                f"shape {image.shape}: expected finite numbers (c z y x) of {len(self.channels)} channels"
-            )
-        box, mask = nonzero(image)
+        if image.ndim != 4 or len(image) != len(self.channels) or 0 in image.shape:
+            raise MistakeError(f"image of shape {image.shape}: expected (c z y x), c of {', '.join(self.channels)}")
+        if not np.isfinite(image).all():
+            raise MistakeError("the image holds NaN or infinity; replace them by a finite value")
+        if len(spacing) != 3 or not all(0 < size < np.inf for size in spacing):
+            raise MistakeError(f"spacing {list(spacing)}: expected three positive numbers (z, y, x), in mm")
+        box, inside = nonzero(image)
         cropped, steps = image[(slice(None), *box)], self.steps["normalization"]
-        is_masked = any(how["in_mask"] for how in steps)
-        inside = np.asarray(ndimage.binary_fill_holes(mask)) if is_masked else mask
+        if any(how["in_mask"] for how in steps):
+            inside = np.asarray(ndimage.binary_fill_holes(inside))
         to = self.steps["resampling"]
         shape = [max(1, round(a / b * n)) for n, a, b in zip(cropped.shape[1:], spacing, to["spacing"], strict=True)]
         thick = thick_axis(spacing, to["spacing"], to["anisotropic"])
-        prepared = np.stack(
-            [
-                resample_image(normalized(channel, how, inside), shape, thick)
-                for channel, how in zip(cropped, steps, strict=True)
-            ]
-        )
-        probabilities = self.probabilities(prepared)
-        result = np.zeros(image.shape[1:], np.uint8 if len(probabilities) <= 256 else np.uint16)
+        prepared = np.empty((len(image), *shape), np.float32)
+        for made, channel, how in zip(prepared, cropped, steps, strict=True):
+            made[...] = resample_image(normalized(channel, how, inside), shape, thick)
+        result = np.zeros(image.shape[1:], np.uint8 if len(self.steps["labels"]) <= 256 else np.uint16)
         back = thick_axis(to["spacing"], spacing, to["anisotropic"])
-        result[box] = labels_of(probabilities, cropped.shape[1:], back)
+        for row, found in enumerate(to_image(self.slices(prepared), shape, cropped.shape[1:], back)):
+            result[box][row] = labels_of(found)
         for step in sorted(self.steps["postprocessing"], key=lambda step: step["do"] != "fill_holes"):
             postprocess(result, self.steps["labels"][step["label"]], step, float(np.prod(spacing)))
         return result
 
-    def probabilities(self, prepared: Array) -> Array:
-        """(k z y x) of an image (c z y x) as the network sees it, window by window."""
+    def slices(self, prepared: Array) -> Iterator[Array]:
+        """Probabilities (k y x) of an image (c z y x) as the network sees it, slice by slice along z.
+
+        Sums of windows are held over the length of one window, and given away when no further window touches them.
+        """
         window, size = self.windows["patch_size"], prepared.shape[1:]
         missing = [max(0, w - n) for w, n in zip(window, size, strict=True)]
-        padded = np.pad(prepared, [(0, 0), *((m // 2, m - m // 2) for m in missing)])
+        padded = np.pad(prepared, [(0, 0), *((m // 2, m - m // 2) for m in missing)]) if any(missing) else prepared
+        inner = [slice(m // 2, m // 2 + n) for m, n in zip(missing, size, strict=True)]
         weights = importance(window, self.windows["sigma"], self.windows["lowest_weight"])
         starts = [starts_along(n, w, self.windows["overlap"]) for n, w in zip(padded.shape[1:], window, strict=True)]
-        places = [tuple(slice(a, a + w) for a, w in zip(at, window, strict=True)) for at in product(*starts)]
-        total = np.zeros((len(self.steps["labels"]), *padded.shape[1:]), np.float32)
+        places = [tuple(slice(a, a + w) for a, w in zip(at, window[1:], strict=True)) for at in product(*starts[1:])]
+        total = np.zeros((len(self.steps["labels"]), window[0], *padded.shape[2:]), np.float32)
         step = self.windows["batch_size"]
-        for first in range(0, len(places), step):
-            batch = places[first : first + step]
-            found = self.run(np.stack([padded[(slice(None), *place)] for place in batch]))
-            for place, part in zip(batch, found, strict=True):
-                total[(slice(None), *place)] += part * weights
-        total = total[(slice(None), *(slice(m // 2, m // 2 + n) for m, n in zip(missing, size, strict=True)))]
-        norm = total.sum(0)
-        if not np.isfinite(norm).all() or not (norm > 0).all():
-            raise MistakeError("the network's probabilities hold NaN or infinity")
-        return total / norm
+        for z, following in zip(starts[0], [*starts[0][1:], padded.shape[1]], strict=True):
+            for first in range(0, len(places), step):
+                batch = places[first : first + step]
+                found = self.run(np.stack([padded[(slice(None), slice(z, z + window[0]), *place)] for place in batch]))
+                for place, part in zip(batch, found, strict=True):
+                    total[(slice(None), slice(None), *place)] += part * weights
+            for index in range(max(z, inner[0].start), min(following, inner[0].stop)):
+                part = total[(slice(None), index - z, *inner[1:])]
+                norm = part.sum(0)
+                if not np.isfinite(norm).all() or not (norm > 0).all():
+                    raise MistakeError("the network's probabilities hold NaN or infinity")
+                yield part / norm
+            for index in range(window[0]):  # one by one, which copies no more than a slice
+                later = index + following - z
+                total[:, index] = total[:, later] if later < window[0] else 0
 
     def run(self, windows: Array) -> Array:
         """Probabilities (b k d h w) of windows (b c d h w), the mean over the flips that the pipeline asks for."""
@@ -232,21 +244,23 @@ def importance(window: Sequence[int], sigma: float, lowest: float) -> Array:
     return np.maximum(weights / weights.max(), lowest).astype(np.float32)
 
 
-def labels_of(probabilities: Array, shape: Sequence[int], thick: int | None) -> Array:
-    """The most probable of (k z y x) on a grid of `shape` voxels, interpolated linearly, a few slices at a time."""
-    axes = [
-        _linear(n, m, axis == thick) for axis, (n, m) in enumerate(zip(probabilities.shape[1:], shape, strict=True))
-    ]
-    step = max(1, CHUNK // (len(probabilities) * shape[1] * shape[2]))
-    parts: list[Array] = []
-    for start in range(0, shape[0], step):
-        low, high, share = (values[start : start + step] for values in axes[0])
-        slices = _between(probabilities, 1, low, high, share)
-        for axis in (1, 2):
-            if thick == axis or shape[axis] != probabilities.shape[axis + 1]:
-                slices = _between(slices, axis + 1, *axes[axis])
-        parts.append(slices.argmax(0))
-    return np.concatenate(parts)
+def to_image(slices: Iterable[Array], size: Sequence[int], shape: Sequence[int], thick: int | None) -> Iterator[Array]:
+    """Slices (k y x) along z of a grid of `size` voxels on one of `shape` voxels, interpolated linearly."""
+    (low, high, share), *planes = (_linear(size[axis], shape[axis], axis == thick) for axis in range(3))
+    before: Any = None
+    for index, found in enumerate(slices):
+        for row in np.flatnonzero(high == index):
+            made = found if low[row] == index else before + share[row] * (found - before)
+            for axis in (1, 2):
+                if thick == axis or shape[axis] != size[axis]:
+                    made = _between(made, axis, *planes[axis - 1])
+            yield made
+        before = found
+
+
+def labels_of(probabilities: Array) -> Array:
+    """The most probable of (k y x)."""
+    return probabilities.argmax(0)
 
 
 def postprocess(labels: Array, value: int, step: dict[str, Any], voxel_mm3: float) -> None:
@@ -314,16 +328,18 @@ def read(paths: Sequence[Path]) -> tuple[Array, list[float], Array, Any]:
     return np.stack(arrays), [float(sizes[axis]) for axis in stored_axes[::-1]], orientation, images[0].header
 
 
-def cases(inputs: Sequence[Path], channels: int) -> Iterator[tuple[str, list[Path]]]:
+def cases(inputs: Sequence[Path], channels: Sequence[str]) -> Iterator[tuple[str, list[Path]]]:
     """Names and channel files, in order, of the cases in files and folders."""
     files: list[Path] = []
     for path in inputs:
         found = [p for p in sorted(path.iterdir()) if not p.name.startswith(".")] if path.is_dir() else [path]
-        files += [p for p in found if p.name.endswith((".nii", ".nii.gz"))]
-        if not path.exists() or not found:
-            raise MistakeError(f"{path}: no such file or folder, or an empty one; give images or folders of them")
+        images = [p for p in found if p.name.endswith((".nii", ".nii.gz"))]
+        if not path.exists() or not images:
+            what = "no .nii or .nii.gz file" if path.exists() else "no such file or folder"
+            raise MistakeError(f"{path}: {what}; give NIfTI images or folders of them")
+        files += images
     stems = {path: path.name.removesuffix(".gz").removesuffix(".nii") for path in files}
-    is_plain = channels == 1 and not any(stem.endswith("_0000") for stem in stems.values())
+    is_plain = len(channels) == 1 and not any(stem.endswith("_0000") for stem in stems.values())
     known: dict[str, dict[int, Path]] = {}
     for path, stem in stems.items():
         match = None if is_plain else re.fullmatch(r"(.+)_(\d{4})", stem)
@@ -334,11 +350,16 @@ def cases(inputs: Sequence[Path], channels: int) -> Iterator[tuple[str, list[Pat
             raise MistakeError(f"{path}: '{name}' is there twice, also as {known[name][channel]}")
         known[name][channel] = path
     for name, found in known.items():
-        if sorted(found) != list(range(channels)):
-            raise MistakeError(f"case '{name}' has {len(found)} channel files, expected {channels} from _0000 on")
-        yield name, [found[channel] for channel in range(channels)]
-    if not known:
-        raise MistakeError(f"{inputs[0]}: no .nii or .nii.gz files")
+        if sorted(found) != list(range(len(channels))):
+            names = ", ".join(found[channel].name for channel in sorted(found))
+            expected = f"{len(channels)} ({', '.join(channels)}), numbered from _0000"
+            raise MistakeError(f"case '{name}' has {len(found)} channel files ({names}), expected {expected}")
+        yield name, [found[channel] for channel in range(len(channels))]
+
+
+def line_of(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -351,10 +372,12 @@ def main(words: Sequence[str] | None = None) -> int:
     failed = 0
     try:
         runner = Runner(threads=args.threads)
-        found = list(cases(args.images, len(runner.channels)))
+        found = list(cases(args.images, runner.channels))
         is_one = args.out.name.endswith(".nii.gz") and not args.out.is_dir()
         if is_one and len(found) > 1:
             raise MistakeError(f"{args.out}: one output file for {len(found)} cases; give a folder")
+        if args.out.suffix == ".nii":
+            raise MistakeError(f"{args.out}: label maps are written as .nii.gz; name it so, or give a folder")
         (args.out.parent if is_one else args.out).mkdir(parents=True, exist_ok=True)
         for name, images in found:
             target = args.out if is_one else args.out / f"{name}.nii.gz"
@@ -366,9 +389,9 @@ def main(words: Sequence[str] | None = None) -> int:
                 sys.stdout.write(f"{target}\n")
             except Exception as error:  # nibabel and numpy raise many kinds for damaged files
                 failed += 1
-                sys.stderr.write(f"case '{name}': {' '.join(str(error).split())}\n")
+                sys.stderr.write(f"case '{name}': {line_of(error)}\n")
     except (MistakeError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{line_of(error)}\n")
         return 2
     return 2 if failed else 0
 

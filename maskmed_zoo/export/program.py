@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from maskmed_zoo.adapters.taps import Taps
 from maskmed_zoo.errors import ArgumentError, ZooError, first_line
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.ops import reference, registration
@@ -45,8 +46,9 @@ def program_of(model: SegmentationModel, patch: Size3) -> ExportedProgram:
     Raises `ArgumentError` for a network that `torch.export` cannot follow.
     """
     image = torch.zeros(2, model.in_channels, *patch)
+    sizes = ({0: Dim("batch", min=1)},)
     with refused("torch"):
-        program = torch.export.export(_Predict(model.eval()), (image,), dynamic_shapes=({0: Dim("batch", min=1)},))
+        program = torch.export.export(_Predict(model.eval()), (image,), dynamic_shapes=sizes, strict=_is_tapped(model))
         lowered = program.run_decompositions(_lowered())
     for node in lowered.graph.nodes:
         node.meta.pop("stack_trace", None)  # names the folders of this machine
@@ -86,6 +88,11 @@ def check(
                 f"{name}: its probabilities differ from the network's by more than {tolerance:g} in {off:.1%} of the "
                 f"voxels; {REMEDY}"
             )
+
+
+def _is_tapped(model: nn.Module) -> bool:
+    """Whether parts of the network are ended from within, which the exporter follows in its strict mode alone."""
+    return any(isinstance(value, Taps) for module in model.modules() for value in vars(module).values())
 
 
 def _lowered() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:  # pyright: ignore[reportPrivateUsage]

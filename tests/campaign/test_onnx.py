@@ -18,6 +18,8 @@ import torch
 
 import maskmed_zoo as zoo
 from maskmed_zoo.build import model_of
+from maskmed_zoo.encoders.monai import NETWORKS
+from maskmed_zoo.errors import ArgumentError
 from maskmed_zoo.export.export import export
 from maskmed_zoo.export.onnx_graph import Session, write_graph
 from maskmed_zoo.export.program import check, program_of
@@ -94,12 +96,19 @@ ENCODERS = {
     "AttentionUnet": (monai("AttentionUnet", channels=[4, 8, 8], strides=[2, 2]), (16, 32, 32)),
     "BasicUNet": (monai("BasicUNet", features=[4, 4, 8, 8, 8, 4]), (16, 32, 32)),
     "VNet": (monai("VNet"), (32, 32, 32)),
+    "SegResNetDS": (monai("SegResNetDS", init_filters=8), (16, 32, 32)),
+    "MedNeXt": (monai("MedNeXt", init_filters=4), (32, 32, 32)),
+    "FlexibleUNet": (monai("FlexibleUNet", backbone="resnet10"), (64, 64, 64)),
     "timm convnext": (timm("test_convnext"), (64, 64, 64)),
     "timm resnet": (timm("test_resnet"), (64, 64, 64)),
     "timm efficientnet": (timm("test_efficientnet"), (64, 64, 64)),
     "timm vit": (timm("test_vit"), (64, 64, 64)),
     "timm resnet, slices": (timm("test_resnet", mode="slices", slab=3), (8, 64, 64)),
 }  # fmt: skip
+REFUSED = {
+    "SwinUNETR": (monai("SwinUNETR", feature_size=12, depths=[1, 1, 1, 1], window_size=3), (64, 64, 64)),
+}
+"""Networks of MONAI whose own code the exporter cannot follow: a check of the input's size, in NumPy."""
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +178,21 @@ def test_every_head_with_every_neck(head, neck, tmp_path):
     exported({"head": HEADS[head], "neck": NECKS[neck], "loss": loss}, (8, 16, 16), tmp_path)
 
 
+def test_every_encoder_and_decoder_is_here():
+    for kind in ("encoder", "decoder"):
+        used = {(BASE | parts)[kind]["kind"] for parts, _ in ENCODERS.values()} | {BASE[kind]["kind"]}
+        assert used == set(zoo.list(kind=kind))
+    assert set(NETWORKS) <= {*ENCODERS, *REFUSED}
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoders_and_decoders(name, tmp_path):
     parts, patch = ENCODERS[name]
     exported(parts, patch, tmp_path)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name, tmp_path):
+    parts, patch = REFUSED[name]
+    with pytest.raises(ArgumentError, match=r"cannot be exported as 'torch' \(Unsupported: .*export it as 'weights'"):
+        exported(parts, patch, tmp_path)

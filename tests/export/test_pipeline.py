@@ -26,6 +26,7 @@ import maskmed_zoo as zoo
 from maskmed_zoo.errors import ArgumentError, UserError
 from maskmed_zoo.export import onnx_graph, program
 from maskmed_zoo.export.export import export
+from maskmed_zoo.export.formats import onnx as onnx_format
 from maskmed_zoo.export.pipeline import Pipeline
 from maskmed_zoo.files import sha256_of
 from maskmed_zoo.inference.postprocessing import POSTPROCESSING, Step
@@ -62,16 +63,22 @@ def program_folder(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def shipped(folder, monkeypatch):
-    """The runner of the exported folder, as a module."""
+def load_runner(folder):
+    """The runner of an exported folder, as a module."""
     spec = importlib.util.spec_from_file_location("shipped_runner", folder / "predict_onnx.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", True)
+        spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def shipped(folder):
+    """The runner of the exported run."""
+    return load_runner(folder)
 
 
 def voxels(path):
@@ -131,13 +138,52 @@ def test_flips_are_averaged(shipped, folder):
     assert np.abs(plain - total.numpy()).max() > 1e-3
 
 
+def chosen_steps(run: Path, *steps: dict[str, object]) -> list[dict[str, object]]:
+    """Post-processing as `postprocess` leaves it in a run."""
+    content = {"format": "maskmed-zoo postprocessing 1", "steps": [{"below_mm3": None} | step for step in steps]}
+    content["weights_sha256"] = sha256_of(run / "weights_last.safetensors")
+    (run / POSTPROCESSING).write_text(json.dumps(content), encoding="utf-8")
+    return content["steps"]
+
+
+def test_the_runner_mirrors_and_post_processes_as_predict(folder, tmp_path, monkeypatch):
+    run, names = tmp_path / "run", RUN.recipe().labels.names
+    shutil.copytree(RUN.path, run)
+    recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+    (run / "recipe.yaml").write_text(recipe.replace("inference: {", "inference: {mirror: true, "), encoding="utf-8")
+    chosen_steps(
+        run,
+        {"label": names[1], "do": "remove_small", "below_mm3": 40.0},
+        {"label": names[1], "do": "fill_holes"},
+        {"label": names[2], "do": "keep_largest"},
+    )
+    images, rng = make_dataset(tmp_path / "data", cases=3) / "imagesTr", np.random.default_rng(0)
+    for path in images.iterdir():  # specks and holes
+        image = nib.load(path)
+        noisy = np.asarray(image.dataobj) + 120 * rng.normal(size=image.shape).astype(np.float32)
+        write_nifti(path, noisy, image.affine)
+    maps = {}
+    ways = {"theirs": {}, "plain": {"inference__mirror": False}, "raw": {"postprocess": False}}
+    for name, how in ways.items():
+        written = zoo.load(run, device="cpu", **how).files(images, tmp_path / name)
+        maps[name] = np.concatenate([voxels(path).ravel() for path in written])
+    monkeypatch.setattr(onnx_format, "program_of", lambda *_: None)  # the network is that of `folder`
+    monkeypatch.setattr(onnx_format, "write_graph", lambda _, to, **__: shutil.copy(folder / "network.onnx", to))
+    export(RunFolder(run), tmp_path / "exported", license="MIT", format="onnx")
+    spec = json.loads((tmp_path / "exported/pipeline.json").read_text(encoding="utf-8"))
+    assert spec["windows"]["mirrored"] == ["z", "y"]
+    assert len(spec["postprocessing"]) == 3
+    assert load_runner(tmp_path / "exported").main([str(images), str(tmp_path / "ours"), "--threads", "1"]) == 0
+    ours = np.concatenate([voxels(path).ravel() for path in sorted((tmp_path / "ours").iterdir())])
+    assert (ours != maps["theirs"]).mean() < 1e-4
+    for other in ("plain", "raw"):
+        assert (maps[other] != maps["theirs"]).mean() > 1e-3, other
+
+
 def test_what_was_chosen_after_the_network_comes_along(tmp_path, caplog):
     run = tmp_path / "run"
     shutil.copytree(RUN.path, run)
-    step = {"label": RUN.recipe().labels.names[1], "do": "keep_largest", "below_mm3": None}
-    chosen = {"format": "maskmed-zoo postprocessing 1", "steps": [step]}
-    weights = sha256_of(run / "weights_last.safetensors")
-    (run / POSTPROCESSING).write_text(json.dumps(chosen | {"weights_sha256": weights}))
+    (step,) = chosen_steps(run, {"label": RUN.recipe().labels.names[1], "do": "keep_largest"})
     export(RunFolder(run), tmp_path / "weights", license="MIT")
     assert zoo.load(tmp_path / "weights", device="cpu").settings["postprocessing"] == [step]
     steps = (Step.model_validate(step),)
@@ -145,7 +191,8 @@ def test_what_was_chosen_after_the_network_comes_along(tmp_path, caplog):
     pipeline = Pipeline.of(recipe, RUN.fingerprint(), steps, file="network.onnx", stored="float32")
     assert pipeline.windows.mirrored == ("z",)
     assert pipeline.model_dump(mode="json")["postprocessing"] == [step]
-    (run / POSTPROCESSING).write_text(json.dumps(chosen | {"weights_sha256": "0" * 64}))
+    of_others = json.loads((run / POSTPROCESSING).read_text(encoding="utf-8")) | {"weights_sha256": "0" * 64}
+    (run / POSTPROCESSING).write_text(json.dumps(of_others), encoding="utf-8")
     export(RunFolder(run), tmp_path / "without", license="MIT")
     assert "chosen for other weights than are exported, so it is left out" in caplog.text
     assert not (tmp_path / "without" / POSTPROCESSING).exists()
@@ -257,6 +304,14 @@ def test_adaptive_pooling_is_in_no_program(tmp_path):
     torch.testing.assert_close(onnx_graph.Session(tmp_path / "network.onnx")(image), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_network_that_is_ended_from_within():
+    """Of MONAI, nested: what comes after its coarsest level is not run."""
+    arguments = {"channels": [4, 8, 8], "strides": [2, 2]}
+    recipe = {"model.encoder": {"kind": "monai", "network": "UNet", "arguments": arguments}}
+    model = zoo.create(zoo.load_recipe("pointwise_hippocampus_cpu", recipe)).eval()
+    program.check(program.program_of(model, (8, 16, 16)).module(), model, (8, 16, 16), "program")
+
+
 def test_what_the_runner_refuses(folder, shipped, tmp_path, capsys):
     good = tmp_path / "in/good_0000.nii.gz"
     write_nifti(good, np.ones((4, 4, 4), np.float32), np.eye(4))
@@ -274,16 +329,36 @@ def test_what_the_runner_refuses(folder, shipped, tmp_path, capsys):
     (tmp_path / "channels").mkdir()
     shutil.copy(good, tmp_path / "channels/a_0000.nii.gz")
     shutil.copy(good, tmp_path / "channels/a_0001.nii.gz")
-    for inputs, words in (
-        ([tmp_path / "none"], "no such file or folder"),
-        ([tmp_path / "channels"], "case 'a' has 2 channel files, expected 1 from _0000 on"),
-        ([good, tmp_path / "channels/a_0000.nii.gz"], "one output file for 2 cases"),
+    (tmp_path / "a.mha").touch()
+    for inputs, out, words in (
+        ([tmp_path / "none"], "one.nii.gz", "no such file or folder"),
+        ([good, tmp_path / "a.mha"], "out", "a.mha: no .nii or .nii.gz file; give NIfTI images"),
+        ([tmp_path / "channels"], "out", "(a_0000.nii.gz, a_0001.nii.gz), expected 1 (CT), numbered from _0000"),
+        ([good, tmp_path / "channels/a_0000.nii.gz"], "one.nii.gz", "one output file for 2 cases"),
+        ([good], "one.nii", "label maps are written as .nii.gz"),
     ):
-        assert shipped.main([*map(str, inputs), str(tmp_path / "one.nii.gz")]) == 2
+        assert shipped.main([*map(str, inputs), str(tmp_path / out)]) == 2
         said = capsys.readouterr().err
         assert words in said
         assert said.count("\n") == 1
+    runner = shipped.Runner(str(folder), threads=1)
+    for image, spacing, words in (
+        (np.ones((2, 4, 4, 4)), (1, 1, 1), r"image of shape \(2, 4, 4, 4\): expected \(c z y x\), c of CT"),
+        (np.full((1, 4, 4, 4), np.inf), (1, 1, 1), "NaN or infinity"),
+        (np.ones((1, 4, 4, 4)), (1, 0, 1), r"spacing \[1, 0, 1\]: expected three positive numbers"),
+    ):
+        with pytest.raises(shipped.MistakeError, match=words):
+            runner.segment(image, spacing)
     steps = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
-    (tmp_path / "pipeline.json").write_text(json.dumps(steps | {"format": 2}), encoding="utf-8")
-    with pytest.raises(shipped.MistakeError, match="of a later version"):
-        shipped.Runner(tmp_path)
+    for content, words in ((steps | {"format": 2}, "of another version"), ([1], "cannot be read")):
+        (tmp_path / "pipeline.json").write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(shipped.MistakeError, match=words):
+            shipped.Runner(tmp_path)
+
+
+def test_a_missing_package_is_told_in_one_line(folder):
+    """As a user sees it who has Python alone."""
+    words = [sys.executable, "-I", "-S", folder / "predict_onnx.py", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "No module named 'nibabel'; pip install numpy scipy nibabel onnxruntime\n"

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
+import tracemalloc
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax
 
 from maskmed_zoo.data.crop import nonzero_box
 from maskmed_zoo.data.fingerprint import IntensityStats
 from maskmed_zoo.data.image import geometry_of
 from maskmed_zoo.data.preprocess import Preprocessing, crop_and_normalize
 from maskmed_zoo.export import predict_onnx as runner
-from maskmed_zoo.export.pipeline import Normalization, normalization
+from maskmed_zoo.export.pipeline import Normalization, Windows, normalization
 from maskmed_zoo.inference import sliding_window
 from maskmed_zoo.inference.postprocessing import Postprocessing, Step
 from maskmed_zoo.inference.to_image import probabilities_to_labels
@@ -60,15 +64,66 @@ def test_normalizes_and_resamples_as_the_package(scheme, masked):
 
 
 @pytest.mark.parametrize("thick", [None, 0, 1, 2])
-def test_labels_as_the_package(thick, monkeypatch):
-    monkeypatch.setattr(runner, "CHUNK", 3 * 17 * 9 * 4)  # several slabs
+def test_labels_as_the_package(thick):
     logits = torch.randn(4, 7, 6, 11, generator=torch.Generator().manual_seed(3))
     probabilities = logits.mul(4).softmax(0)
-    for shape in [(13, 17, 9), (7, 6, 11), (3, 17, 11)]:
+    slices = np.moveaxis(probabilities.numpy(), 1, 0)
+    for shape in [(13, 17, 9), (7, 6, 11), (3, 17, 11), (1, 1, 1)]:
         expected = probabilities_to_labels(probabilities, shape, thick)
-        found = runner.labels_of(probabilities.numpy(), shape, thick)
+        found = np.stack([runner.labels_of(one) for one in runner.to_image(slices, (7, 6, 11), shape, thick)])
         assert found.shape == expected.shape
         assert (found != expected).mean() < 1e-3  # ties
+
+
+class MadeUp:
+    """In the place of a network: 3 probabilities that depend on the voxel and on where in the window it lies."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def run(self, _: object, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        (windows,) = feed.values()
+        place = np.indices(windows.shape[2:]).sum(0)
+        made = np.stack([np.sin((k + 2) * windows[:, 0] + k * place) for k in range(3)], 1)
+        return [log_softmax(made, 1).astype(np.float32)]
+
+
+@pytest.fixture
+def made_up(tmp_path, monkeypatch):
+    """A runner of windows of 6 x 8 x 4 voxels."""
+    windows = Windows(patch_size=(6, 8, 4), overlap=0.5, batch_size=2).model_dump(mode="json")
+    steps = {"format": 1, "channels": ["CT"], "labels": {"background": 0, "a": 1, "b": 2}, "windows": windows}
+    steps |= {"network": {"file": "network.onnx", "input": "image"}}
+    (tmp_path / "pipeline.json").write_text(json.dumps(steps), encoding="utf-8")
+    monkeypatch.setattr(runner.onnxruntime, "InferenceSession", MadeUp)
+    return runner.Runner(tmp_path)
+
+
+@pytest.mark.parametrize("size", [(17, 11, 9), (4, 20, 3), (6, 8, 4), (31, 5, 4)])
+def test_slices_are_those_of_all_sums_at_once(size, made_up):
+    image = np.random.default_rng(0).normal(size=(1, *size)).astype(np.float32)
+    missing = [max(0, w - n) for w, n in zip((6, 8, 4), size, strict=True)]
+    padded = np.pad(image, [(0, 0), *((m // 2, m - m // 2) for m in missing)])
+    starts = [sliding_window.window_starts(n, w, 0.5) for n, w in zip(padded.shape[1:], (6, 8, 4), strict=True)]
+    total, weights = np.zeros((3, *padded.shape[1:]), np.float32), runner.importance((6, 8, 4), 1 / 8, 1e-3)
+    for z, y, x in product(*starts):
+        place = (slice(None), slice(z, z + 6), slice(y, y + 8), slice(x, x + 4))
+        total[place] += np.exp(MadeUp().run(None, {"image": padded[place][None]})[0][0]) * weights
+    expected = (total / total.sum(0))[:, *(slice(m // 2, m // 2 + n) for m, n in zip(missing, size, strict=True))]
+    np.testing.assert_array_equal(np.stack(list(made_up.slices(image)), 1), expected)
+
+
+def test_sums_do_not_grow_with_the_length(made_up):
+    peaks: list[int] = []
+    for length in (20, 200):
+        image = np.zeros((1, length, 40, 40), np.float32)
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in made_up.slices(image)) == length
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
+    assert peaks[0] > 3 * 6 * 40 * 40 * 4
 
 
 def test_windows_as_the_package():
