@@ -94,10 +94,19 @@ class Runner:
         probabilities = self.probabilities(prepared)
         result = np.zeros(image.shape[1:], np.uint8 if len(probabilities) <= 256 else np.uint16)
         back = thick_axis(to["spacing"], spacing, to["anisotropic"])
-        result[box] = labels_of(probabilities, cropped.shape[1:], back)
+        result[box] = labels_of(probabilities, cropped.shape[1:], back, self.weights())
         for step in sorted(self.steps["postprocessing"], key=lambda step: step["do"] != "fill_holes"):
-            postprocess(result, self.steps["labels"][step["label"]], step, float(np.prod(spacing)))
+            if step["do"] != "threshold":
+                postprocess(result, self.steps["labels"][step["label"]], step, float(np.prod(spacing)))
         return result
+
+    def weights(self) -> Array | None:
+        """What thresholds multiply the labels' probabilities by; None without any."""
+        weights, values = np.ones(len(self.steps["labels"]), np.float32), self.steps["labels"]
+        for step in self.steps["postprocessing"]:
+            if step["do"] == "threshold":
+                weights[values[step["label"]]] = (1 - step["at"]) / step["at"]
+        return weights if (weights != 1).any() else None
 
     def probabilities(self, prepared: Array) -> Array:
         """(k z y x) of an image (c z y x) as the network sees it, window by window."""
@@ -232,8 +241,11 @@ def importance(window: Sequence[int], sigma: float, lowest: float) -> Array:
     return np.maximum(weights / weights.max(), lowest).astype(np.float32)
 
 
-def labels_of(probabilities: Array, shape: Sequence[int], thick: int | None) -> Array:
-    """The most probable of (k z y x) on a grid of `shape` voxels, interpolated linearly, a few slices at a time."""
+def labels_of(probabilities: Array, shape: Sequence[int], thick: int | None, weights: Array | None = None) -> Array:
+    """The most probable of (k z y x) on a grid of `shape` voxels, interpolated linearly, a few slices at a time.
+
+    With `weights` (k): of the products.
+    """
     axes = [
         _linear(n, m, axis == thick) for axis, (n, m) in enumerate(zip(probabilities.shape[1:], shape, strict=True))
     ]
@@ -245,7 +257,8 @@ def labels_of(probabilities: Array, shape: Sequence[int], thick: int | None) -> 
         for axis in (1, 2):
             if thick == axis or shape[axis] != probabilities.shape[axis + 1]:
                 slices = _between(slices, axis + 1, *axes[axis])
-        parts.append(slices.argmax(0))
+        weighted = slices if weights is None else slices * weights[:, None, None, None]
+        parts.append(weighted.argmax(0))
     return np.concatenate(parts)
 
 

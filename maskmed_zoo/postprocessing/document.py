@@ -26,8 +26,8 @@ DEFINITIONS = {
     f"{' and '.join(f'{share:g}' for share in FRACTIONS)}",
     "keep_largest": "all parts (26 neighbours) of a label but the largest become background",
     "mean": "mean change in the label's Dice over the cases in which it was annotated, against the label maps as "
-    "predicted; a label that neither map has counts as 1. Of a threshold, which moves voxels between labels: of the sum "
-    "of the changes of all labels annotated in a case, of which those but its own are in others",
+    "predicted; a label that neither map has counts as 1. A threshold moves voxels between labels, so of one it is the "
+    "mean over all cases of the sum of the changes of the labels annotated in them",
     "others": "of a threshold: mean change in the sum of the Dice of the other labels, which is part of mean",
     "interval": "95 %, percentiles of the bootstrap over patients",
     "p": "two-sided, over patients: the largest one of that bootstrap's, the signed-rank test's and Student's t test's "

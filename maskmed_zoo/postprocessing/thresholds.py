@@ -84,7 +84,7 @@ class Undecided:
     @classmethod
     def read(cls, path: Path) -> Self:
         """What `write` wrote."""
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             return cls(**{field.name: stored[field.name] for field in fields(cls)})
 
     @classmethod

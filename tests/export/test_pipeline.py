@@ -28,10 +28,10 @@ from maskmed_zoo.export import onnx_graph, program
 from maskmed_zoo.export.export import export
 from maskmed_zoo.export.pipeline import Pipeline
 from maskmed_zoo.files import sha256_of
-from maskmed_zoo.inference.postprocessing import POSTPROCESSING, Step
+from maskmed_zoo.inference.postprocessing import Step
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.runner.run_folder import RunFolder
-from maskmed_zoo.weights.card import check_exported
+from maskmed_zoo.weights.card import POSTPROCESSING, check_exported
 from tests.conftest import make_dataset, write_nifti
 from tests.weights.conftest import one_line
 
@@ -144,7 +144,7 @@ def test_what_was_chosen_after_the_network_comes_along(tmp_path, caplog):
     recipe = zoo.load_recipe(RUN.recipe(), {"inference.mirror": True, "data.mirror_axes": ["z"]})
     pipeline = Pipeline.of(recipe, RUN.fingerprint(), steps, file="network.onnx", stored="float32")
     assert pipeline.windows.mirrored == ("z",)
-    assert pipeline.model_dump(mode="json")["postprocessing"] == [step]
+    assert pipeline.model_dump(mode="json")["postprocessing"] == [step | {"at": None}]
     (run / POSTPROCESSING).write_text(json.dumps(chosen | {"weights_sha256": "0" * 64}))
     export(RunFolder(run), tmp_path / "without", license="MIT")
     assert "chosen for other weights than are exported, so it is left out" in caplog.text
