@@ -56,17 +56,20 @@ def run(args: argparse.Namespace) -> None:
 def _table(rows: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
-    from maskmed_zoo.comparison.numbers import interval, p_value
+    from maskmed_zoo.comparison.numbers import interval, number, p_value
 
     table = Table(title="Candidates")
-    for heading in ("label", "candidate", "change in Dice", "95 %", "p (Holm)", "better, equal, worse", "verdict"):
-        table.add_column(heading, justify="right" if heading[0] in "9cp" and heading != "candidate" else "left")
+    has_thresholds = any(row["at"] is not None for row in rows)
+    numbers = ("change in Dice", *(("of it others",) if has_thresholds else ()), "95 %", "p (Holm)")
+    for heading in ("label", "candidate", *numbers, "better, equal, worse", "verdict"):
+        table.add_column(heading, justify="right" if heading in numbers else "left")
     for row in rows:
         counts = [row[key] for key in ("better", "equal", "worse")]
         table.add_row(
             row["label"],
             step_name(row),
-            _change(row),
+            number(row["mean"], sign="+"),
+            *([number(row["others"], sign="+")] if has_thresholds else []),
             interval(row["interval"], sign="+"),
             p_value(row["p_holm"]),
             "–" if None in counts else ", ".join(map(str, counts)),
@@ -80,14 +83,6 @@ def step_name(row: dict[str, Any]) -> str:
     if row["at"] is not None:
         return f"{row['do']} {row['at']:g}".replace(" 0.", " .")
     return row["do"] if row["below_mm3"] is None else f"{row['do']} < {row['below_mm3']:.3g} mm³"
-
-
-def _change(row: dict[str, Any]) -> str:
-    """The mean, and what of it is that of other labels."""
-    from maskmed_zoo.comparison.numbers import number
-
-    mean, others = number(row["mean"], sign="+"), row["others"]
-    return mean if not others else f"{mean} (others {number(others, sign='+')})"
 
 
 def _worth(found: dict[str, Any]) -> list[str]:

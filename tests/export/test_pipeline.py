@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from jsonschema import Draft202012Validator
 
 import maskmed_zoo as zoo
+from maskmed_zoo.data.formats import read_image
 from maskmed_zoo.errors import ArgumentError, UserError
 from maskmed_zoo.export import onnx_graph, program
 from maskmed_zoo.export.export import export
 from maskmed_zoo.export.pipeline import Pipeline
 from maskmed_zoo.files import sha256_of
-from maskmed_zoo.inference.postprocessing import Step
+from maskmed_zoo.inference.postprocessing import Postprocessing, Step
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.runner.run_folder import RunFolder
 from maskmed_zoo.weights.card import POSTPROCESSING, check_exported
@@ -129,6 +130,21 @@ def test_flips_are_averaged(shipped, folder):
             total += model.predict(image.flip(flip)).exp().flip(flip) / 4
     np.testing.assert_allclose(runner.run(windows), total, atol=1e-5)
     assert np.abs(plain - total.numpy()).max() > 1e-3
+
+
+def test_thresholds_come_before_the_most_probable_label(shipped, tmp_path):
+    (image, *_) = sorted((make_dataset(tmp_path / "data", cases=1) / "imagesTr").iterdir())
+    runner, predictor = shipped.Runner(threads=1), zoo.load(RUN.path, device="cpu")
+    volume = read_image(image)
+    spacing, names = volume.geometry.spacing, predictor.labels.names
+    plain = predictor.segment(volume.array, volume.geometry).labels
+    steps = (Step(label=names[1], do="threshold", at=0.1), Step(label=names[1], do="keep_largest"))
+    runner.steps["postprocessing"] = [step.model_dump() for step in steps]
+    predictor.postprocessing = Postprocessing(steps, predictor.labels.foreground)
+    expected = predictor.segment(volume.array, volume.geometry).labels
+    array = volume.array if volume.array.ndim == 4 else volume.array[None]
+    assert (runner.segment(array, spacing) != expected).mean() < 1e-3
+    assert (plain != expected).mean() > 1e-2
 
 
 def test_what_was_chosen_after_the_network_comes_along(tmp_path, caplog):

@@ -18,7 +18,7 @@ from maskmed_zoo.export import predict_onnx as runner
 from maskmed_zoo.export.pipeline import Normalization, normalization
 from maskmed_zoo.inference import sliding_window
 from maskmed_zoo.inference.postprocessing import Postprocessing, Step
-from maskmed_zoo.inference.to_image import probabilities_to_labels
+from maskmed_zoo.inference.to_image import ToImage, into_labels, probabilities_to_labels
 
 STATS = IntensityStats(40.0, 120.0, -150.0, 260.0)
 SPACINGS = [
@@ -69,6 +69,22 @@ def test_labels_as_the_package(thick, monkeypatch):
         found = runner.labels_of(probabilities.numpy(), shape, thick)
         assert found.shape == expected.shape
         assert (found != expected).mean() < 1e-3  # ties
+
+
+def test_labels_at_thresholds_as_the_package():
+    steps = (Step(label="a", do="threshold", at=0.3), Step(label="c", do="threshold", at=0.6))
+    values = {"background": 0, "a": 1, "b": 2, "c": 3}
+    made = runner.Runner.__new__(runner.Runner)
+    made.steps = {"labels": values, "postprocessing": [step.model_dump() for step in steps]}
+    given = torch.randn(4, 7, 6, 11, generator=torch.Generator().manual_seed(3)).softmax(0)
+    expected, shape = np.zeros((13, 17, 9), np.uint8), (13, 17, 9)
+    give = into_labels(expected, 0, Postprocessing(steps, values).weights)
+    ToImage(given.shape[1:], shape, None, 0, give).take(given)
+    found = runner.labels_of(given.numpy(), shape, None, made.weights())
+    assert (found != expected).mean() < 1e-3  # ties
+    assert (found != runner.labels_of(given.numpy(), shape, None)).mean() > 0.1
+    made.steps["postprocessing"] = [Step(label="a", do="fill_holes").model_dump()]
+    assert made.weights() is None
 
 
 def test_windows_as_the_package():
