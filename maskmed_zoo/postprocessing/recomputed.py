@@ -46,9 +46,9 @@ class Recomputed:
     def case(self, place: Place) -> CaseCounts:
         """Raises `DataError` as `Place.read`, and where the network does not give the label map any more."""
         maps = place.read(self.labels)
-        undecided, stored = self._undecided(place, maps), maps.prediction.ravel()
-        undecided = undecided.only(undecided.winners({}) == stored[undecided.voxels])
-        there = maps.reference.ravel()[undecided.voxels]
+        undecided = self._undecided(place, maps)
+        undecided = undecided.only(undecided.winners({}) == maps.prediction.flat[undecided.voxels])
+        there = maps.reference.flat[undecided.voxels]
         counts = maps.counts(self.labels)
         changes = changes_alone(undecided, there, counts, self.labels)
         file = self.folder / f"{len([*self.folder.iterdir()])}.npz"
@@ -69,7 +69,7 @@ class Recomputed:
         """Of the label map at several thresholds."""
         maps, undecided = place.read(self.labels), Undecided.read(file)
         weights = {self.labels[step.label]: step.weight for step in steps}
-        maps.prediction.reshape(-1)[undecided.voxels] = undecided.winners(weights)
+        maps.prediction.flat[undecided.voxels] = undecided.winners(weights)
         return maps.counts(self.labels)
 
     def _undecided(self, place: Place, maps: Maps) -> Undecided:
