@@ -156,6 +156,8 @@ def postprocess(
     *,
     data: str | Path | Sequence[str | Path] | None = None,
     weights: Literal["last", "best"] = "last",
+    thresholds: bool = False,
+    device: str | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Choose post-processing of a run or a study on its validation cases; `predict` and `load` then apply it.
@@ -164,10 +166,14 @@ def postprocess(
         run: folder of a run or a study that `evaluate` has scored; postprocessing.json is written there.
         data: where the run's data sets are now, if they have moved.
         weights: which checkpoint's label maps it is chosen on, and for.
+        thresholds: whether thresholds of labels are tried too; the network then computes the probabilities of all
+            cases once more, which takes as long as `evaluate`.
+        device: for that, as in `train`.
         dry_run: write nothing.
 
     Returns a JSON-able document, the content of postprocessing.json. Raises `CheckpointError` for a folder that is no
-    run, and `DataError` for cases that are not predicted by these weights, or cannot be used.
+    run, and `DataError` for cases that are not predicted by these weights with the settings that `predict` takes, or
+    cannot be used.
     """
     from pathlib import Path
 
@@ -176,6 +182,7 @@ def postprocess(
 
     expect_path("run", run, "the folder of a run or a study")
     expect("weights", weights, (str,), "'last' or 'best'")
+    expect("thresholds", thresholds, (bool,), "True or False")
     expect("dry_run", dry_run, (bool,), "True or False")
     if data is not None:
         expect_folders(data)
@@ -184,7 +191,8 @@ def postprocess(
     from maskmed_zoo.postprocessing.postprocess import postprocess as choose
     from maskmed_zoo.runner.run_folder import RunFolder
 
-    return choose(RunFolder(Path(run)), data=data, which=weights, dry_run=dry_run).model_dump(mode="json")
+    how: dict[str, Any] = {"which": weights, "thresholds": thresholds, "device": device, "dry_run": dry_run}
+    return choose(RunFolder(Path(run)), data=data, **how).model_dump(mode="json")
 
 
 def _by_name(methods: object) -> dict[str, list[Path]]:

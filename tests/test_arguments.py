@@ -67,6 +67,7 @@ FUNCTIONS: dict[str, Callable[[Any, Recipe], object]] = {
     "postprocess": lambda x, _: zoo.postprocess(x),
     "postprocess data": lambda x, _: zoo.postprocess("no run", data=x),
     "postprocess weights": lambda x, _: zoo.postprocess("no run", weights=x),
+    "postprocess thresholds": lambda x, _: zoo.postprocess("no run", thresholds=x),
     "postprocess dry_run": lambda x, _: zoo.postprocess("no run", dry_run=x),
     "evaluate": lambda x, _: zoo.evaluate(x),
     "evaluate pred": lambda x, _: zoo.evaluate(pred=x, ref="nothing"),

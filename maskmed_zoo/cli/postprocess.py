@@ -1,7 +1,8 @@
 """Choose post-processing of a run or a study: filled holes, small parts removed, the largest part kept, label by label.
 
-Each is compared with the label maps as predicted, over the validation cases that 'evaluate' left, and kept where it
-helps; 'predict' then applies what is written to postprocessing.json.
+With --thresholds the network computes the probabilities of these cases once more, and thresholds are tried too. Each is
+compared with the label maps as predicted, over the validation cases that 'evaluate' left, and kept where it helps;
+'predict' then applies what is written to postprocessing.json.
 """
 
 from __future__ import annotations
@@ -11,26 +12,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import maskmed_zoo as zoo
-from maskmed_zoo.cli.output import add_json, add_moved_data, add_weights, render, write_json
+from maskmed_zoo.cli.output import add_device, add_json, add_moved_data, add_weights, render, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The run or study, where its data are now, which weights, and whether anything is written."""
+    """The run or study, where its data are now, which weights, whether thresholds are tried, and what is written."""
     parser.add_argument(
         "run", metavar="RUN", type=Path, help="folder of a run, or of a study, that 'evaluate' has scored"
     )
     add_moved_data(parser)
     add_weights(parser)
+    parser.add_argument(
+        "--thresholds",
+        action="store_true",
+        help="try thresholds of probabilities too, label by label; takes as long as 'evaluate'",
+    )
+    add_device(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the table, and write nothing")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print what was tried and what is kept."""
-    found = zoo.postprocess(args.run, data=args.data, weights=args.weights, dry_run=args.dry_run)
+    how: dict[str, Any] = {"thresholds": args.thresholds, "device": args.device, "dry_run": args.dry_run}
+    found = zoo.postprocess(args.run, data=args.data, weights=args.weights, **how)
     if args.json:
         write_json(found)
         return
@@ -51,14 +59,17 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     from maskmed_zoo.comparison.numbers import interval, number, p_value
 
     table = Table(title="Candidates")
-    for heading in ("label", "candidate", "change in Dice", "95 %", "p (Holm)", "better, equal, worse", "verdict"):
-        table.add_column(heading, justify="right" if heading[0] in "9cp" and heading != "candidate" else "left")
+    has_thresholds = any(row["at"] is not None for row in rows)
+    numbers = ("change in Dice", *(("of it others",) if has_thresholds else ()), "95 %", "p (Holm)")
+    for heading in ("label", "candidate", *numbers, "better, equal, worse", "verdict"):
+        table.add_column(heading, justify="right" if heading in numbers else "left")
     for row in rows:
         counts = [row[key] for key in ("better", "equal", "worse")]
         table.add_row(
             row["label"],
             step_name(row),
             number(row["mean"], sign="+"),
+            *([number(row["others"], sign="+")] if has_thresholds else []),
             interval(row["interval"], sign="+"),
             p_value(row["p_holm"]),
             "–" if None in counts else ", ".join(map(str, counts)),
@@ -68,7 +79,9 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 def step_name(row: dict[str, Any]) -> str:
-    """As in `remove_small < 12.5 mm³`."""
+    """As in `remove_small < 12.5 mm³` and `threshold .3`."""
+    if row["at"] is not None:
+        return f"{row['do']} {row['at']:g}".replace(" 0.", " .")
     return row["do"] if row["below_mm3"] is None else f"{row['do']} < {row['below_mm3']:.3g} mm³"
 
 

@@ -17,12 +17,22 @@ from maskmed_zoo.evaluation.written import read_summary
 from maskmed_zoo.export import formats
 from maskmed_zoo.export.formats import ExportSource
 from maskmed_zoo.files import is_file, read_json, sha256_of, usable, write_json, write_text
-from maskmed_zoo.inference.postprocessing import POSTPROCESSING, Step, read_postprocessing
+from maskmed_zoo.inference.postprocessing import Step, read_postprocessing
 from maskmed_zoo.recipe import Recipe, dump_recipe
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 from maskmed_zoo.version import __version__
 from maskmed_zoo.weights.arriving import arriving, clear
-from maskmed_zoo.weights.card import CARD, FORMAT, README, RECIPE, WEIGHTS, FileFacts, check_exported, readme
+from maskmed_zoo.weights.card import (
+    CARD,
+    FORMAT,
+    POSTPROCESSING,
+    README,
+    RECIPE,
+    WEIGHTS,
+    FileFacts,
+    check_exported,
+    readme,
+)
 
 log = logging.getLogger(__name__)
 SCORES = ("mean_dice", "mean_dice_over_labels", "test_time_augmentation", "overlap", "date")
@@ -93,7 +103,7 @@ def _steps(run: RunFolder, sha256: str, recipe: Recipe) -> tuple[Step, ...]:
     if isinstance(found, dict) and found.get("weights_sha256") != sha256:
         log.warning("%s: chosen for other weights than are exported, so it is left out", file)
         return ()
-    return read_postprocessing(file, sha256, recipe.labels).steps
+    return read_postprocessing(file, sha256, recipe.labels.foreground).steps
 
 
 def _metrics(run: RunFolder, sha256: str) -> dict[str, Any] | None:

@@ -124,9 +124,10 @@ class Pipeline(Settings):
     labels: dict[str, int] = Field(description="name to value in the label map, which is the network's class")
     postprocessing: tuple[Step, ...] = Field(
         default=(),
-        description="of the label map, label by label: first fill_holes, of background alone, connected in faces, that "
-        "the label encloses off the border of the image; then, among parts connected in faces, edges and corners, "
-        "remove_small, of less than below_mm3 (less a millionth), or keep_largest, of equal ones the first in order",
+        description="label by label: threshold, where the most probable label is taken: the label's probability is "
+        "multiplied by (1 - at) / at before; then, of the label map, fill_holes, of background alone, connected in "
+        "faces, that the label encloses off the border of the image; then, among parts connected in faces, edges and "
+        "corners, remove_small, of less than below_mm3 (less a millionth), or keep_largest, of equal ones the first",
     )
 
     def write(self, path: Path) -> None:

@@ -96,11 +96,21 @@ class Runner:
             made[...] = resample_image(normalized(channel, how, inside), shape, thick)
         result = np.zeros(image.shape[1:], np.uint8 if len(self.steps["labels"]) <= 256 else np.uint16)
         back = thick_axis(to["spacing"], spacing, to["anisotropic"])
+        weights = self.weights()
         for row, found in enumerate(to_image(self.slices(prepared), shape, cropped.shape[1:], back)):
-            result[box][row] = labels_of(found)
+            result[box][row] = labels_of(found, weights)
         for step in sorted(self.steps["postprocessing"], key=lambda step: step["do"] != "fill_holes"):
-            postprocess(result, self.steps["labels"][step["label"]], step, float(np.prod(spacing)))
+            if step["do"] != "threshold":
+                postprocess(result, self.steps["labels"][step["label"]], step, float(np.prod(spacing)))
         return result
+
+    def weights(self) -> Array | None:
+        """What thresholds multiply the labels' probabilities by; None without any."""
+        weights, values = np.ones(len(self.steps["labels"]), np.float32), self.steps["labels"]
+        for step in self.steps["postprocessing"]:
+            if step["do"] == "threshold":
+                weights[values[step["label"]]] = (1 - step["at"]) / step["at"]
+        return weights if (weights != 1).any() else None
 
     def slices(self, prepared: Array) -> Iterator[Array]:
         """Probabilities (k y x) of an image (c z y x) as the network sees it, slice by slice along z.
@@ -258,9 +268,9 @@ def to_image(slices: Iterable[Array], size: Sequence[int], shape: Sequence[int],
         before = found
 
 
-def labels_of(probabilities: Array) -> Array:
-    """The most probable of (k y x)."""
-    return probabilities.argmax(0)
+def labels_of(probabilities: Array, weights: Array | None = None) -> Array:
+    """The most probable of (k y x); with `weights` (k), of the products."""
+    return (probabilities if weights is None else probabilities * weights[:, None, None]).argmax(0)
 
 
 def postprocess(labels: Array, value: int, step: dict[str, Any], voxel_mm3: float) -> None:

@@ -8,7 +8,7 @@ Deviation: labels are resampled one after the other, so no label's logits are he
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskmed_zoo.data.crop import uncropped
+from maskmed_zoo.data.crop import Box, uncropped
 from maskmed_zoo.data.fingerprint import Fingerprint
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.nnunet_order import VoxelOrder
 from maskmed_zoo.data.preprocess import Region
+from maskmed_zoo.errors import ArgumentError
 from maskmed_zoo.inference.nnunet_windows import window_logits
 from maskmed_zoo.inference.predictor import Predictor, Prepared
 from maskmed_zoo.inference.to_image import resized
@@ -103,7 +104,10 @@ class NNUNetPredictor(Predictor):
         *,
         keep: bool,
         into: NDArray[np.floating] | None,
+        slabs: Callable[[Box, Tensor], None] | None = None,
     ) -> Prediction:
+        if slabs is not None:
+            raise ArgumentError("slabs: nnU-Net's logits are resampled label by label; take into=, an array")
         del sums  # on the CPU, as in nnU-Net where the device has no room for them
         ready = self.prepare(image, geometry)
         logits, region = self.network_logits(ready.image, network), ready.region

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from maskmed_zoo.arguments import expect, expect_several
 from maskmed_zoo.contracts import HeadOutput, StageOutput
-from maskmed_zoo.data.crop import uncropped
+from maskmed_zoo.data.crop import Box, uncropped
 from maskmed_zoo.data.fingerprint import Fingerprint, IntensityStats
 from maskmed_zoo.data.image import Geometry
 from maskmed_zoo.data.preprocess import Cropped, Preprocessing, Region, crop_and_normalize
@@ -119,11 +119,7 @@ class Predictor:
     @property
     def settings(self) -> dict[str, Any]:
         """What labels depend on besides the image and the weights, JSON-able; what is off is left out."""
-        found: dict[str, Any] = {"overlap": self.recipe.inference.overlap}
-        if self.mirror_axes:
-            found["mirror"] = [*self.mirror_axes]
-        if self.recipe.data.instances is not None:
-            found["instance_threshold"] = self.recipe.inference.instance_threshold
+        found = settings_of(self.recipe, self.mirror_axes)
         if self.postprocessing is not None and self.postprocessing.steps:
             found["postprocessing"] = self.postprocessing.settings
         return found
@@ -147,13 +143,16 @@ class Predictor:
         affine: NDArray[np.float64] | None = None,
         probabilities: bool = False,
         into: NDArray[np.floating] | None = None,
+        slabs: Callable[[Box, Tensor], None] | None = None,
     ) -> Prediction:
         """Labels (z y x) of an image on its own voxels and, where the recipe separates instances, those too.
 
         Instances are those of the queries and follow the labels; a head that gives logits has connected parts of them.
         With `probabilities` those that the labels are made of come too, label by label: `Prediction.probabilities`,
         which needs their memory at the network's spacing. `into` takes them at the image's voxels slab by slab, an
-        array (k z y x) of any floating type, such as a memory-mapped file.
+        array (k z y x) of any floating type, such as a memory-mapped file. `slabs` is called with each slab, its place
+        (z y x) in the image and its probabilities (k z y x), all background elsewhere; with all of them once more where
+        a device's memory ran out.
         Raises `ArgumentError` for an array or a place of another form, `DataError` for another number of channels,
         and `MemoryShortageError` for an image that does not fit into memory.
         """
@@ -161,11 +160,10 @@ class Predictor:
         check_into(into, (self.models[0].num_classes, *image.shape[1:]))
 
         def segmented(network: torch.device, sums: torch.device) -> Prediction:
-            return self._segment(image, geometry, network, sums, keep=probabilities, into=into)
+            return self._segment(image, geometry, network, sums, keep=probabilities, into=into, slabs=slabs)
 
         with within_memory(f"{geometry.source or 'image'}: to segment it"):
-            found = with_memory(self.device, segmented)
-            return found if self.postprocessing is None else self.postprocessing.of(found)
+            return with_memory(self.device, segmented)
 
     def _segment(
         self,
@@ -176,24 +174,36 @@ class Predictor:
         *,
         keep: bool,
         into: NDArray[np.floating] | None,
+        slabs: Callable[[Box, Tensor], None] | None = None,
     ) -> Prediction:
         case = self._cropped(image, geometry, 0)
         region, inference = case.region, self.recipe.inference
         windows = Windows(region.resampled, self.recipe.data.patch_size, inference.overlap)
         where, num_classes = geometry.source or "image", self.models[0].num_classes
         separates, has_queries = self.recipe.data.instances is not None, _has_objects(self.models[0], self.recipe)
-        beside = bytes_needed(windows, region.shape, has_queries=has_queries) if separates else 0
-        found = Segmented(windows, region, num_classes, device=sums, into=into, keep=keep, beside=beside, where=where)
+        after = self.postprocessing or Postprocessing((), self.labels)
+        found = Segmented(
+            windows,
+            region,
+            num_classes,
+            device=sums,
+            into=into,
+            slabs=slabs,
+            keep=keep,
+            weights=after.weights,
+            beside=bytes_needed(windows, region.shape, has_queries=has_queries) if separates else 0,
+            where=where,
+        )
         stitcher = Stitcher(windows, threshold=inference.instance_threshold) if has_queries else None
         self._run(ImageSlab(case, windows.axis), windows, network, found, *([stitcher] if stitcher else []))
         made_of = None if found.seen is None else LabelProbabilities(found.seen, region, self.labels.names)
-        objects = None
+        labels, objects = after.apply(found.labels, geometry.spacing), None
         if separates:
             seen = Instances(np.zeros((1, 1, 1), np.int32), (), ()) if stitcher is None else stitcher.result()
             del stitcher  # its maps are as large as what it gave
             ids = uncropped(nearest(seen.ids, region.cropped), region.box, region.shape)
-            objects = follow_labels(replace(seen, ids=ids), found.labels, geometry.spacing)
-        return Prediction(found.labels, objects, geometry, made_of)
+            objects = follow_labels(replace(seen, ids=ids), labels, geometry.spacing)
+        return Prediction(labels, objects, geometry, made_of)
 
     def _place(self, device: torch.device) -> None:
         """Have the networks on a device, where they stay until they are needed on another."""
@@ -299,6 +309,16 @@ class Predictor:
             for consumer in consumers:
                 consumer.take(places, output)
             del output  # not beside that of the next windows
+
+
+def settings_of(recipe: Recipe, mirror_axes: Sequence[str | int]) -> dict[str, Any]:
+    """What label maps as predicted depend on besides the image and the weights; what is off is left out."""
+    found: dict[str, Any] = {"overlap": recipe.inference.overlap}
+    if mirror_axes:
+        found["mirror"] = [*mirror_axes]
+    if recipe.data.instances is not None:
+        found["instance_threshold"] = recipe.inference.instance_threshold
+    return found
 
 
 def together(checksums: Sequence[str]) -> str:

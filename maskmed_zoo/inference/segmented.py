@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,20 +11,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskmed_zoo.contracts import HeadOutput
+from maskmed_zoo.data.crop import Box
 from maskmed_zoo.data.image import times
 from maskmed_zoo.data.preprocess import Region
 from maskmed_zoo.inference.probability_map import ProbabilitySlabs
 from maskmed_zoo.inference.sliding_window import Place, Windows
-from maskmed_zoo.inference.to_image import ToImage, into_array, into_labels, label_type
+from maskmed_zoo.inference.to_image import ToImage, into_array, into_labels, into_slabs, label_type
 from maskmed_zoo.memory import check_available
 
 
 class Segmented:
     """The labels (z y x) of a file, of which windows see a `region`; background around that.
 
-    `into`, an array (k z y x) of any floating type, gets the probabilities that they are made of; with `keep` those at
-    the network's spacing stay too, `seen` (k z y x) on the CPU. Windows are summed up on `device`. Others need `beside`
-    bytes for this image.
+    Probabilities of the labels (index) in `weights` are multiplied by these before the largest is taken. `into`, an
+    array (k z y x) of any floating type, gets the probabilities as they were; `slabs` gets them too, place by place of
+    the region; with `keep` those at the network's spacing stay, `seen` (k z y x) on the CPU. Windows are summed up on
+    `device`. Others need `beside` bytes for this image.
     Raises `MemoryShortageError` for more than there is memory for, in a line that begins with `where`.
     """
 
@@ -36,18 +38,24 @@ class Segmented:
         *,
         device: torch.device | str = "cpu",
         into: NDArray[np.floating] | None = None,
+        slabs: Callable[[Box, Tensor], None] | None = None,
         keep: bool = False,
+        weights: Mapping[int, float] | None = None,
         beside: int = 0,
         where: str = "image",
     ) -> None:
         _check_memory(windows, region, num_classes, keep=keep, beside=beside, where=where)
         self.labels = np.zeros(region.shape, label_type(num_classes))
-        self.gives: list[Callable[[slice, Tensor], None]] = [into_labels(self.labels[region.box], windows.axis)]
+        self.gives: list[Callable[[slice, Tensor], None]] = [
+            into_labels(self.labels[region.box], windows.axis, weights)
+        ]
         if into is not None:
             if region.cropped != region.shape:  # all is background where nothing was seen
                 for index, one in enumerate(into):
                     one[...] = index == 0
             self.gives.append(into_array(into[(slice(None), *region.box)], windows.axis))
+        if slabs is not None:
+            self.gives.append(into_slabs(slabs, region.box, windows.axis))
         self.seen = torch.empty(num_classes, *region.resampled) if keep else None
         self.to_image = ToImage(region.resampled, region.cropped, region.thick_back, windows.axis, self._give)
         self.slabs = ProbabilitySlabs(windows, num_classes, self._finished, device)
@@ -68,7 +76,7 @@ class Segmented:
 
 
 def _check_memory(windows: Windows, region: Region, num_classes: int, *, keep: bool, beside: int, where: str) -> None:
-    share = 1.0 if keep else min(1.0, windows.window[windows.axis] / windows.shape[windows.axis])
+    share = windows.window[windows.axis] / windows.shape[windows.axis] + keep
     sums = 4 * num_classes * math.prod(windows.shape) * share
     labels = math.prod(region.shape) * np.dtype(label_type(num_classes)).itemsize
     of = f"{num_classes} labels{' and their objects' if beside else ''}"

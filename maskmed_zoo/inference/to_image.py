@@ -9,7 +9,7 @@ nearest slice instead, as in nnU-Net's export.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskmed_zoo.data.crop import uncropped
+from maskmed_zoo.data.crop import Box, uncropped
 from maskmed_zoo.data.preprocess import Region
 from maskmed_zoo.data.spline import nearest_index, positions
 from maskmed_zoo.errors import JointError
@@ -102,12 +102,31 @@ def label_type(labels: int) -> type[np.uint8 | np.uint16]:
     return np.uint8 if labels <= 256 else np.uint16
 
 
-def into_labels(labels: NDArray[Any], axis: int) -> Callable[[slice, Tensor], None]:
-    """What puts the most probable label of every voxel into `labels` (z y x), slices along an axis at a time."""
+def into_labels(
+    labels: NDArray[Any], axis: int, weights: Mapping[int, float] | None = None
+) -> Callable[[slice, Tensor], None]:
+    """What puts the most probable label of every voxel into `labels` (z y x), slices along an axis at a time.
+
+    Probabilities of the labels (index) in `weights` are multiplied by these first, in a copy.
+    """
     target = np.moveaxis(labels, axis, 0)
 
     def give(rows: slice, probabilities: Tensor) -> None:
+        if weights:
+            factors = [weights.get(label, 1.0) for label in range(probabilities.shape[1])]
+            probabilities = probabilities * probabilities.new_tensor(factors)[:, None, None]
         target[rows] = probabilities.argmax(1).cpu().numpy()
+
+    return give
+
+
+def into_slabs(take: Callable[[Box, Tensor], None], box: Box, axis: int) -> Callable[[slice, Tensor], None]:
+    """What hands on probabilities (k z y x) with their place, of a `box` whose slices come along an axis."""
+
+    def give(rows: slice, probabilities: Tensor) -> None:
+        place, start = [*box], box[axis].start
+        place[axis] = slice(start + rows.start, start + rows.stop)
+        take((place[0], place[1], place[2]), probabilities.transpose(0, 1).movedim(1, axis + 1))
 
     return give
 

@@ -4,7 +4,11 @@ Every candidate is compared with the label maps as predicted, so the family of t
 at, and Holm's correction holds for all of them together. p is the largest one of three: the paired bootstrap's; the
 signed-rank test's, honest with few patients too, where each resample of five that gain gains; and Student's t with
 Hall's correction, for changes that are many small gains and a few large losses. Of several rules for the parts of a
-label that help, the one with the largest mean is applied.
+label that help, and of several of its thresholds, the one with the largest mean is applied.
+
+A threshold of one label takes voxels from others or leaves them to these. Its change is therefore the sum of the
+changes in Dice of all labels of a case, so that a gain at another label's cost is none; of the other steps, which
+change their own label alone, that sum is the label's own change.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ NOTHING, SAME, ABSENT = "changes no score", "changes the same as one above", "an
 
 @dataclass(frozen=True)
 class Candidate:
-    """A step, the change in Dice of its label by case, and what is said of it; `numbers` are those of the table."""
+    """A step, the change that it makes by case, and what is said of it; `numbers` are those of the table."""
 
     step: Step
     changes: Scores
@@ -49,11 +53,15 @@ def choose(cases: Sequence[CaseCounts], labels: Sequence[str]) -> list[Candidate
     for index, row in numbers.items():
         helps = KEPT if row["mean"] > 0 else WORSE
         verdicts[index] = helps if row["p_holm"] < LEVEL else NOT_SHOWN
-    for label in labels:
-        steps = {index: found[index][0] for index in open_ if verdicts[index] == KEPT}
-        rules = [index for index, step in steps.items() if step.label == label and step.do != "fill_holes"]
-        for index in rules:
-            verdicts[index] = KEPT if index == max(rules, key=lambda rule: numbers[rule]["mean"]) else SHOWN
+        if found[index][0].kind == "threshold":
+            row["others"] = fmean(_of_others(cases, found[index][0]).values())
+    rivals: dict[tuple[str, str], list[int]] = {}
+    for index in open_:
+        if verdicts[index] == KEPT:
+            rivals.setdefault((found[index][0].label, found[index][0].kind), []).append(index)
+    for several in rivals.values():
+        best = max(several, key=lambda index: numbers[index]["mean"])
+        verdicts = [SHOWN if index in several and index != best else said for index, said in enumerate(verdicts)]
     return [Candidate(*one, numbers.get(index, {}), verdicts[index]) for index, one in enumerate(found)]
 
 
@@ -78,14 +86,12 @@ def kept(found: Sequence[Candidate]) -> list[Step]:
 
 def overall(cases: Sequence[CaseCounts], steps: Sequence[Step]) -> dict[str, float]:
     """By case the change that steps make together in the mean Dice over the labels annotated in it."""
-    return {
-        case.name: fmean(
-            counts.dice([step for step in steps if step.label == label]) - counts.dice()
-            for label, counts in case.labels.items()
-        )
-        for case in cases
-        if case.labels
-    }
+    changes: dict[str, float] = {}
+    for case in cases:
+        if case.labels:
+            before, after = case.dice([]), case.dice(steps)
+            changes[case.name] = fmean(after[label] - before[label] for label in case.labels)
+    return changes
 
 
 def cross_fitted(cases: Sequence[CaseCounts], labels: Sequence[str]) -> dict[str, float] | None:
@@ -106,9 +112,25 @@ def cross_fitted(cases: Sequence[CaseCounts], labels: Sequence[str]) -> dict[str
 
 
 def _changes(cases: Sequence[CaseCounts], step: Step) -> dict[str, float]:
-    """By case in which the label was annotated."""
+    """By case in which the label was annotated; of a threshold by case in which any was, and of all labels."""
+    if step.kind == "threshold" and any(step.label in case.labels for case in cases):
+        others = _of_others(cases, step)
+        return {case.name: others[case.name] + _moved(case, step).get(step.label, 0.0) for case in cases if case.labels}
     there = {case.name: case.labels[step.label] for case in cases if step.label in case.labels}
     return {name: counts.dice([step]) - counts.dice() for name, counts in there.items()}
+
+
+def _of_others(cases: Sequence[CaseCounts], step: Step) -> dict[str, float]:
+    """By case what a threshold changes in the Dice of all labels but its own."""
+    return {
+        case.name: sum(change for label, change in _moved(case, step).items() if label != step.label)
+        for case in cases
+        if case.labels
+    }
+
+
+def _moved(case: CaseCounts, step: Step) -> Mapping[str, float]:
+    return {} if case.thresholds is None else case.thresholds.changes[step]
 
 
 def _uncompared(found: Sequence[tuple[Step, Mapping[str, float]]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -37,17 +37,41 @@ class LabelCounts:
         parts = self.filled if any(step.do == "fill_holes" for step in steps) else self.plain
         for step in steps:
             parts = parts[step.kept(parts[:, 0], self.voxel_mm3)]
-        _, counted, shared = parts.sum(0).tolist()
+        return self.dice_of(*parts.sum(0).tolist()[1:])
+
+    def dice_of(self, counted: int, shared: int) -> float:
+        """Dice of so many voxels of the label that are not 'ignore' in the reference, and that are the label there."""
         return 2 * shared / (counted + self.reference) if counted + self.reference else 1.0
 
 
 @dataclass(frozen=True, eq=False)
+class AtThresholds:
+    """A case at thresholds: the `changes` in Dice that each alone makes, by label, of labels where there is one.
+
+    `counts` gives the counts of the annotated labels at several thresholds together.
+    """
+
+    changes: Mapping[Step, Mapping[str, float]]
+    counts: Callable[[tuple[Step, ...]], Mapping[str, LabelCounts]]
+
+
+@dataclass(frozen=True, eq=False)
 class CaseCounts:
-    """A case with the counts of the labels that were annotated in it; `patient` is the case where nothing is known."""
+    """A case with the counts of the labels that were annotated in it; `patient` is the case where nothing is known.
+
+    `thresholds` where its probabilities were computed.
+    """
 
     name: str
     patient: str
     labels: Mapping[str, LabelCounts]
+    thresholds: AtThresholds | None = None
+
+    def dice(self, steps: Sequence[Step]) -> dict[str, float]:
+        """Of each label after all steps."""
+        moved = tuple(step for step in steps if step.kind == "threshold")
+        found = self.thresholds.counts(moved) if self.thresholds and moved else self.labels
+        return {name: one.dice([step for step in steps if step.label == name]) for name, one in found.items()}
 
 
 def counts_of(

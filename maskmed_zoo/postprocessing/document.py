@@ -13,9 +13,12 @@ from maskmed_zoo.inference.postprocessing import FORMAT, Chosen, Do, Step
 from maskmed_zoo.postprocessing.candidates import FRACTIONS, QUANTILE
 from maskmed_zoo.postprocessing.choose import PARTS, Candidate, choose, cross_fitted, kept, overall
 from maskmed_zoo.postprocessing.counts import CaseCounts
+from maskmed_zoo.postprocessing.thresholds import GRID
 
 DEFINITIONS = {
-    "steps": "what 'predict' does with label maps: all holes first, then the parts",
+    "steps": "what 'predict' does: thresholds, while label maps are made of probabilities, then all holes, then parts",
+    "threshold": "the label's probability is multiplied by (1 - at) / at before the most probable label is taken; "
+    f"candidates: {', '.join(f'{at:g}' for at in GRID)}",
     "fill_holes": "background, connected through faces, that one label alone encloses and that does not touch the "
     "border of the image becomes that label",
     "remove_small": "parts (26 neighbours) of a label of less than below_mm3 become background; candidates: the "
@@ -23,13 +26,15 @@ DEFINITIONS = {
     f"{' and '.join(f'{share:g}' for share in FRACTIONS)}",
     "keep_largest": "all parts (26 neighbours) of a label but the largest become background",
     "mean": "mean change in the label's Dice over the cases in which it was annotated, against the label maps as "
-    "predicted; a label that neither map has counts as 1",
+    "predicted; a label that neither map has counts as 1. A threshold moves voxels between labels, so of one it is the "
+    "mean over all cases of the sum of the changes of the labels annotated in them",
+    "others": "of a threshold: mean change in the sum of the Dice of the other labels, which is part of mean",
     "interval": "95 %, percentiles of the bootstrap over patients",
     "p": "two-sided, over patients: the largest one of that bootstrap's, the signed-rank test's and Student's t test's "
     "with Hall's correction of skewness; p_holm is corrected by Holm over all candidates that were tested; null for "
     "those that change nothing, or the same as another",
-    "verdict": "kept: p_holm under 0.05 and a positive mean; of several rules for the parts of a label the one with "
-    "the largest mean",
+    "verdict": "kept: p_holm under 0.05 and a positive mean; of several rules for the parts of a label, and of several "
+    "of its thresholds, the one with the largest mean",
     "together": "change of all steps in the mean Dice over the labels of a case, on the cases that they were chosen "
     "on: too favourable, as any choice is on its own cases",
     "cross_fitted": f"the same with the choice made anew for each of {PARTS} parts of the patients on the others: what "
@@ -44,7 +49,9 @@ class Row(BaseModel):
     label: str
     do: Do
     below_mm3: float | None
+    at: float | None
     mean: float | None = None
+    others: float | None = None
     interval: tuple[float, float] | None = None
     p: float | None = None
     p_holm: float | None = None
@@ -99,7 +106,7 @@ def document_of(
 
 def _row(found: Candidate) -> Row:
     step: Step = found.step
-    return Row(label=step.label, do=step.do, below_mm3=step.below_mm3, verdict=found.verdict, **found.numbers)
+    return Row(**step.model_dump(), verdict=found.verdict, **found.numbers)
 
 
 def _change(changes: Mapping[str, float] | None, patients: Mapping[str, str]) -> Change | None:

@@ -13,7 +13,7 @@ from maskmed_zoo.data.preprocess import PREPROCESSING, Preprocessing
 from maskmed_zoo.errors import ArgumentError, CheckpointError
 from maskmed_zoo.files import is_file, is_there
 from maskmed_zoo.inference.nnunet import NNUNetPredictor
-from maskmed_zoo.inference.postprocessing import POSTPROCESSING, read_postprocessing
+from maskmed_zoo.inference.postprocessing import read_postprocessing
 from maskmed_zoo.inference.predictor import Predictor, together
 from maskmed_zoo.recipe import Recipe, keys_of, load_recipe
 from maskmed_zoo.recipe.difference import first_difference
@@ -21,7 +21,7 @@ from maskmed_zoo.runner.nnunet_folder import load_trained, trained_at
 from maskmed_zoo.runner.run_folder import RunFolder, Which
 from maskmed_zoo.runner.study_folder import folds_in
 from maskmed_zoo.runner.study_members import finished_folds
-from maskmed_zoo.weights.card import check_exported
+from maskmed_zoo.weights.card import POSTPROCESSING, check_exported
 
 log = logging.getLogger(__name__)
 Source = RunFolder | str | Path
@@ -68,7 +68,7 @@ def load(
         )
     weights, file, steps = together(sums), run.path / POSTPROCESSING, None
     if postprocess and is_file(file):
-        steps = read_postprocessing(file, weights, recipe.labels)
+        steps = read_postprocessing(file, weights, recipe.labels.foreground)
     return Predictor(recipe, models, runs[0].fingerprint(), device=device, weights_sha256=sums, postprocessing=steps)
 
 

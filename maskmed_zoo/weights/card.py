@@ -32,7 +32,7 @@ FORMAT = 1
 CARD, RECIPE, WEIGHTS, README = "card.json", "recipe.yaml", "weights.safetensors", "README.md"
 """In an exported folder; the second in a run too."""
 POSTPROCESSING = "postprocessing.json"
-"""What `postprocess` chose, for these weights."""
+"""What `postprocess` chose, for these weights; in the folder of a run or a study too."""
 PIPELINE, PROGRAM, GRAPH, RUNNER = "pipeline.json", "network.pt2", "network.onnx", "predict_onnx.py"
 """In the folder of a whole pipeline, with one of the two networks; the last runs the second."""
 RUN_WEIGHTS = "weights_last.safetensors"

@@ -23,16 +23,17 @@ import torch.nn.functional as F
 from jsonschema import Draft202012Validator
 
 import maskmed_zoo as zoo
+from maskmed_zoo.data.formats import read_image
 from maskmed_zoo.errors import ArgumentError, UserError
 from maskmed_zoo.export import onnx_graph, program
 from maskmed_zoo.export.export import export
 from maskmed_zoo.export.formats import onnx as onnx_format
 from maskmed_zoo.export.pipeline import Pipeline
 from maskmed_zoo.files import sha256_of
-from maskmed_zoo.inference.postprocessing import POSTPROCESSING, Step
+from maskmed_zoo.inference.postprocessing import Postprocessing, Step
 from maskmed_zoo.model import SegmentationModel
 from maskmed_zoo.runner.run_folder import RunFolder
-from maskmed_zoo.weights.card import check_exported
+from maskmed_zoo.weights.card import POSTPROCESSING, check_exported
 from tests.conftest import make_dataset, write_nifti
 from tests.weights.conftest import one_line
 
@@ -180,6 +181,21 @@ def test_the_runner_mirrors_and_post_processes_as_predict(folder, tmp_path, monk
         assert (maps[other] != maps["theirs"]).mean() > 1e-3, other
 
 
+def test_thresholds_come_before_the_most_probable_label(shipped, tmp_path):
+    (image, *_) = sorted((make_dataset(tmp_path / "data", cases=1) / "imagesTr").iterdir())
+    runner, predictor = shipped.Runner(threads=1), zoo.load(RUN.path, device="cpu")
+    volume = read_image(image)
+    spacing, names = volume.geometry.spacing, predictor.labels.names
+    plain = predictor.segment(volume.array, volume.geometry).labels
+    steps = (Step(label=names[1], do="threshold", at=0.1), Step(label=names[1], do="keep_largest"))
+    runner.steps["postprocessing"] = [step.model_dump() for step in steps]
+    predictor.postprocessing = Postprocessing(steps, predictor.labels.foreground)
+    expected = predictor.segment(volume.array, volume.geometry).labels
+    array = volume.array if volume.array.ndim == 4 else volume.array[None]
+    assert (runner.segment(array, spacing) != expected).mean() < 1e-3
+    assert (plain != expected).mean() > 1e-2
+
+
 def test_what_was_chosen_after_the_network_comes_along(tmp_path, caplog):
     run = tmp_path / "run"
     shutil.copytree(RUN.path, run)
@@ -190,7 +206,7 @@ def test_what_was_chosen_after_the_network_comes_along(tmp_path, caplog):
     recipe = zoo.load_recipe(RUN.recipe(), {"inference.mirror": True, "data.mirror_axes": ["z"]})
     pipeline = Pipeline.of(recipe, RUN.fingerprint(), steps, file="network.onnx", stored="float32")
     assert pipeline.windows.mirrored == ("z",)
-    assert pipeline.model_dump(mode="json")["postprocessing"] == [step]
+    assert pipeline.model_dump(mode="json")["postprocessing"] == [step | {"at": None}]
     of_others = json.loads((run / POSTPROCESSING).read_text(encoding="utf-8")) | {"weights_sha256": "0" * 64}
     (run / POSTPROCESSING).write_text(json.dumps(of_others), encoding="utf-8")
     export(RunFolder(run), tmp_path / "without", license="MIT")

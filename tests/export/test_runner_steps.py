@@ -22,7 +22,7 @@ from maskmed_zoo.export import predict_onnx as runner
 from maskmed_zoo.export.pipeline import Normalization, Windows, normalization
 from maskmed_zoo.inference import sliding_window
 from maskmed_zoo.inference.postprocessing import Postprocessing, Step
-from maskmed_zoo.inference.to_image import probabilities_to_labels
+from maskmed_zoo.inference.to_image import ToImage, into_labels, probabilities_to_labels
 
 STATS = IntensityStats(40.0, 120.0, -150.0, 260.0)
 SPACINGS = [
@@ -124,6 +124,23 @@ def test_sums_do_not_grow_with_the_length(made_up):
             tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0]
     assert peaks[0] > 3 * 6 * 40 * 40 * 4
+
+
+def test_labels_at_thresholds_as_the_package():
+    steps = (Step(label="a", do="threshold", at=0.3), Step(label="c", do="threshold", at=0.6))
+    values = {"background": 0, "a": 1, "b": 2, "c": 3}
+    made = runner.Runner.__new__(runner.Runner)
+    made.steps = {"labels": values, "postprocessing": [step.model_dump() for step in steps]}
+    given = torch.randn(4, 7, 6, 11, generator=torch.Generator().manual_seed(3)).softmax(0)
+    expected, shape = np.zeros((13, 17, 9), np.uint8), (13, 17, 9)
+    give = into_labels(expected, 0, Postprocessing(steps, values).weights)
+    ToImage(given.shape[1:], shape, None, 0, give).take(given)
+    slices = list(runner.to_image(given.numpy().swapaxes(0, 1), given.shape[1:], shape, None))
+    found = np.stack([runner.labels_of(one, made.weights()) for one in slices])
+    assert (found != expected).mean() < 1e-3  # ties
+    assert (found != np.stack([runner.labels_of(one) for one in slices])).mean() > 0.1
+    made.steps["postprocessing"] = [Step(label="a", do="fill_holes").model_dump()]
+    assert made.weights() is None
 
 
 def test_windows_as_the_package():

@@ -16,11 +16,9 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from maskmed_zoo.data import parts
-from maskmed_zoo.data.image import geometry_of
 from maskmed_zoo.errors import CheckpointError
 from maskmed_zoo.inference.postprocessing import FORMAT, Postprocessing, Step, read_postprocessing
 from maskmed_zoo.inference.stitcher import Instances, follow_labels
-from maskmed_zoo.inference.write import Prediction
 
 VALUES = {"background": 0, "liver": 1, "spleen": 2, "tumour": 3}
 SPACING = (2.0, 0.5, 0.5)
@@ -152,14 +150,15 @@ def test_objects_follow() -> None:
     labels = np.zeros((6, 8, 8), np.uint8)
     labels[1:5, 1:5, 1:5], labels[5, 7, 7] = 1, 1
     labels[2, 2, 2] = 0
-    found = follow_labels(Instances(np.zeros(labels.shape, np.int32), (), ()), labels, SPACING)
+    none = Instances(np.zeros(labels.shape, np.int32), (), ())
+    found = follow_labels(none, labels, SPACING)
     assert len(found.labels) == 2
-    how = Postprocessing((Step(label="liver", do="fill_holes"), Step(label="liver", do="keep_largest")), VALUES)
-    after = how.of(Prediction(labels, found, geometry_of(labels, spacing=SPACING)))
-    assert after.instances
-    assert after.instances.labels == (1,)
-    np.testing.assert_array_equal(after.instances.ids, after.labels)
-    assert after.labels.sum() == 64
+    after = applied(labels, Step(label="liver", do="fill_holes"), Step(label="liver", do="keep_largest"))
+    for seen in (none, found):
+        objects = follow_labels(seen, after, SPACING)
+        assert objects.labels == (1,)
+        np.testing.assert_array_equal(objects.ids, after)
+    assert after.sum() == 64
 
 
 def test_what_label_maps_are_known_by() -> None:
@@ -202,7 +201,7 @@ def test_the_file_and_what_is_refused(tmp_path: Path) -> None:
         (good | {"steps": [{"label": "liver", "do": "shrink"}]}, r"steps\.0\.do: Input should be"),
         (good | {"steps": [{"label": "kidney", "do": "fill_holes"}]}, "names 'kidney', which is no label of the run"),
         (good | {"steps": [{"label": "background", "do": "fill_holes"}]}, "names 'background'"),
-        (good | {"steps": [*steps, *steps]}, "a label has holes filled once"),
+        (good | {"steps": [*steps, *steps]}, "a label has one threshold, holes filled once"),
         ([1], "all of it"),
         ({}, "format: Field required"),
     ]

@@ -14,14 +14,15 @@ from maskmed_zoo.cli.main import main
 from maskmed_zoo.data.formats import read_image, read_labels
 from maskmed_zoo.errors import ArgumentError, CheckpointError, DataError
 from maskmed_zoo.files import sha256_of
-from maskmed_zoo.inference.postprocessing import POSTPROCESSING, Postprocessing, Step
+from maskmed_zoo.inference.postprocessing import Postprocessing, Step
 from maskmed_zoo.inference.write import Prediction, write_prediction
 from maskmed_zoo.recipe import load_recipe
+from maskmed_zoo.weights.card import POSTPROCESSING
 from tests.conftest import TINY, make_dataset
 
 CASES, FOLDS = 24, 2
-SMALL = {"label": "left", "do": "remove_small", "below_mm3": 24.0}
-LARGEST = {"label": "right", "do": "keep_largest", "below_mm3": None}
+SMALL = {"label": "left", "do": "remove_small", "below_mm3": 24.0, "at": None}
+LARGEST = {"label": "right", "do": "keep_largest", "below_mm3": None, "at": None}
 QUICK = {"train.epochs": 1, "train.iterations_per_epoch": 1, "train.validation_iterations": 0}
 QUICK |= {"model.head.kind": "pointwise", "model.loss.kind": "ce_dice"}
 
