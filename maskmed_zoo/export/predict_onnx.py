@@ -96,21 +96,19 @@ class Runner:
             made[...] = resample_image(normalized(channel, how, inside), shape, thick)
         result = np.zeros(image.shape[1:], np.uint8 if len(self.steps["labels"]) <= 256 else np.uint16)
         back = thick_axis(to["spacing"], spacing, to["anisotropic"])
-        weights = self.weights()
         for row, found in enumerate(to_image(self.slices(prepared), shape, cropped.shape[1:], back)):
-            result[box][row] = labels_of(found, weights)
+            result[box][row] = (found * self.weights()).argmax(0)
         for step in sorted(self.steps["postprocessing"], key=lambda step: step["do"] != "fill_holes"):
-            if step["do"] != "threshold":
-                postprocess(result, self.steps["labels"][step["label"]], step, float(np.prod(spacing)))
+            postprocess(result, self.steps["labels"][step["label"]], step, float(np.prod(spacing)))
         return result
 
-    def weights(self) -> Array | None:
-        """What thresholds multiply the labels' probabilities by; None without any."""
-        weights, values = np.ones(len(self.steps["labels"]), np.float32), self.steps["labels"]
+    def weights(self) -> Array:
+        """What thresholds multiply the labels' probabilities by, (k 1 1)."""
+        weights = np.ones((len(self.steps["labels"]), 1, 1), np.float32)
         for step in self.steps["postprocessing"]:
             if step["do"] == "threshold":
-                weights[values[step["label"]]] = (1 - step["at"]) / step["at"]
-        return weights if (weights != 1).any() else None
+                weights[self.steps["labels"][step["label"]]] = (1 - step["at"]) / step["at"]
+        return weights
 
     def slices(self, prepared: Array) -> Iterator[Array]:
         """Probabilities (k y x) of an image (c z y x) as the network sees it, slice by slice along z.
@@ -248,9 +246,8 @@ def importance(window: Sequence[int], sigma: float, lowest: float) -> Array:
     weights = np.ones((1, 1, 1), np.float32)
     for axis, size in enumerate(window):
         offset = np.arange(size, dtype=np.float32) - (size - 1) / 2
-        weights = weights * np.exp(-0.5 * (offset / (sigma * size)) ** 2).reshape(
-            [-1 if a == axis else 1 for a in range(3)]
-        )
+        shape = [-1 if a == axis else 1 for a in range(3)]
+        weights = weights * np.exp(-0.5 * (offset / (sigma * size)) ** 2).reshape(shape)
     return np.maximum(weights / weights.max(), lowest).astype(np.float32)
 
 
@@ -268,29 +265,22 @@ def to_image(slices: Iterable[Array], size: Sequence[int], shape: Sequence[int],
         before = found
 
 
-def labels_of(probabilities: Array, weights: Array | None = None) -> Array:
-    """The most probable of (k y x); with `weights` (k), of the products."""
-    return (probabilities if weights is None else probabilities * weights[:, None, None]).argmax(0)
-
-
 def postprocess(labels: Array, value: int, step: dict[str, Any], voxel_mm3: float) -> None:
-    """Fill the holes of one label (z y x), or make background of parts of it, in place."""
+    """Fill the holes of one label (z y x), or make background of parts of it, in place; thresholds are behind it."""
     box = (ndimage.find_objects((labels == value).astype(np.uint8)) or [None])[0]
-    if box is None:
+    if box is None or step["do"] == "threshold":
         return
     inside = labels[box]
-    found: Any
-    if step["do"] == "fill_holes":
-        found = ndimage.label(inside != value)
-        numbers, count = found
+    fills = step["do"] == "fill_holes"
+    found: Any = ndimage.label(inside != value) if fills else ndimage.label(inside == value, np.ones((3, 3, 3)))
+    numbers, count = found
+    if fills:
         is_hole = np.arange(count + 1) > 0
         sides = (numbers.take([0, -1], axis) for axis in range(3))
         for seen in (*sides, numbers[inside != 0]):
             is_hole[seen] = False
         inside[is_hole[numbers]] = value
         return
-    found = ndimage.label(inside == value, np.ones((3, 3, 3)))
-    numbers, count = found
     sizes = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
     is_kept = np.arange(count) == sizes.argmax()
     if step["do"] == "remove_small":

@@ -28,8 +28,14 @@ class ImageSlab:
             raise JointError(f"windows do not come in order: slice {wanted.start} after {self.first}")
         if wanted.stop > self.last:
             start = max(wanted.start, self.last)
-            before = self.held[self._along(slice(min(wanted.start, self.last) - self.first, None))]
-            self.held = np.concatenate([before, self.slices[start : wanted.stop]], self.axis + 1)
+            kept, size = max(0, self.last - wanted.start), wanted.stop - wanted.start
+            before = self.held[self._along(slice(self.last - kept - self.first, None))]
+            if self.held.shape[self.axis + 1] != size:
+                shape = [*before.shape]
+                shape[self.axis + 1] = size
+                self.held = np.empty(shape, np.float32)
+            self.held[self._along(slice(kept))] = before
+            self.held[self._along(slice(kept, None))] = self.slices[start : wanted.stop]
             self.first, self.last = wanted.start, wanted.stop
         where = [*index]
         where[self.axis + 1] = slice(wanted.start - self.first, wanted.stop - self.first)

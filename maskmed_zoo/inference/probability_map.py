@@ -1,7 +1,8 @@
 """The probabilities of a volume from those of its windows, blended with Gaussian weights.
 
-Idea: windows are visited along one axis, so what they add up to is finished slab by slab, and only the slabs that some
-window still touches need memory. Sums are float32; on a GPU they lie there.
+Idea: windows are visited along one axis, so what they add up to is finished slice by slice, and only the slices that
+some window still touches need memory: as many as a window is long, used again in turn. Sums are float32; on a GPU they
+lie there.
 
 Deviations from nnU-Net v2: probabilities are averaged, not logits, because a query head gives floored
 log-probabilities. The weights are not summed over the volume: the probabilities of one voxel sum to 1, so dividing by
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -25,8 +27,9 @@ from maskmed_zoo.inference.sliding_window import Place, Windows, importance
 class ProbabilitySlabs:
     """A consumer of windows that gives away the probabilities of a volume, a slab as soon as its last window is there.
 
-    `give` gets the slabs in order along `windows.axis`, (k z y x) float32 on `device`, summing to 1 over k, without the
-    padding. Memory: k times the voxels of the slabs under a window, if windows come in the order of `Windows.places`.
+    Windows come in the order of `Windows.places` along `windows.axis`. `give` gets the slabs in that order too,
+    (k z y x) float32 on `device`, summing to 1 over k, without the padding; their memory is used again afterwards.
+    Memory: k times the voxels under a window that is as wide as the volume.
     """
 
     def __init__(
@@ -38,19 +41,22 @@ class ProbabilitySlabs:
     ) -> None:
         self.windows, self.num_classes, self.give, self.device = windows, num_classes, give, device
         self.weights = importance(windows.window)
-        counts = Counter(place[windows.axis].start for place in windows.places)
-        self.bounds = list(pairwise([*sorted(counts), windows.shape[windows.axis]]))
-        self.left = [
-            sum(n for start, n in counts.items() if start < last and first < start + windows.window[windows.axis])
-            for first, last in self.bounds
-        ]
-        self.slabs: dict[int, Tensor] = {}
-        self.given = 0
+        self.left = Counter(place[windows.axis].start for place in windows.places)
+        self.slabs = pairwise([*sorted(self.left), windows.shape[windows.axis]])
+        self.slab = next(self.slabs)
+
+    @cached_property
+    def sums(self) -> Tensor:
+        """Those of all labels over the length of a window, slice n at n modulo that length."""
+        shape = [self.num_classes, *self.windows.shape]
+        shape[self.windows.axis + 1] = self.windows.window[self.windows.axis]
+        return torch.zeros(shape, device=self.device)
 
     def take(self, places: Sequence[Place], output: HeadOutput) -> None:
         """Add a batch of windows.
 
-        Raises `JointError` for an output of another shape, `NonFiniteError` for NaN or infinite probabilities.
+        Raises `JointError` for an output of another shape and for windows in another order, `NonFiniteError` for NaN or
+        infinite probabilities.
         """
         log_probabilities = output.log_probabilities()
         expected = (len(places), self.num_classes, *self.windows.window)
@@ -59,34 +65,39 @@ class ProbabilitySlabs:
         self.weights = self.weights.to(log_probabilities.device)
         for place, part in zip(places, log_probabilities.exp().mul_(self.weights).to(self.device), strict=True):
             self._add(place, part)
-        while self.given < len(self.left) and not self.left[self.given]:
-            self.give(self._finished(self.given))
-            self.given += 1
 
     def _add(self, place: Place, part: Tensor) -> None:
         axis, along = self.windows.axis, place[self.windows.axis]
-        for index, (first, last) in enumerate(self.bounds):
-            start, stop = max(first, along.start), min(last, along.stop)
-            if start >= stop:
-                continue
-            if index not in self.slabs:
-                shape = [*self.windows.shape]
-                shape[axis] = last - first
-                self.slabs[index] = torch.zeros(self.num_classes, *shape, device=self.device)
-            where = [*place]
-            where[axis] = slice(start - first, stop - first)
-            self.slabs[index][(slice(None), *where)] += part.narrow(axis + 1, start - along.start, stop - start)
-            self.left[index] -= 1
+        if along.start != self.slab[0]:
+            raise JointError(f"windows do not come in order: slice {along.start}, where {self.slab[0]} is due")
+        where = [slice(None), *place]
+        where[axis + 1] = slice(None)
+        for start, sums in self._sums(along.start, along.stop):
+            sums[tuple(where)].add_(part.narrow(axis + 1, start - along.start, sums.shape[axis + 1]))
+        self.left[along.start] -= 1
+        if not self.left[along.start]:
+            self._finish()
 
-    def _finished(self, index: int) -> Tensor:
-        axis, (first, last) = self.windows.axis, self.bounds[index]
-        where = [*self.windows.inner]
-        where[axis] = slice(max(where[axis].start - first, 0), min(where[axis].stop, last) - first)
-        total = self.slabs.pop(index)[(slice(None), *where)]
-        norm = total.sum(0)
-        if not bool(torch.isfinite(norm).all()) or not bool((norm > 0).all()):
-            raise NonFiniteError("the model's probabilities hold NaN or infinity, or sum to 0 somewhere")
-        return total.div_(norm)
+    def _sums(self, first: int, last: int) -> list[tuple[int, Tensor]]:
+        """Those of some slices with the number of the first: in two parts, where the end of the memory lies between."""
+        axis, length = self.windows.axis, self.windows.window[self.windows.axis]
+        turn = min(last, first - first % length + length)
+        parts = [(first, turn), (turn, last)]
+        return [(n, self.sums.narrow(axis + 1, n % length, stop - n)) for n, stop in parts if n < stop]
+
+    def _finish(self) -> None:
+        axis = self.windows.axis
+        for start, sums in self._sums(*self.slab):
+            where = [slice(None), *self.windows.inner]
+            where[axis + 1] = slice(max(where[axis + 1].start - start, 0), where[axis + 1].stop - start)
+            found = sums[tuple(where)]
+            norm = found.sum(0)
+            if not bool(torch.isfinite(norm).all()) or not bool((norm > 0).all()):
+                raise NonFiniteError("the model's probabilities hold NaN or infinity, or sum to 0 somewhere")
+            self.give(found.div_(norm))
+            sums.zero_()
+        end = self.windows.shape[axis]
+        self.slab = next(self.slabs, (end, end))
 
 
 class ProbabilityMap:

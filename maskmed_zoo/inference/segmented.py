@@ -17,7 +17,7 @@ from maskmed_zoo.data.preprocess import Region
 from maskmed_zoo.inference.probability_map import ProbabilitySlabs
 from maskmed_zoo.inference.sliding_window import Place, Windows
 from maskmed_zoo.inference.to_image import ToImage, into_array, into_labels, into_slabs, label_type
-from maskmed_zoo.memory import check_available
+from maskmed_zoo.memory import check_available, give_back
 
 
 class Segmented:
@@ -69,6 +69,7 @@ class Segmented:
             axis = self.slabs.windows.axis + 1
             self.seen.narrow(axis, self.to_image.seen, slab.shape[axis]).copy_(slab)
         self.to_image.take(slab)
+        give_back()
 
     def _give(self, rows: slice, probabilities: Tensor) -> None:
         for give in self.gives:
