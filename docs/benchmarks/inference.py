@@ -7,7 +7,8 @@ A CT of the data set is upsampled to `--size` voxels of 0.8 mm, int16. All three
 16 labels and background, over the same windows of 64 voxels, half of each covered again, on two cores (`--threads`).
 All average probabilities, so nnU-Net gets them in the place of logits. Windows coincide where an axis has 64 + 32 n
 voxels, and both others are given our weights of a window's voxels, so labels are equal but for rounding, which is that
-of 16 bits in nnU-Net. Each variant is a fresh process: `MB_beyond` is its highest resident memory less int16 image and
+of 16 bits in nnU-Net: `largest_gap` is how far the two largest of our probabilities lie apart where labels differ, at
+most. Each variant is a fresh process: `MB_beyond` is its highest resident memory less int16 image and
 uint8 labels, Python and its libraries included. `ours_twice` has the image twice, one after the other along z.
 
 `file` is the whole of `predict` from a NIfTI file to another, at a spacing of 5 mm: `MB_peak` counts.
@@ -178,6 +179,23 @@ def measured(variant: str, folder: Path, threads: int) -> Row:
     }
 
 
+def largest_gap(folder: Path, variant: str, threads: int) -> float:
+    """Between the two largest of our probabilities at a voxel whose label is another one there."""
+    torch.set_num_threads(threads)
+    recipe, model = network()
+    image, ours, theirs = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("image", "ours", variant))
+    found = [0.0]
+
+    def take(place: tuple[slice, ...], probabilities: torch.Tensor) -> None:
+        differs = torch.from_numpy(ours[place] != theirs[place])
+        first, second = probabilities[:, differs].topk(2, 0).values
+        found.append(float((first - second).max()) if first.numel() else 0.0)
+
+    stats = IntensityStats(*json.loads((folder / "stats.json").read_text()))
+    Predictor(recipe, model, (stats,), device="cpu").segment(image, spacing=SPACING, slabs=take)
+    return max(found)
+
+
 def main() -> None:
     """Measure the variants one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -202,8 +220,9 @@ def main() -> None:
                 row["voxels_that_differ"] = int(
                     sum(np.count_nonzero(a != b) for a, b in zip(ours, theirs, strict=True))
                 )
+                row["largest_gap"] = in_fresh_process(__file__, "--gap", variant, str(folder), str(given.threads))
             else:
-                row["voxels_that_differ"] = ""
+                row["voxels_that_differ"], row["largest_gap"] = "", ""
             rows.append(row | machine() | {"threads": given.threads})
             print(rows[-1], file=sys.stderr, flush=True)
             write(given.csv, rows)
@@ -212,5 +231,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measured(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))))
+    elif sys.argv[1:2] == ["--gap"]:
+        print(json.dumps(largest_gap(Path(sys.argv[3]), sys.argv[2], int(sys.argv[4]))))
     else:
         main()
