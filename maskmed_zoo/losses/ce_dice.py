@@ -9,6 +9,7 @@ Compared in the tests with MONAI's `DiceCELoss`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss, at_least_float32, is_eager_cpu
 from maskmed_zoo.losses.fused import dense_sums
-from maskmed_zoo.losses.inputs import InputCheck
+from maskmed_zoo.losses.inputs import Given, InputCheck
 from maskmed_zoo.losses.partial import merge_unannotated, only_annotated
 from maskmed_zoo.losses.stages import halving_weights, nearest_labels
 
@@ -63,22 +64,31 @@ class CEDiceLoss(Loss):
         the call after it.
         """
         given = self.check(output, labels, annotated, instances)
-        labels, annotated = given.labels, given.annotated
+        stages = [stage.spatial for stage in output.stages]
+        return self.of(stages, self.stage_weights(len(stages)), given.labels, given.annotated, counts)
+
+    def of(
+        self,
+        stages: Sequence[Tensor],
+        weights: Sequence[float],
+        labels: Tensor,
+        annotated: Tensor | None,
+        counts: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same of logits (b k d h w) of every stage with these weights, and of what an `InputCheck` has seen."""
         if annotated is not None:
             labels = only_annotated(labels, annotated)
         counted = self._counted(labels, annotated)
         scores = counted.sum() if counts is None else counts[0]
-        weights = self.stage_weights(len(output.stages))
         total, parts = labels.new_zeros((), dtype=torch.float32), dict[str, Tensor]()
-        for i, (weight, stage) in enumerate(zip(weights, output.stages, strict=True), start=1):
+        for i, (weight, logits) in enumerate(zip(weights, stages, strict=True), start=1):
             if weight == 0:
                 continue
-            logits = at_least_float32(stage.spatial)
-            if annotated is not None:
-                logits = merge_unannotated(logits, annotated)
+            wide = at_least_float32(logits)
+            wide = wide if annotated is None else merge_unannotated(wide, annotated)
             target = nearest_labels(labels, logits.shape[2:]).long()
             valid = self._valid(target)
-            ce, dice = _sums(logits, target, valid, counted)
+            ce, dice = _sums(wide, target, valid, counted)
             voxels = _voxels(target, valid) if counts is None else counts[i]
             ce, dice = ce / voxels.clamp_min(1), dice / scores.clamp_min(1)
             total = total + weight * (self.config.ce_weight * ce + self.config.dice_weight * dice)
@@ -94,7 +104,10 @@ class CEDiceLoss(Loss):
         instances: Tensor | None = None,
     ) -> Tensor:
         """The Dice scores, then the voxels of every stage."""
-        given = self.check.look(output, labels, annotated, instances)
+        return self.counts_of(output, self.check.look(output, labels, annotated, instances))
+
+    def counts_of(self, output: HeadOutput, given: Given) -> Tensor:
+        """The same of what an `InputCheck` has seen."""
         stages = [nearest_labels(given.labels, stage.spatial.shape[2:]).long() for stage in output.stages]
         voxels = [_voxels(target, self._valid(target)) for target in stages]
         return torch.stack([self._counted(given.labels, given.annotated).sum(), *voxels])

@@ -8,6 +8,10 @@ for labels that are not annotated.
 With `match: per_stage`, `stage_weighting: equal` and `points: 12544` this is Mask2Former's criterion (MaskMed App. D.1)
 but for its total: that is the sum over outputs, here it is their mean, so that no loss grows with the number of
 outputs; multiply by that number to compare. Mask2Former's weights are 2 : 5 : 5 and 0.1 for "no object".
+
+Beyond the paper: what is predicted is the sum over queries of class probability times mask probability, and none of
+these terms trains it as such. `semantic_weight` adds cross-entropy and soft Dice (`ce_dice`) of that map, see
+`combined`, against the labels, at every output; the instances of a label count as one there.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from torch.nn import functional as F
 
 from maskmed_zoo.contracts import ComponentConfig, HeadOutput, Loss, StageOutput, at_least_float32, full_precision
 from maskmed_zoo.errors import JointError, NonFiniteError
+from maskmed_zoo.losses.ce_dice import CEDiceLoss
+from maskmed_zoo.losses.combined import combined_logits
 from maskmed_zoo.losses.fused import mask_sums
 from maskmed_zoo.losses.inputs import InputCheck
 from maskmed_zoo.losses.matcher import Pairs, fixed, hungarian, mask_terms, matching_costs, to_host
@@ -61,6 +67,11 @@ class SetCriterionConfig(ComponentConfig):
     points: Points | None = Field(
         default=None, description="mask terms on so many sampled points (Mask2Former: 12544); null: on all voxels"
     )
+    semantic_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="of cross-entropy and Dice of the combined map; 0: the loss of the paper",
+    )
 
     @model_validator(mode="after")
     def _fixed_matches_nothing(self) -> Self:
@@ -82,6 +93,7 @@ class SetCriterion(Loss):
         self.config = config or SetCriterionConfig()
         self.num_classes, self.ignore_label = num_classes, ignore_label
         self.check = InputCheck(num_classes, ignore_label, self.accepts)
+        self.semantic = CEDiceLoss(num_classes=num_classes, ignore_label=ignore_label)
 
     def forward(
         self,
@@ -94,8 +106,9 @@ class SetCriterion(Loss):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Labels (b d h w); returns the weighted sum over outputs and the `class`, `bce`, `dice` of the final one.
 
-        With instances (b d h w) also `dropped`, how many of them exceed the number of queries. Raises `JointError` for
-        inputs that do not fit and `NonFiniteError`, naming the tensor, if masks, class logits or a cost are not finite.
+        With a `semantic_weight` also `ce_combined` and `dice_combined`, with instances (b d h w) also `dropped`, how
+        many of them exceed the number of queries. Raises `JointError` for inputs that do not fit and `NonFiniteError`,
+        naming the tensor, if masks, class logits or a cost are not finite.
         """
         given = self.check.look(output, labels, annotated, instances)
         annotated, instances = given.annotated, given.instances
@@ -109,6 +122,12 @@ class SetCriterion(Loss):
                 terms = self._stage(stage, at_stage, matched, annotated, counts)
                 total = total + weight * sum(getattr(self.config, f"{name}_weight") * x for name, x in terms.items())
                 parts = parts or {name: term.detach() for name, term in terms.items()}
+            if self.config.semantic_weight:
+                maps = [combined_logits(*_query_tensors(stage)) for stage in output.stages]
+                of = None if counts is None else counts[2:]
+                semantic, terms = self.semantic.of(maps, weights, given.labels, annotated, of)
+                total = total + self.config.semantic_weight * semantic
+                parts |= {f"{name}_combined": term for name, term in terms.items()}
             if instances is not None:
                 parts["dropped"] = (full.present.sum() - (pairs[0].assignment >= 0).sum()).float()
             return total, parts
@@ -121,11 +140,15 @@ class SetCriterion(Loss):
         annotated: Tensor | None = None,
         instances: Tensor | None = None,
     ) -> Tensor:
-        """Matched queries, as many as targets if there are enough, and unmatched ones of samples with a target."""
+        """Matched queries, as many as targets if there are enough, and unmatched ones of samples with a target.
+
+        With a `semantic_weight` those of `ce_dice` follow.
+        """
         given = self.check.look(output, labels, annotated, instances)
         queries = _query_tensors(output.stages[0])[0].shape[1]
         matched = self.targets(given.labels, given.annotated, given.instances).present.sum(1).clamp_max(queries)
-        return torch.stack([matched.sum(), ((queries - matched) * (matched > 0)).sum()])
+        counted = torch.stack([matched.sum(), ((queries - matched) * (matched > 0)).sum()])
+        return torch.cat([counted, self.semantic.counts_of(output, given)]) if self.config.semantic_weight else counted
 
     def stage_weights(self, stages: int) -> list[float]:
         """Halving with every halving of resolution, or equal; they sum to 1."""
@@ -194,7 +217,7 @@ class SetCriterion(Loss):
         if counts is None:
             weight, matched = weights.sum(), max(1, len(pairs))
         else:
-            matched, unmatched = counts.to(losses.dtype)
+            matched, unmatched = counts[:2].to(losses.dtype)
             weight, matched = matched + self.config.no_object_weight * unmatched, matched.clamp_min(1)
         return {
             "class": losses.sum() / weight.clamp_min(TINY),

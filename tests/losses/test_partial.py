@@ -56,6 +56,7 @@ def losses() -> dict[str, tuple[Any, HeadOutput]]:
         {"assigner": "fixed"},
         {"match": "per_stage"},
         {"points": 20},
+        {"semantic_weight": 5.0},
         {"no_object_weight": 0.1},
     ]
     found: dict[str, tuple[Any, HeadOutput]] = {

@@ -29,6 +29,7 @@ LOSSES = {
     "queries": {
         "once": "model.loss={kind: set_criterion, no_object_weight: 0.3}",
         "fixed": "model.loss={kind: set_criterion, assigner: fixed}",
+        "semantic": "model.loss={kind: set_criterion, semantic_weight: 5}",
         "per_stage": "model.loss={kind: set_criterion, match: per_stage, stage_weighting: equal}",
     },
 }
