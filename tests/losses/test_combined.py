@@ -64,6 +64,8 @@ def naive(output: HeadOutput, labels: Tensor, ignore: int | None, weights: list[
     """Cross-entropy by PyTorch and Dice by MONAI, over the voxels that count, in float64."""
     total = torch.zeros((), dtype=torch.float64)
     for weight, stage in zip(weights, output.stages, strict=True):
+        assert stage.masks is not None
+        assert stage.class_logits is not None
         log_p, target = exact(stage.masks, stage.class_logits), nearest_labels(labels, stage.masks.shape[2:]).long()
         ce = F.nll_loss(log_p, target, ignore_index=-100 if ignore is None else ignore)
         counts = target.ne(-1 if ignore is None else ignore).unsqueeze(1)
