@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,24 @@ def test_available_is_what_the_machine_or_its_container_leaves(tmp_path: Path, m
     unlimited = memory.available()
     assert unlimited is not None
     assert unlimited > 2**20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+def test_what_was_freed_goes_back_to_the_system() -> None:
+    """In a process of its own: every second of many small blocks is freed, so that the heap cannot shrink."""
+    code = """
+import sys
+from maskmed_zoo.memory import give_back
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS:"))
+blocks = [bytearray(60_000) for _ in range(4000)]
+del blocks[::2]
+before = resident()
+give_back()
+print(before - resident())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 80_000  # kB, of 120,000
 
 
 def test_real_errors_of_numpy_and_torch_are_known() -> None:

@@ -22,7 +22,7 @@ class ImageSlab:
         self.held = self.slices[0:0]
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
-        """A part (c d h w); raises `JointError` for one that begins before the slices that are still there."""
+        """A copy of a part (c d h w); `JointError` for one that begins before the slices that are still there."""
         wanted = index[self.axis + 1]
         if wanted.start < self.first:
             raise JointError(f"windows do not come in order: slice {wanted.start} after {self.first}")
@@ -39,7 +39,7 @@ class ImageSlab:
             self.first, self.last = wanted.start, wanted.stop
         where = [*index]
         where[self.axis + 1] = slice(wanted.start - self.first, wanted.stop - self.first)
-        return torch.from_numpy(self.held[tuple(where)])
+        return torch.from_numpy(self.held[tuple(where)].copy())  # what is held is overwritten
 
     def _along(self, part: slice) -> tuple[slice, ...]:
         return tuple(part if axis == self.axis + 1 else slice(None) for axis in range(4))

@@ -42,7 +42,7 @@ from maskmed_zoo.inference.to_image import LabelProbabilities, nearest
 from maskmed_zoo.inference.write import Prediction
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.model import SegmentationModel
-from maskmed_zoo.network_size import moved
+from maskmed_zoo.network_size import moved, reported
 from maskmed_zoo.recipe import Recipe
 from maskmed_zoo.settings import Spacing3
 
@@ -131,7 +131,8 @@ class Predictor:
             raise ArgumentError(
                 f"{len(self.models)} networks together have no one output; give one of them, as a fold of the study"
             )
-        self._place(self.device)
+        with reported():
+            self._place(self.device)
         return self.models[0]
 
     def segment(

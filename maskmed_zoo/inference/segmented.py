@@ -44,7 +44,8 @@ class Segmented:
         beside: int = 0,
         where: str = "image",
     ) -> None:
-        _check_memory(windows, region, num_classes, keep=keep, beside=beside, where=where)
+        held = windows.window[windows.axis] / windows.shape[windows.axis] if torch.device(device).type == "cpu" else 0
+        _check_memory(windows, region, num_classes, share=held + keep, beside=beside, where=where)
         self.labels = np.zeros(region.shape, label_type(num_classes))
         self.gives: list[Callable[[slice, Tensor], None]] = [
             into_labels(self.labels[region.box], windows.axis, weights)
@@ -76,8 +77,7 @@ class Segmented:
             give(rows, probabilities)
 
 
-def _check_memory(windows: Windows, region: Region, num_classes: int, *, keep: bool, beside: int, where: str) -> None:
-    share = windows.window[windows.axis] / windows.shape[windows.axis] + keep
+def _check_memory(windows: Windows, region: Region, num_classes: int, *, share: float, beside: int, where: str) -> None:
     sums = 4 * num_classes * math.prod(windows.shape) * share
     labels = math.prod(region.shape) * np.dtype(label_type(num_classes)).itemsize
     of = f"{num_classes} labels{' and their objects' if beside else ''}"

@@ -126,7 +126,8 @@ def into_slabs(take: Callable[[Box, Tensor], None], box: Box, axis: int) -> Call
     def give(rows: slice, probabilities: Tensor) -> None:
         place, start = [*box], box[axis].start
         place[axis] = slice(start + rows.start, start + rows.stop)
-        take((place[0], place[1], place[2]), probabilities.transpose(0, 1).movedim(1, axis + 1))
+        slab = probabilities.transpose(0, 1).movedim(1, axis + 1)
+        take((place[0], place[1], place[2]), slab.clone())  # whose memory is used again
 
     return give
 

@@ -133,9 +133,10 @@ def _put_in_place(
     names = {path.name for path in files}
     unknown = [path for path in there if not record.is_known(path.name, target.name)]
     _refuse_unknown([path for path in unknown if path.name in names])
-    is_same = not overwrite and target in there and record.is_made_with(target.name, weights_sha256, settings)
-    leftover = set[str]() if is_same else {path.name for path in there if path not in unknown} - names
     sums = {path.name: sha256_of(path) for path in files}
+    is_same = not overwrite and target in there and record.is_made_with(target.name, weights_sha256, settings)
+    is_same = is_same and sha256_of(target) == sums[target.name]  # and not of another image in the meantime
+    leftover = set[str]() if is_same else {path.name for path in there if path not in unknown} - names
     record.announce(target.name, weights_sha256, labels, sums, request=request, settings=settings)
     for path in files:  # the label map last
         path.replace(record.folder / path.name)

@@ -80,7 +80,7 @@ def load_together(
     postprocess: bool = False,
     overrides: Overrides = (),
 ) -> Predictor:
-    """The networks of several runs, studies and exported weights, each counted once; windows are those of the first.
+    """The networks of several runs, studies and exported weights, as often as given; windows are those of the first.
 
     They run in the precision of their recipes where it is the same, else in float32.
     Raises what `load` does, and `ArgumentError` unless all have the same labels and channels and see an image in the

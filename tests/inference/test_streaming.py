@@ -42,8 +42,8 @@ SHAPES = {
 """Voxels and spacing (mm) of images; the recipe has windows of 8 x 16 x 16 voxels of 2 x 1 x 1 mm."""
 
 
-def made(path: Path, count: int = 1) -> Predictor:
-    recipe = load_recipe(path, LOGITS)
+def made(path: Path, count: int = 1, batch_size: int = 2) -> Predictor:
+    recipe = load_recipe(path, LOGITS | {"inference.batch_size": batch_size})
     torch.manual_seed(0)
     models = [model_of(recipe) for _ in range(count)]
     for parameter in (p for model in models for p in model.parameters()):
@@ -102,6 +102,42 @@ def test_labels_and_probabilities_are_those_of_the_dense_way(
     assert is_clear.mean() > 0.99
     np.testing.assert_array_equal(prediction.labels[is_clear], expected.argmax(0)[is_clear])
     assert len(np.unique(prediction.labels)) > 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 7])
+def test_batches_go_over_the_border_of_a_slab(tiny_recipe: Path, batch_size: int) -> None:
+    """And air in between puts windows into other batches."""
+    shape, spacing = (50, 20, 40), (2.0, 1.0, 1.0)
+    image = framed(shape)
+    image[:, 10:26, :16, 2:20] = 7
+    predictor = made(tiny_recipe, batch_size=batch_size)
+    expected, into = dense(predictor, image, spacing), np.empty((3, *shape), np.float32)
+    prediction = predictor.segment(image, spacing=spacing, into=into)
+    np.testing.assert_allclose(into, expected, atol=1e-5)
+    assert (prediction.labels != expected.argmax(0)).mean() < 1e-3  # ties
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 1.0, 1.0), (3.0, 1.7, 1.3)])
+def test_slabs_may_be_kept_and_changed(tiny_recipe: Path, spacing: tuple[float, float, float]) -> None:
+    predictor, image = made(tiny_recipe), framed((33, 17, 18))
+    found, kept = np.zeros((3, 33, 17, 18), np.float32), list[tuple[tuple[slice, ...], Tensor]]()
+
+    def take(place: tuple[slice, ...], slab: Tensor) -> None:
+        kept.append((place, slab.clone()))
+        kept.append((place, slab))
+        slab.zero_() if len(kept) % 4 else None
+
+    labels = predictor.segment(image, spacing=spacing, slabs=take).labels
+    expected = predictor.segment(image, spacing=spacing, probabilities=True)
+    np.testing.assert_array_equal(labels, expected.labels)
+    for place, slab in kept[::2]:
+        found[(slice(None), *place)] = slab.numpy()
+    seen = found.sum(0) > 0
+    assert seen.mean() > 0.5
+    whole = np.stack([p for _, p in expected.probabilities or ()])
+    np.testing.assert_allclose(found[:, seen], whole[:, seen], atol=1e-6)
+    for (_, copy), (_, slab) in zip(kept[2::4], kept[3::4], strict=True):
+        assert torch.equal(copy, slab), "overwritten"
 
 
 def test_whole_numbers_stay_as_they_are_and_give_what_float32_gives(tiny_recipe: Path) -> None:

@@ -156,6 +156,11 @@ def test_forms_are_asked_for_one_after_the_other(recipe: Recipe, dataset: Path, 
     (out / "case_00.nii.gz").unlink()  # what is predicted now may be of another image
     assert len(predictor.files(source, out, npz=True)) == 1
     assert {path.name for path in out.iterdir()} == only_npz
+    predictor.files(source, out, probabilities=True, overwrite=True)
+    image = nib.load(source)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1].copy(), image.affine, image.header), source)
+    assert len(predictor.files(source, out, npz=True)) == 1
+    assert {path.name for path in out.iterdir()} == only_npz
     for other in (made(recipe, 1), made(load_recipe(recipe, {"inference.overlap": 0.25}))):
         predictor.files(source, out, probabilities=True, overwrite=True)
         assert "made" in refusal(lambda other=other: other.files(source, out, npz=True))
