@@ -102,7 +102,7 @@ class Windows(Settings):
 class Pipeline(Settings):
     """From the image of a file to its label map; the steps in the order of the keys, and back from the windows on."""
 
-    format: Literal[1] = Field(default=1, description="version of this format")
+    format: Literal[2] = Field(default=2, description="version of this format")
     name: str = Field(description="of the recipe")
     made_by: str = Field(default=f"maskmed-zoo {__version__}")
     channels: Annotated[tuple[str, ...], Field(min_length=1)] = Field(

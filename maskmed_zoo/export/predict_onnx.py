@@ -39,9 +39,7 @@ except ImportError as missing:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 HERE = Path(__file__).resolve().parent
-FORMAT = 1
 TOGETHER = "put network.onnx, pipeline.json and predict_onnx.py of one export side by side"
-CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
 CARRIED = (
     *("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "xyzt_units"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
@@ -62,15 +60,14 @@ class Runner:
         file = Path(folder) / "pipeline.json"
         try:
             self.steps: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            self.channels, self.windows, network = (self.steps[key] for key in ("channels", "windows", "network"))
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise MistakeError(f"{file}: cannot be read ({error}); {TOGETHER}") from error
-        if self.steps.get("format") != FORMAT:
+        if self.steps.get("format") != 2:
             raise MistakeError(f"{file}: of another version than this program; {TOGETHER}")
-        self.channels, self.windows = self.steps["channels"], self.steps["windows"]
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        path = str(file.with_name(self.steps["network"]["file"]))
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        path = str(file.with_name(network["file"]))
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own kinds
@@ -96,18 +93,18 @@ class Runner:
             made[...] = resample_image(normalized(channel, how, inside), shape, thick)
         result = np.zeros(image.shape[1:], np.uint8 if len(self.steps["labels"]) <= 256 else np.uint16)
         back = thick_axis(to["spacing"], spacing, to["anisotropic"])
+        weights = self.thresholds()
         for row, found in enumerate(to_image(self.slices(prepared), shape, cropped.shape[1:], back)):
-            result[box][row] = (found * self.weights()).argmax(0)
+            result[box][row] = (found * weights).argmax(0)
         for step in sorted(self.steps["postprocessing"], key=lambda step: step["do"] != "fill_holes"):
             postprocess(result, self.steps["labels"][step["label"]], step, float(np.prod(spacing)))
         return result
 
-    def weights(self) -> Array:
-        """What thresholds multiply the labels' probabilities by, (k 1 1)."""
+    def thresholds(self) -> Array:
+        """What the labels' probabilities are multiplied by, (k 1 1)."""
         weights = np.ones((len(self.steps["labels"]), 1, 1), np.float32)
-        for step in self.steps["postprocessing"]:
-            if step["do"] == "threshold":
-                weights[self.steps["labels"][step["label"]]] = (1 - step["at"]) / step["at"]
+        for step in (step for step in self.steps["postprocessing"] if step["do"] == "threshold"):
+            weights[self.steps["labels"][step["label"]]] = (1 - step["at"]) / step["at"]
         return weights
 
     def slices(self, prepared: Array) -> Iterator[Array]:
@@ -155,7 +152,8 @@ class Runner:
         """Segment the channel files of one case into `target`, which appears whole or not at all."""
         array, spacing, orientation, header = read(images)
         labels = self.segment(array, spacing).transpose(2, 1, 0)
-        stored = np.asfortranarray(apply_orientation(labels, ornt_transform(CANONICAL, orientation)))
+        turn = ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), orientation)
+        stored = np.asfortranarray(apply_orientation(labels, turn))
         result = nib.Nifti1Header()
         result.set_data_dtype(stored.dtype)
         result.set_data_shape(stored.shape)
@@ -267,12 +265,13 @@ def to_image(slices: Iterable[Array], size: Sequence[int], shape: Sequence[int],
 
 def postprocess(labels: Array, value: int, step: dict[str, Any], voxel_mm3: float) -> None:
     """Fill the holes of one label (z y x), or make background of parts of it, in place; thresholds are behind it."""
-    box = (ndimage.find_objects((labels == value).astype(np.uint8)) or [None])[0]
-    if box is None or step["do"] == "threshold":
+    found: Any = [] if step["do"] == "threshold" else ndimage.find_objects((labels == value).astype(np.uint8))
+    if not found:
         return
+    box = found[0]
     inside = labels[box]
     fills = step["do"] == "fill_holes"
-    found: Any = ndimage.label(inside != value) if fills else ndimage.label(inside == value, np.ones((3, 3, 3)))
+    found = ndimage.label(inside != value) if fills else ndimage.label(inside == value, np.ones((3, 3, 3)))
     numbers, count = found
     if fills:
         is_hole = np.arange(count + 1) > 0

@@ -21,9 +21,11 @@ def given_image(
     """The image (c z y x) in a type that float32 holds, and its place."""
     try:
         array = np.asarray(image)
+        if array.dtype.kind not in "biufO":
+            raise TypeError(array.dtype)
         array = array if is_small(array.dtype) else np.asarray(array, np.float32)
     except (TypeError, ValueError) as error:
-        what = type(image).__name__
+        what = " of ".join(str(part) for part in (type(image).__name__, getattr(image, "dtype", "")) if str(part))
         raise ArgumentError(
             f"expected an array of numbers (c z y x), got {what}; for files there is files()"
         ) from error

@@ -36,7 +36,9 @@ class Predicting:
         part: tuple[int, int] = (1, 1),
     ) -> None:
         number, parts = _checked_part(part)
-        given = [inputs] if isinstance(inputs, str | Path) else inputs
+        given = [inputs] if isinstance(inputs, str | Path) else [*inputs]
+        if not all(isinstance(path, str | Path) for path in given):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArgumentError("inputs: expected paths of images or folders of them; for arrays there is segment()")
         cases = input_cases([files.usable(Path(path), DataError) for path in given], predictor.channels)
         if not cases:
             raise ArgumentError("no inputs: give image files, or folders of them")

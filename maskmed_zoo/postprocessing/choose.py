@@ -8,7 +8,8 @@ label that help, and of several of its thresholds, the one with the largest mean
 
 A threshold of one label takes voxels from others or leaves them to these. Its change is therefore the sum of the
 changes in Dice of all labels of a case, so that a gain at another label's cost is none; of the other steps, which
-change their own label alone, that sum is the label's own change.
+change their own label alone, that sum is the label's own change. And a threshold that costs its own label, or the
+others together, more than it brings in sum is not applied: it exchanges labels, and two would move a border twice.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from maskmed_zoo.postprocessing.counts import CaseCounts
 PARTS = 5
 """Into which patients are dealt for the cross-fitted change."""
 KEPT, SHOWN, NOT_SHOWN, WORSE = "kept", "helps, but less than the one kept", "not shown to help", "makes it worse"
+COSTS = "helps, but at the cost of a label"
 NOTHING, SAME, ABSENT = "changes no score", "changes the same as one above", "annotated in no case"
 
 
@@ -55,6 +57,8 @@ def choose(cases: Sequence[CaseCounts], labels: Sequence[str]) -> list[Candidate
         verdicts[index] = helps if row["p_holm"] < LEVEL else NOT_SHOWN
         if found[index][0].kind == "threshold":
             row["others"] = fmean(_of_others(cases, found[index][0]).values())
+            if verdicts[index] == KEPT and min(row["others"], row["mean"] - row["others"]) < -row["mean"]:
+                verdicts[index] = COSTS
     rivals: dict[tuple[str, str], list[int]] = {}
     for index in open_:
         if verdicts[index] == KEPT:

@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from maskmed_zoo.evaluation.mean import mean
-from maskmed_zoo.evaluation.statistics.bootstrap import paired_bootstrap
+from maskmed_zoo.evaluation.statistics.bootstrap import RESAMPLES, paired_bootstrap
+from maskmed_zoo.evaluation.statistics.holm import LEVEL
 from maskmed_zoo.inference.postprocessing import FORMAT, Chosen, Do, Step
 from maskmed_zoo.postprocessing.candidates import FRACTIONS, QUANTILE
 from maskmed_zoo.postprocessing.choose import PARTS, Candidate, choose, cross_fitted, kept, overall
@@ -33,13 +34,15 @@ DEFINITIONS = {
     "p": "two-sided, over patients: the largest one of that bootstrap's, the signed-rank test's and Student's t test's "
     "with Hall's correction of skewness; p_holm is corrected by Holm over all candidates that were tested; null for "
     "those that change nothing, or the same as another",
-    "verdict": "kept: p_holm under 0.05 and a positive mean; of several rules for the parts of a label, and of several "
+    "verdict": "kept: p_holm under 0.05 and a positive mean, and no threshold that costs its own label, or the "
+    "others together, more than it brings in sum; of several rules for the parts of a label, and of several "
     "of its thresholds, the one with the largest mean",
     "together": "change of all steps in the mean Dice over the labels of a case, on the cases that they were chosen "
     "on: too favourable, as any choice is on its own cases",
     "cross_fitted": f"the same with the choice made anew for each of {PARTS} parts of the patients on the others: what "
-    "the procedure, not this very choice, brings on other cases; its interval does not know that the choices share "
-    "cases",
+    "the procedure, not this very choice, brings on other cases to single networks, not to the mean of several; its "
+    "interval does not know that the choices share cases, nor that networks of a study that predicted the other "
+    "parts were trained on the held-out patients",
 }
 
 
@@ -102,6 +105,23 @@ def document_of(
         cross_fitted=_change(cross_fitted(cases, labels), patients),
         definitions=DEFINITIONS,
     )
+
+
+def remarks(document: Document, *, is_mean: bool) -> list[str]:
+    """What a user should know of the choice; `is_mean`: the networks of several folds predict together."""
+    found: list[str] = []
+    tests, others = sum(row.p is not None for row in document.candidates), document.patients * (PARTS - 1) // PARTS
+    too_few = "too few for any step to be kept, whatever it brings; have more cases, or fewer candidates"
+    for patients, where in ((document.patients, ""), (others, " of other parts")):
+        if tests and tests * max(2.0 ** (1 - patients), 2 / RESAMPLES) >= LEVEL:
+            found.append(f"{tests} candidates on {patients} patients{where}: {too_few}")
+            break
+    if is_mean and any(step.kind == "threshold" for step in document.steps):
+        found.append(
+            "thresholds were chosen on the probabilities of single folds, and are applied to the mean of all, which is "
+            "less sure: look at its label maps"
+        )
+    return found
 
 
 def _row(found: Candidate) -> Row:

@@ -9,11 +9,10 @@ from maskmed_zoo.data.sources import Data
 from maskmed_zoo.errors import CheckpointError, DataError, Failures
 from maskmed_zoo.files import is_file, sha256_of, write_json
 from maskmed_zoo.inference.predictor import together
-from maskmed_zoo.labels import Labels
 from maskmed_zoo.memory import within_memory
 from maskmed_zoo.postprocessing.counts import CaseCounts
-from maskmed_zoo.postprocessing.document import Document, document_of
-from maskmed_zoo.postprocessing.place import Place, places_of
+from maskmed_zoo.postprocessing.document import Document, document_of, remarks
+from maskmed_zoo.postprocessing.place import places_of
 from maskmed_zoo.postprocessing.recomputed import Recomputed
 from maskmed_zoo.runner.display import Display
 from maskmed_zoo.runner.manifest import now
@@ -51,12 +50,18 @@ def postprocess(
     cases, failures = list[CaseCounts](), Failures()
     with ExitStack() as stack:
         again = stack.enter_context(Recomputed.in_temporary_folder(labels, device)) if thresholds else None
-        with display.task("computing probabilities" if again else "counting parts") as progress:
+        with display.task("counting parts") as progress:
             for done, place in enumerate(places, start=1):
                 with failures.kept(), within_memory(f"case '{place.name}'"):
-                    cases.append(again.case(place) if again else _as_predicted(place, labels))
+                    cases.append(CaseCounts(place.name, place.patient, place.read(labels).counts(labels)))
                 progress(done, len(places))
         failures.tell(len(places), "nothing is chosen before all can be used")
+        if again:
+            with display.task("computing probabilities") as progress:
+                for done, place in enumerate(places, start=1):
+                    with within_memory(f"case '{place.name}'"):
+                        cases[done - 1] = again.case(place)
+                    progress(done, len(places))
         if again and again.differing:
             display.say(
                 f"{len(again.differing)} of {len(places)} cases: up to {100 * max(again.differing.values()):.1g} % of "
@@ -65,13 +70,11 @@ def postprocess(
         if again:
             display.say("choosing; parts are counted once more where thresholds are kept")
         document = document_of(cases, list(labels.foreground), weights=which, sha256=together(sums), date=now())
+    for remark in remarks(document, is_mean=len(runs) > 1):
+        display.say(remark)
     if not dry_run:
         write_json(source.path / POSTPROCESSING, document.model_dump(mode="json"))
     return document
-
-
-def _as_predicted(place: Place, labels: Labels) -> CaseCounts:
-    return CaseCounts(place.name, place.patient, place.read(labels).counts(labels))
 
 
 def _weights_of(run: RunFolder, which: Which) -> str:

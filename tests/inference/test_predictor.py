@@ -246,3 +246,21 @@ def test_what_is_no_run(tmp_path: Path, dataset: Path) -> None:
         zoo.load(tmp_path)
     with pytest.raises(CheckpointError, match="no run here"):
         zoo.load(dataset)
+
+
+@pytest.mark.parametrize("dtype", ["str", "complex"])
+def test_an_array_of_no_numbers_is_refused(tiny_recipe, dtype):
+    recipe = load_recipe(tiny_recipe)
+    predictor = Predictor(recipe, model_of(recipe), device="cpu")
+    with pytest.raises(ArgumentError, match=r"expected an array of numbers \(c z y x\), got ndarray of .*files\(\)"):
+        predictor.segment(np.ones((4, 5, 6)).astype(dtype), spacing=(1, 1, 1))
+
+
+def test_an_array_is_no_file(tiny_recipe, tmp_path):
+    recipe = load_recipe(tiny_recipe)
+    predictor = Predictor(recipe, model_of(recipe), device="cpu")
+    wrong: list[Any] = [np.ones((4, 5, 6)), [np.ones((4, 5, 6))]]
+    for inputs in wrong:
+        with pytest.raises(ArgumentError, match=r"inputs: expected paths of images .* for arrays there is segment"):
+            predictor.files(inputs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -121,6 +121,15 @@ def _one_part(right: int) -> LabelCounts:
 NAMES = ["liver", "spleen"]
 
 
+def test_a_threshold_that_exchanges_labels_is_not_kept() -> None:
+    cases = study(0.5, 0.3)
+    (row,) = [one for one in choose(cases, NAMES) if (one.step.label, one.step.at) == ("liver", 0.3)]
+    assert row.numbers["mean"] > 0
+    assert row.numbers["p_holm"] < 0.05
+    assert row.verdict == "helps, but at the cost of a label"
+    assert not kept(choose(cases, NAMES))
+
+
 def test_a_threshold_that_helps_is_kept_and_the_best_of_several() -> None:
     cases = study(0.05, 0.0)
     found = choose(cases, NAMES)
