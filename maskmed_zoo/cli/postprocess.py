@@ -79,10 +79,13 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 def step_name(row: dict[str, Any]) -> str:
-    """As in `remove_small < 12.5 mm³` and `threshold .3`."""
+    """As in `remove_small < 12.5 mm³`, `remove_small < 1330 mm³` and `threshold .3`."""
     if row["at"] is not None:
         return f"{row['do']} {row['at']:g}".replace(" 0.", " .")
-    return row["do"] if row["below_mm3"] is None else f"{row['do']} < {row['below_mm3']:.3g} mm³"
+    if row["below_mm3"] is None:
+        return row["do"]
+    rounded = float(f"{row['below_mm3']:.3g}")
+    return f"{row['do']} < {rounded:g} mm³"
 
 
 def _worth(found: dict[str, Any]) -> list[str]:

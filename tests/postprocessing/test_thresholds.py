@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from maskmed_zoo.inference.postprocessing import Step
 from maskmed_zoo.labels import Labels
 from maskmed_zoo.postprocessing.choose import choose, cross_fitted, kept, overall
 from maskmed_zoo.postprocessing.counts import AtThresholds, CaseCounts, LabelCounts, counts_of
+from maskmed_zoo.postprocessing.document import document_of, remarks
 from maskmed_zoo.postprocessing.thresholds import GRID, Collector, Undecided, changes_alone
 
 LABELS = Labels({"background": 0, "liver": 1, "spleen": 2, "tumour": 3, "ignore": 4})
@@ -119,6 +121,20 @@ def _one_part(right: int) -> LabelCounts:
 
 
 NAMES = ["liver", "spleen"]
+
+
+def test_it_is_said_where_nothing_can_be_kept_and_whose_thresholds_these_are() -> None:
+    few, some, many = (
+        document_of(study(0.05, 0.0, patients), NAMES, weights="last", sha256="0", date="") for patients in (4, 7, 24)
+    )
+    (said,) = remarks(few, is_mean=False)
+    assert re.fullmatch(r"\d candidates on 4 patients: too few for any step to be kept, .*", said)
+    assert not few.steps
+    (said,) = remarks(some, is_mean=False)
+    assert re.fullmatch(r"\d candidates on 5 patients of other parts: too few .*", said)
+    assert remarks(many, is_mean=False) == []
+    (said,) = remarks(many, is_mean=True)
+    assert said.startswith("thresholds were chosen on the probabilities of single folds")
 
 
 def test_a_threshold_that_exchanges_labels_is_not_kept() -> None:
