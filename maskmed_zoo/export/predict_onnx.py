@@ -60,14 +60,14 @@ class Runner:
         file = Path(folder) / "pipeline.json"
         try:
             self.steps: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
-            self.channels, self.windows, network = (self.steps[key] for key in ("channels", "windows", "network"))
+            self.channels, self.windows = self.steps["channels"], self.steps["windows"]
+            path = str(file.with_name(self.steps["network"]["file"]))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise MistakeError(f"{file}: cannot be read ({error}); {TOGETHER}") from error
         if self.steps.get("format") != 2:
             raise MistakeError(f"{file}: of another version than this program; {TOGETHER}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
-        path = str(file.with_name(network["file"]))
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own kinds

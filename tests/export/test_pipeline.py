@@ -366,7 +366,8 @@ def test_what_the_runner_refuses(folder, shipped, tmp_path, capsys):
         with pytest.raises(shipped.MistakeError, match=words):
             runner.segment(image, spacing)
     steps = json.loads((folder / "pipeline.json").read_text(encoding="utf-8"))
-    for content, words in ((steps | {"format": 1}, "of another version"), ([1], "cannot be read")):
+    unlike = steps | {"format": 1}
+    for content, words in ((unlike, "of another version"), ([1], "cannot be read"), ({"format": 2}, "cannot be read")):
         (tmp_path / "pipeline.json").write_text(json.dumps(content), encoding="utf-8")
         with pytest.raises(shipped.MistakeError, match=words):
             shipped.Runner(tmp_path)
