@@ -146,7 +146,7 @@ def grouped(
             remedy = f"rename it to {stem_of(path)}_0000{ending}"
             tell(ProblemError(path, "no channel number", remedy, kind="file name", case=stem_of(path)))
         elif int(match[2]) >= channels:
-            what = f"channel {int(match[2])}, but {channels} declared"
+            what = f"channel {int(match[2])}, but {channels} declared (counted from 0)"
             remedy = "remove it or correct channel_names"
             tell(ProblemError(path, what, remedy, kind="surplus channel", case=match[1]))
         else:

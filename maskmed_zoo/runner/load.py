@@ -149,6 +149,8 @@ def _overridden(recipe: Recipe, overrides: Overrides) -> Recipe:
     if not overrides:
         return recipe
     for key in keys_of(overrides):
+        if key in type(recipe.inference).model_fields:
+            raise ArgumentError(f"{key}: did you mean inference.{key}?")
         if key.partition(".")[0] != "inference":
             raise ArgumentError(
                 f"{key}: belongs to what was trained; at prediction inference.overlap, inference.mirror and the "

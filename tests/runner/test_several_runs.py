@@ -148,3 +148,5 @@ def test_only_inference_can_be_set(runs: list[Path], tmp_path: Path, capsys: pyt
     capsys.readouterr()
     assert main(["predict", str(runs[0]), "in", "out", "--set", "train.epochs=3"]) == 2
     assert capsys.readouterr().err.startswith("train.epochs: belongs to what was trained; at prediction ")
+    assert main(["predict", str(runs[0]), "in", "out", "--set", "mirror=true"]) == 2
+    assert capsys.readouterr().err == "mirror: did you mean inference.mirror?\n"
