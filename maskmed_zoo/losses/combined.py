@@ -1,8 +1,8 @@
 """The map that query heads are used for: p_k(v) ∝ Σ_n class probability n, k times mask probability n, v.
 
 `StageOutput.log_probabilities` floors it at 1e-6, below which there is no gradient. For a loss it is wanted as it is:
-the logarithms of the masks are divided by the largest one at each voxel, which the softmax over labels takes out again,
-so that no sum is too small for float32 unless class logits lie more than 80 apart.
+the masks are divided by the largest one at each voxel, which the softmax over labels takes out again, so that no sum is
+too small for float32 unless class logits lie more than 80 apart.
 """
 
 from __future__ import annotations
