@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import reprlib
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -67,3 +68,20 @@ def expect_several(name: str, values: object, kinds: tuple[type, ...], what: str
         raise ArgumentError(f"{name}: expected {what}, got {shown(several)}")
     for value in several:
         expect(name, value, kinds, what)
+
+
+def parse_numbers(name: str, given: str | Sequence[int]) -> tuple[int, ...]:
+    """Numbers from 0 upwards, from text such as '0-4' or '0,2,4' or as they are; raises `ArgumentError`."""
+    wanted = "numbers and ranges upwards, such as 0-4 or 0,2,4"
+    if not isinstance(given, str):
+        if not given or any(isinstance(number, bool) or number < 0 for number in given):
+            raise ArgumentError(f"{name}: expected {wanted}, got {list(given)}")
+        return tuple(dict.fromkeys(given))
+    numbers: list[int] = []
+    for part in given.split(","):
+        found = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part, re.ASCII)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        if last < first:
+            raise ArgumentError(f"{name}: expected {wanted}, got '{given}'")
+        numbers += range(first, last + 1)
+    return tuple(dict.fromkeys(numbers))

@@ -1,4 +1,4 @@
-"""Cells of an ablation: one recipe with one seed each, a job named after what it is trained with.
+"""Cells of an ablation: one recipe with one seed on one fold each, a job named after what it is trained with.
 
 A cell is named after recipe, data sets, fold and seed, so grids that share a folder share equal cells; the version of
 the package that trained it is in its manifest and not in its name.
@@ -25,7 +25,7 @@ from maskmed_zoo.runner.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Cell(Job):
-    """One row of a grid with one seed, which the recipe holds."""
+    """One row of a grid with one seed, which the recipe holds, on one fold."""
 
     row: str
 
@@ -47,7 +47,7 @@ class CellFolder:
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         run = RunFolder(self.path / key)
         run = run if run.exists() else self._known(recipe) or run
-        return Cell(f"row '{row}', seed {recipe.train.seed}", recipe, run, self.fold, row)
+        return Cell(f"row '{row}', seed {recipe.train.seed}, fold {self.fold}", recipe, run, self.fold, row)
 
     def _known(self, recipe: Recipe) -> RunFolder | None:
         """The run of an equal recipe; channels and labels left to the data set are what it gave."""

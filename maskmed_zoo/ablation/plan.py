@@ -9,10 +9,11 @@ from typing import Any
 
 from maskmed_zoo.ablation.cell import Cell, CellFolder
 from maskmed_zoo.ablation.grid import Grid, GridFile, load_grid
+from maskmed_zoo.arguments import parse_numbers
 from maskmed_zoo.build import network_facts
 from maskmed_zoo.data.bind import bind
 from maskmed_zoo.data.dataset import RawDataset
-from maskmed_zoo.data.sources import open_sources
+from maskmed_zoo.data.sources import check_disjoint, open_sources
 from maskmed_zoo.device import pick_device
 from maskmed_zoo.errors import ArgumentError, RecipeError, UserError
 from maskmed_zoo.files import usable
@@ -25,15 +26,16 @@ from maskmed_zoo.runner.manifest import check_folder, run_facts
 class Ablation:
     """A grid on one or several data sets.
 
-    `networks` holds `build.network_facts` of each row, `cells` row after row and, in a row, seed after seed.
+    `networks` holds `build.network_facts` of each row, `cells` row after row, in a row seed after seed, and of a seed
+    fold after fold.
     """
 
     grid: Grid
     recipe: str
     overrides: tuple[str, ...]
     datasets: tuple[str, ...]
-    seeds: int
-    fold: int
+    seeds: tuple[int, ...]
+    folds: tuple[int, ...]
     task: Task
     out: Path
     networks: dict[str, dict[str, Any]]
@@ -45,49 +47,61 @@ def plan(
     *,
     data: Sequence[str | Path],
     out: Path,
-    seeds: int = 1,
-    fold: int = 0,
+    seeds: int | str | Sequence[int] = 1,
+    folds: str | Sequence[int] = (0,),
     recipe: str | None = None,
     overrides: Sequence[str] = (),
     device: str | None = None,
 ) -> Ablation:
     """Read a grid, check and build all of its rows; makes nothing on disk.
 
-    `recipe` stands in for the grid's base recipe, `overrides` come last in every row. Raises `RecipeError` holding the
-    problems of all rows, `DataError` for data sets or a fold that cannot be used, `CheckpointError` where `out` holds a
-    finished cell of data sets that have changed or have the same names.
+    `seeds` is how many, from 0 on, or which, such as '3-7'; with several `folds` a row has a run of each for every
+    seed. `recipe` stands in for the grid's base recipe, `overrides` come last in every row. Raises `RecipeError`
+    holding the problems of all rows, `ArgumentError` for seeds and folds that are no numbers, `DataError` for data sets
+    or folds that cannot be used, `CheckpointError` where `out` holds a finished cell of data sets that have changed or
+    have the same names.
     """
-    if seeds < 1:
-        raise ArgumentError(f"seeds: expected 1 or more, got {seeds}")
+    chosen, numbers = _seeds(seeds), parse_numbers("folds", folds)
     pick_device(device)
     usable(out)
     file = load_grid(grid)
     sources = open_sources(data)
-    facts = run_facts(sources, [source.splits(fold) for source in sources], fold)
+    splits = {fold: [source.splits(fold) for source in sources] for fold in numbers}
+    check_disjoint(sources, splits)
+    facts = {fold: run_facts(sources, parts, fold) for fold, parts in splits.items()}
     datasets = [source.dataset for source in sources]
     networks, recipes = build_rows(file, file.recipes(recipe, overrides), datasets)
     names = tuple(source.title for source in sources)
-    folder = CellFolder(out, names, fold)
+    folders = {fold: CellFolder(out, names, fold) for fold in numbers}
     cells = tuple(
-        folder.cell(name, load_recipe(row, {"train.seed": seed}))
+        folders[fold].cell(name, load_recipe(row, {"train.seed": seed}))
         for name, row in recipes.items()
-        for seed in range(seeds)
+        for seed in chosen
+        for fold in numbers
     )
     for cell in cells:
         if cell.scores() is not None:  # of an unfinished one, its own process says so
-            check_folder(cell.run, bind(cell.recipe, *datasets), facts, resume=True)
+            check_folder(cell.run, bind(cell.recipe, *datasets), facts[cell.fold], resume=True)
     return Ablation(
         grid=file.grid,
         recipe=recipe or file.grid.recipe,
         overrides=tuple(overrides),
         datasets=names,
-        seeds=seeds,
-        fold=fold,
+        seeds=chosen,
+        folds=numbers,
         task=Task(tuple(str(path) for path in data), device),
         out=out,
         networks=networks,
         cells=cells,
     )
+
+
+def _seeds(given: int | str | Sequence[int]) -> tuple[int, ...]:
+    """So many from 0 on, or those that text such as '3-7' names."""
+    count = int(given) if isinstance(given, str) and given.isascii() and given.isdecimal() else given
+    if isinstance(count, int) and count < 1:
+        raise ArgumentError(f"seeds: expected 1 or more, or which, such as 3-7; got {count}")
+    return tuple(range(count)) if isinstance(count, int) else parse_numbers("seeds", count)
 
 
 def build_rows(

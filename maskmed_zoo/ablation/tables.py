@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -20,11 +20,15 @@ from maskmed_zoo.evaluation.statistics.coverage import level_warning, told_apart
 from maskmed_zoo.evaluation.statistics.sample import spread
 from maskmed_zoo.files import write_atomically
 from maskmed_zoo.runner.manifest import now
+from maskmed_zoo.runner.study_scores import pool
 
-Scored = tuple[Cell, dict[str, Any]]
+Finished = tuple[Cell, dict[str, Any]]
+"""A cell and its scores."""
 DEFINITIONS = {
-    "seeds": "seeds whose run is trained to the end and scored",
-    "mean_dice": f"mean over seeds of each run's mean_dice, of its last weights. In a run: "
+    "seeds": "seeds whose run is trained to the end and scored, on every fold",
+    "dice": "mean_dice of each seed",
+    "mean_dice": f"mean over seeds of each run's mean_dice, of its last weights; with several folds the runs of a "
+    "seed count as one, with the cases of all. In a run: "
     f"{definition(metrics()[DEFAULT])}",
     "sd_over_seeds": "sample standard deviation of mean_dice over seeds; null for one seed",
     "difference.mean": "row minus baseline, mean over the cases that both have scores for, each case averaged over "
@@ -54,51 +58,75 @@ DEFINITIONS = {
 
 def summarize_ablation(ablation: Ablation) -> dict[str, Any]:
     """All results there are by now, what they mean and what they were made with; JSON-able."""
-    done: dict[str, list[Scored]] = {name: [] for name in ablation.grid.rows}
+    finished: dict[str, list[Finished]] = {name: [] for name in ablation.grid.rows}
     missing: list[Cell] = []
     for cell in ablation.cells:
         scores = cell.scores()
         if scores is None:
             missing.append(cell)
         else:
-            done[cell.row].append((cell, scores))
-    baseline = ablation.grid.baseline
-    differences = _differences(done, baseline)
-    environments = [cell.run.manifest()["environment"] for cells in done.values() for cell, _ in cells]
+            finished[cell.row].append((cell, scores))
+    done = {name: _by_seed(ablation, cells) for name, cells in finished.items()}
+    differences = _differences(done, ablation.grid.baseline)
+    environments = [cell.run.manifest()["environment"] for cells in finished.values() for cell, _ in cells]
     return {
         "grid": ablation.grid.name,
         "recipe": ablation.recipe,
         "overrides": list(ablation.overrides),
         "datasets": list(ablation.datasets),
-        "fold": ablation.fold,
-        "seeds": list(range(ablation.seeds)),
+        "folds": list(ablation.folds),
+        "seeds": list(ablation.seeds),
         "steps": sorted({cell.recipe.train.iterations for cell in ablation.cells}),
-        "baseline": baseline,
+        "baseline": ablation.grid.baseline,
         "finished_cells": len(ablation.cells) - len(missing),
         "cells": len(ablation.cells),
         "incomplete": [
-            {"row": cell.row, "seed": cell.seed, "run": cell.run.path.name, "state": cell.progress()}
+            {
+                "row": cell.row,
+                "seed": cell.seed,
+                "fold": cell.fold,
+                "run": cell.run.path.name,
+                "state": cell.progress(),
+            }
             for cell in missing
         ],
         "environments": [e for index, e in enumerate(environments) if e not in environments[:index]],
         "date": now(),
         "definitions": DEFINITIONS,
-        "rows": [_row(ablation, name, cells, differences.get(name)) for name, cells in done.items()],
+        "rows": [_row(ablation, name, finished[name], done[name], differences.get(name)) for name in done],
         "remarks": _remarks(differences.values()),
     }
 
 
-def _row(ablation: Ablation, name: str, cells: list[Scored], difference: dict[str, Any] | None) -> dict[str, Any]:
+def _by_seed(ablation: Ablation, cells: Sequence[Finished]) -> dict[int, dict[str, Any]]:
+    """Scores of the seeds that are finished on every fold, of all folds together."""
+    scored: dict[int, dict[str, Any]] = {}
+    for seed in ablation.seeds:
+        folds = {cell.fold: scores for cell, scores in cells if cell.seed == seed}
+        if len(folds) == len(ablation.folds):
+            runs = {cell.fold: cell.run for cell, _ in cells if cell.seed == seed}
+            scored[seed] = pool(runs, folds) if len(folds) > 1 else folds[ablation.folds[0]]
+    return scored
+
+
+def _row(
+    ablation: Ablation,
+    name: str,
+    cells: Sequence[Finished],
+    done: Mapping[int, dict[str, Any]],
+    difference: dict[str, Any] | None,
+) -> dict[str, Any]:
     row, network = ablation.grid.rows[name], ablation.networks[name]
-    dice = [score for _, scores in cells if (score := headline(scores)) is not None]
+    dice = [score for scores in done.values() if (score := headline(scores)) is not None]
     memory = [m for cell, _ in cells if (m := cell.resources()).get("peak_memory_bytes") is not None]
     return {
         "row": name,
         "set": [*ablation.grid.set, *row.set],
         "note": row.note,
         "paper": row.paper,
-        "seeds": [cell.seed for cell, _ in cells],
+        "seeds": list(done),
         "runs": [cell.run.path.name for cell, _ in cells],
+        "dice": dice,
         "mean_dice": fmean(dice) if dice else None,
         "sd_over_seeds": spread(dice),
         "difference": difference,
@@ -111,10 +139,12 @@ def _row(ablation: Ablation, name: str, cells: list[Scored], difference: dict[st
     }
 
 
-def _differences(done: dict[str, list[Scored]], baseline: str) -> dict[str, dict[str, Any]]:
+def _differences(done: Mapping[str, Mapping[int, dict[str, Any]]], baseline: str) -> dict[str, dict[str, Any]]:
     """To the baseline, of the rows that have cases in common with it; corrected over all of them."""
-    scores = {name: [headline_by_case(scores) for _, scores in cells] for name, cells in done.items()}
-    patients = {case: patient for cells in done.values() for _, s in cells for case, patient in patients_of(s).items()}
+    scores = {name: [headline_by_case(scores) for scores in runs.values()] for name, runs in done.items()}
+    patients = {
+        case: patient for runs in done.values() for s in runs.values() for case, patient in patients_of(s).items()
+    }
     rows = [
         difference_row((name, baseline), None, scores, metrics()[DEFAULT], patients)
         for name in done
@@ -138,7 +168,7 @@ def _remarks(differences: Iterable[dict[str, Any]]) -> list[str]:
     return [*found]
 
 
-def _per_step(cells: list[Scored], column: str) -> float | None:
+def _per_step(cells: Sequence[Finished], column: str) -> float | None:
     values: list[float] = []
     for cell, _ in cells:
         epochs = cell.epochs()
@@ -171,9 +201,10 @@ def caption(summary: dict[str, Any]) -> str:
     """One line above the table: what, on what, and how much of it is done."""
     state = "" if summary["finished_cells"] == summary["cells"] else "INCOMPLETE, "
     recipe = " ".join([summary["recipe"], *summary["overrides"]])
+    folds = f"fold{'s' if len(summary['folds']) > 1 else ''} {', '.join(map(str, summary['folds']))}"
     return (
         f"{summary['grid']}: {recipe} on {', '.join(summary['datasets'])}, "
-        f"fold {summary['fold']}; {state}{summary['finished_cells']} of {summary['cells']} cells; differences to "
+        f"{folds}; {state}{summary['finished_cells']} of {summary['cells']} cells; differences to "
         f"'{summary['baseline']}'"
     )
 
@@ -183,6 +214,8 @@ IN_CSV = (
     *("better", "equal", "worse", "cases", "seeds"),
 )
 """Of a difference."""
+MADE_WITH = ("maskmed_zoo", "commit", "python", "torch", "device_name", "threads")
+"""Of an environment, in the CSV."""
 
 
 def write_tables(summary: dict[str, Any], out: Path) -> None:
@@ -197,16 +230,26 @@ def _write_json(summary: dict[str, Any], path: Path) -> None:
 
 def _write_csv(summary: dict[str, Any], path: Path) -> None:
     rows: list[dict[str, Any]] = []
+    made = {key: _flat(summary[key]) for key in ("datasets", "folds", "steps", "finished_cells", "cells", "date")}
+    made["made_with"] = "; ".join(_versions(environment) for environment in summary["environments"])
     for row in summary["rows"]:
         flat = {key: value for key, value in row.items() if key != "difference"}
         difference = row["difference"] or {}
         flat |= {f"difference_{key}": difference.get(key) for key in IN_CSV}
-        flat |= {key: " ".join(map(str, value)) for key, value in flat.items() if isinstance(value, list)}
-        rows.append(flat | {"finished_cells": summary["finished_cells"], "cells": summary["cells"]})
+        rows.append({key: _flat(value) for key, value in flat.items()} | made)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _flat(value: Any) -> Any:
+    """A list as text with blanks."""
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _versions(environment: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {environment[name]}" for name in MADE_WITH if name in environment)
 
 
 def _write_markdown(summary: dict[str, Any], path: Path) -> None:

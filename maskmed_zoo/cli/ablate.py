@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The grid, the data sets, where cells and tables go, seeds and fold, and what holds for every row."""
+    """The grid, the data sets, where cells and tables go, seeds and folds, and what holds for every row."""
     parser.add_argument("grid", metavar="GRID", help="a built-in grid's name, for example table4, or a path (.yaml)")
     parser.add_argument(
         "--data", action="append", required=True, metavar="DIR", help="nnU-Net raw folder, as for 'train'; repeatable"
@@ -29,12 +29,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables go here, runs into DIR/cells")
     parser.add_argument(
         "--seeds",
-        type=int,
-        default=1,
+        default="1",
         metavar="N",
-        help="seeds 0 … N-1 of every row, in place of the recipe's (default: %(default)s)",
+        help="seeds 0 … N-1, or a list such as 3-7, of every row, in place of the recipe's (default: %(default)s)",
     )
-    parser.add_argument("--fold", type=int, default=0, metavar="N", help="fold to validate on (default: %(default)s)")
+    parser.add_argument(
+        "--folds",
+        default="0",
+        metavar="LIST",
+        help="folds to validate on, as 0-4 or 1,2, a run of each for every seed (default: %(default)s)",
+    )
     parser.add_argument(
         "--recipe", metavar="R", help="a name or path, instead of the grid's base recipe, for example one of CPU size"
     )
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         data=args.data,
         out=args.out,
         seeds=args.seeds,
-        fold=args.fold,
+        folds=args.folds,
         recipe=args.recipe,
         overrides=args.overrides,
         device=args.device,
@@ -80,15 +84,19 @@ def run(args: argparse.Namespace) -> None:
         render(_table(summary))
     failed = [cell for cell in summary["incomplete"] if cell["state"].startswith("failed")]
     if failed:
-        raise ZooError("\n".join(f"row '{cell['row']}', seed {cell['seed']}: {cell['state']}" for cell in failed))
+        raise ZooError(
+            "\n".join(
+                f"row '{cell['row']}', seed {cell['seed']}, fold {cell['fold']}: {cell['state']}" for cell in failed
+            )
+        )
 
 
 def _cells(ablation: Ablation) -> Table:
     from rich.table import Table
 
-    table = Table("cell", "row", "seed", "state", box=None)
+    table = Table("cell", "row", "seed", "fold", "state", box=None)
     for cell in ablation.cells:
-        table.add_row(cell.run.path.name, cell.row, str(cell.seed), cell.state())
+        table.add_row(cell.run.path.name, cell.row, str(cell.seed), str(cell.fold), cell.state())
     return table
 
 

@@ -87,6 +87,20 @@ def open_sources(data: Data, *, whole: bool = False, must_validate: bool = True)
     return tuple(sources)
 
 
+def check_disjoint(sources: Sequence[Source], splits: Mapping[int, Sequence[Split]]) -> None:
+    """Raise `DataError` where a case validates in two folds: it would count twice."""
+    seen: dict[str, int] = {}
+    for fold, parts in sorted(splits.items()):
+        for source, split in zip(sources, parts, strict=True):
+            for case in split.validation:
+                name = source.name_of(case)
+                if (other := seen.setdefault(name, fold)) != fold:
+                    raise DataError(
+                        f"{source.dataset.root}: case '{name}' validates in folds {other} and {fold}, and would count "
+                        f"twice in a score over folds; give --folds that share no validation case"
+                    )
+
+
 def _open(text: str) -> Source:
     is_whole = text.endswith(WHOLE) and not is_folder(Path(text))
     return Source(open_dataset(text.removesuffix(WHOLE) if is_whole else text), is_whole)

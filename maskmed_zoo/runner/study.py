@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from maskmed_zoo.arguments import parse_numbers
 from maskmed_zoo.build import network_facts
 from maskmed_zoo.data.bind import bind
-from maskmed_zoo.data.sources import Data, Source, Split, open_sources
+from maskmed_zoo.data.sources import Data, check_disjoint, open_sources
 from maskmed_zoo.device import pick_device, pick_workers
-from maskmed_zoo.errors import ArgumentError, CheckpointError, DataError, ZooError
+from maskmed_zoo.errors import CheckpointError, ZooError
 from maskmed_zoo.files import sha256_of
 from maskmed_zoo.lock import locked
 from maskmed_zoo.recipe import Recipe
@@ -30,23 +31,6 @@ from maskmed_zoo.weights.source import weights_in
 
 OWN = re.compile(r"fold_\d+(\..*)?|evaluation\..*|\..*")
 """Names of what a study may hold before its first fold has begun."""
-
-
-def parse_folds(given: str | Sequence[int]) -> tuple[int, ...]:
-    """Numbers of folds from text such as '0-4' or '0,2,4', or as they are; raises `ArgumentError`."""
-    wanted = "numbers and ranges upwards, such as 0-4 or 0,2,4"
-    if not isinstance(given, str):
-        if not given or any(isinstance(fold, bool) or fold < 0 for fold in given):
-            raise ArgumentError(f"folds: expected {wanted}, got {list(given)}")
-        return tuple(dict.fromkeys(given))
-    folds: list[int] = []
-    for part in given.split(","):
-        found = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part, re.ASCII)
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
-        if last < first:
-            raise ArgumentError(f"folds: expected {wanted}, got '{given}'")
-        folds += range(first, last + 1)
-    return tuple(dict.fromkeys(folds))
 
 
 def train_study(
@@ -68,13 +52,13 @@ def train_study(
     a case validates in two of them, and `CheckpointError` for a folder that holds something else, folds of another
     recipe or other data, another start, and no weights in `init`, with which every fold begins.
     """
-    display, numbers = display or Display(), parse_folds(folds)
+    display, numbers = display or Display(), parse_numbers("folds", folds)
     refuse_torchrun()
     pick_workers(workers, pick_device(device))
     start = None if init is None else weights_in(init)
     sources = open_sources(data)
     splits = {fold: [source.splits(fold) for source in sources] for fold in {*folds_in(out), *numbers}}
-    _check_cases(sources, splits)
+    check_disjoint(sources, splits)
     bound = bind(recipe, *(source.dataset for source in sources))
     _check_out(out)
     for fold, parts in splits.items():
@@ -144,17 +128,3 @@ def _check_starts(out: Path, numbers: Sequence[int], init: Path | None, file: Pa
             raise CheckpointError(
                 f"{file}: has changed since {path} began from it; put it back, or train into a new folder"
             )
-
-
-def _check_cases(sources: Sequence[Source], splits: Mapping[int, Sequence[Split]]) -> None:
-    """Raise `DataError` where a case validates in two folds: it would count twice."""
-    seen: dict[str, int] = {}
-    for fold, parts in sorted(splits.items()):
-        for source, split in zip(sources, parts, strict=True):
-            for case in split.validation:
-                name = source.name_of(case)
-                if (other := seen.setdefault(name, fold)) != fold:
-                    raise DataError(
-                        f"{source.dataset.root}: case '{name}' validates in folds {other} and {fold}, and would count "
-                        f"twice in the score of a study; give --folds that share no validation case"
-                    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -18,7 +19,7 @@ from maskmed_zoo.ablation.cell import Cell
 from maskmed_zoo.ablation.plan import Ablation, plan
 from maskmed_zoo.build import network_facts
 from maskmed_zoo.cli.main import main
-from maskmed_zoo.errors import CheckpointError, DataError, RecipeError, UserError, ZooError
+from maskmed_zoo.errors import ArgumentError, CheckpointError, DataError, RecipeError, ZooError
 from maskmed_zoo.lock import locked
 from maskmed_zoo.runner import job_process
 from maskmed_zoo.runner import jobs as module
@@ -136,6 +137,33 @@ def test_each_cell_once_and_numbers_by_hand(
     assert f"| {row['difference']['p']:.2f} (1, 2) |" in text
 
 
+def test_runs_of_several_folds_are_scored_together(
+    make: Callable[..., Ablation], here: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    ablation = make(seeds="3-4", folds="1,0")
+    assert [(cell.seed, cell.fold) for cell in ablation.cells[:4]] == [(3, 1), (3, 0), (4, 1), (4, 0)]
+    half = replace(ablation, cells=tuple(cell for cell in ablation.cells if (cell.seed, cell.fold) != (4, 0)))
+    summary = ablate(half)
+    assert [row["seeds"] for row in summary["rows"]] == [[3], [3]]  # the fourth has one fold of two
+    summary = ablate(ablation)
+    assert [(row, seed) for row, seed in here if row == "query"] == [("query", seed) for seed in (3, 3, 4, 4)]
+    scores = {(cell.row, cell.seed, cell.fold): cell.scores() or {} for cell in ablation.cells}
+    by_hand = [
+        np.mean([case["mean"] for fold in (0, 1) for case in scores["query", seed, fold]["cases"]]) for seed in (3, 4)
+    ]
+    _, row = summary["rows"]
+    assert row["dice"] == pytest.approx(by_hand)
+    assert row["mean_dice"] == pytest.approx(np.mean(by_hand))
+    validation = {case["case"] for fold in (0, 1) for case in scores["query", 3, fold]["cases"]}
+    assert row["difference"]["cases"] == len(validation) == 2
+    assert (summary["seeds"], summary["folds"]) == ([3, 4], [1, 0])
+    assert "on Boxes, folds 1, 0; 8 of 8 cells" in (tmp_path / "out" / "heads.md").read_text()
+    with (tmp_path / "out" / "heads.csv").open(newline="") as file:
+        line = next(csv.DictReader(file))
+    assert (line["folds"], line["seeds"], line["steps"]) == ("1 0", "3 4", "4")
+    assert f"torch {torch.__version__}, " in line["made_with"]
+
+
 def test_nothing_is_repeated_and_equal_cells_are_shared(
     make: Callable[..., Ablation], here: list[tuple[str, int]], grid: Path
 ) -> None:
@@ -228,7 +256,7 @@ def test_a_cell_that_fails_is_one_line_and_the_others_go_on(
     printed = capsys.readouterr()
     assert "INCOMPLETE, 0 of 2 cells" in printed.out
     lines = printed.err.splitlines()[-2:]
-    assert [line.split(": ")[0] for line in lines] == ["row 'pointwise', seed 0", "row 'query', seed 0"]
+    assert [line.split(": ")[0] for line in lines] == [f"row '{row}', seed 0, fold 0" for row in ("pointwise", "query")]
     assert all(line.split("failed: ")[1].startswith(told) for line in lines)
     assert main([*words, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("failed: ") == 2
@@ -265,9 +293,14 @@ def test_mistakes_are_told_before_anything_is_made(
     assert main([*words, "--set", "train.epoch=1"]) == 2
     assert capsys.readouterr().err.startswith("--set train.epoch=1: train.epoch: unknown key; did you mean 'epochs'?")
     with pytest.raises(DataError, match="no fold 7"):
-        make(fold=7)
-    with pytest.raises(UserError, match="seeds: expected 1 or more, got 0"):
-        make(seeds=0)
+        make(folds=[7])
+    for seeds in (0, "0"):
+        with pytest.raises(ArgumentError, match="seeds: expected 1 or more, or which, such as 3-7; got 0"):
+            make(seeds=seeds)
+    with pytest.raises(
+        ArgumentError, match="seeds: expected numbers and ranges upwards, .* got '3-'"
+    ):
+        make(seeds="3-")
     assert not (tmp_path / "out").exists()
 
 
@@ -280,7 +313,7 @@ def test_a_cell_is_named_after_what_decides_its_result(
     assert two.task.data == (str(dataset), f"{other}@all")
     runs = [
         {cell.run.path.name for cell in ablation.cells}
-        for ablation in (make(), make(fold=1), make(overrides=["train.epochs=3"]), two)
+        for ablation in (make(), make(folds="1"), make(overrides=["train.epochs=3"]), two)
     ]
     assert len(set().union(*runs)) == 8
     assert {cell.run.path.name for cell in make(seeds=2, device=None).cells} > runs[0]

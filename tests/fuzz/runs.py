@@ -99,7 +99,7 @@ def _summary(cell: Cell) -> None:
     grid = Grid.model_validate({"schema_version": 1, "name": "g", "recipe": "tiny", "baseline": "row", "rows": rows})
     cells = (cell, Cell("other, seed 0", cell.recipe, cell.run, 0, "other"))
     networks = dict.fromkeys(rows, _facts())
-    ablation = Ablation(grid, "tiny", (), ("x",), 1, 0, Task(("x",)), cell.run.path, networks, cells)
+    ablation = Ablation(grid, "tiny", (), ("x",), (cell.seed,), (0,), Task(("x",)), cell.run.path, networks, cells)
     write_tables(summarize_ablation(ablation), cell.run.path)
 
 

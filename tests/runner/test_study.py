@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import maskmed_zoo as zoo
+from maskmed_zoo.arguments import parse_numbers
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.data.formats import read_image, read_labels
 from maskmed_zoo.errors import ArgumentError, CheckpointError, DataError, StoppedError, UserError, ZooError
@@ -22,7 +24,7 @@ from maskmed_zoo.recipe import Recipe, load_recipe
 from maskmed_zoo.runner import jobs
 from maskmed_zoo.runner.job import Job, Task, order
 from maskmed_zoo.runner.job_process import work
-from maskmed_zoo.runner.study import parse_folds, train_study
+from maskmed_zoo.runner.study import train_study
 from maskmed_zoo.runner.study_scores import evaluate_study
 from maskmed_zoo.runner.trainer import Trainer
 from tests.conftest import TINY, make_dataset
@@ -84,6 +86,7 @@ def data_of(study: Path) -> Path:
 
 
 def test_folds_as_text() -> None:
+    parse_folds = partial(parse_numbers, "folds")
     assert parse_folds("0-4") == (0, 1, 2, 3, 4)
     assert parse_folds("0, 2,4-5,2") == (0, 2, 4, 5)
     assert parse_folds([3, 0]) == (3, 0)
