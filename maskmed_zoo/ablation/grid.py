@@ -23,7 +23,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from maskmed_zoo import registry
 from maskmed_zoo.arguments import PATH, expect
-from maskmed_zoo.errors import RecipeError, nearest
+from maskmed_zoo.errors import ArgumentError, RecipeError, nearest
 from maskmed_zoo.files import is_file
 from maskmed_zoo.recipe import strict_yaml
 from maskmed_zoo.recipe.find import is_path, recipe_path
@@ -73,6 +73,15 @@ class Grid(Settings):
                     f"{nearest(other, rows) if other not in rows else ''}"
                 )
         return rows
+
+    def only(self, names: Sequence[str]) -> Grid:
+        """The baseline and the rows of these names; raises `ArgumentError` for one that is no row."""
+        for name in names:
+            if name not in self.rows:
+                known = ", ".join(f"'{row}'" for row in self.rows)
+                raise ArgumentError(f"row '{name}': grid '{self.name}' has none{nearest(name, self.rows)} ({known})")
+        kept = {name: row for name, row in self.rows.items() if name in names or name == self.baseline}
+        return self.model_copy(update={"rows": kept})
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ def plan(
     *,
     data: Sequence[str | Path],
     out: Path,
+    rows: Sequence[str] = (),
     seeds: int | str | Sequence[int] = 1,
     folds: str | Sequence[int] = (0,),
     recipe: str | None = None,
@@ -55,13 +56,13 @@ def plan(
 ) -> Ablation:
     """Read a grid, check and build all of its rows; makes nothing on disk.
 
-    `seeds` is how many, from 0 on, or which, such as '3-7'; with several `folds` a row has a run of each for every
-    seed. `recipe` stands in for the grid's base recipe, `overrides` come last in every row. Raises `RecipeError`
-    holding the problems of all rows, `ArgumentError` for seeds and folds that are no numbers, `DataError` for data sets
-    or folds that cannot be used, `CheckpointError` where `out` holds a finished cell of data sets that have changed or
-    have the same names.
+    `rows` are those to run beside the baseline, all by default. `seeds` is how many, from 0 on, or which, such as
+    '3-7'; with several `folds` a row has a run of each for every seed. `recipe` stands in for the grid's base recipe,
+    `overrides` come last in every row. Raises `RecipeError` holding the problems of all rows, `ArgumentError` for rows
+    that are none and for seeds and folds that are no numbers, `DataError` for data sets or folds that cannot be used,
+    `CheckpointError` where `out` holds a finished cell of data sets that have changed or have the same names.
     """
-    chosen, numbers = _seeds(seeds), parse_numbers("folds", folds)
+    seeds, numbers = _seeds(seeds), parse_numbers("folds", folds)
     pick_device(device)
     usable(out)
     file = load_grid(grid)
@@ -70,24 +71,25 @@ def plan(
     check_disjoint(sources, splits)
     facts = {fold: run_facts(sources, parts, fold) for fold, parts in splits.items()}
     datasets = [source.dataset for source in sources]
+    chosen = file.grid.only(rows) if rows else file.grid
     networks, recipes = build_rows(file, file.recipes(recipe, overrides), datasets)
     names = tuple(source.title for source in sources)
     folders = {fold: CellFolder(out, names, fold) for fold in numbers}
     cells = tuple(
-        folders[fold].cell(name, load_recipe(row, {"train.seed": seed}))
-        for name, row in recipes.items()
-        for seed in chosen
+        folders[fold].cell(name, load_recipe(recipes[name], {"train.seed": seed}))
+        for name in chosen.rows
+        for seed in seeds
         for fold in numbers
     )
     for cell in cells:
         if cell.scores() is not None:  # of an unfinished one, its own process says so
             check_folder(cell.run, bind(cell.recipe, *datasets), facts[cell.fold], resume=True)
     return Ablation(
-        grid=file.grid,
+        grid=chosen,
         recipe=recipe or file.grid.recipe,
         overrides=tuple(overrides),
         datasets=names,
-        seeds=chosen,
+        seeds=seeds,
         folds=numbers,
         task=Task(tuple(str(path) for path in data), device),
         out=out,

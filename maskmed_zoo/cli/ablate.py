@@ -28,6 +28,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="tables go here, runs into DIR/cells")
     parser.add_argument(
+        "--row",
+        action="append",
+        default=[],
+        dest="rows",
+        metavar="NAME",
+        help="this row of the grid and the baseline alone; repeatable",
+    )
+    parser.add_argument(
         "--seeds",
         default="1",
         metavar="N",
@@ -61,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
         args.grid,
         data=args.data,
         out=args.out,
+        rows=args.rows,
         seeds=args.seeds,
         folds=args.folds,
         recipe=args.recipe,

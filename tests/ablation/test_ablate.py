@@ -17,6 +17,7 @@ from scipy.stats import wilcoxon
 from maskmed_zoo.ablation.ablate import ablate
 from maskmed_zoo.ablation.cell import Cell
 from maskmed_zoo.ablation.plan import Ablation, plan
+from maskmed_zoo.ablation.tables import summarize_ablation
 from maskmed_zoo.build import network_facts
 from maskmed_zoo.cli.main import main
 from maskmed_zoo.errors import ArgumentError, CheckpointError, DataError, RecipeError, ZooError
@@ -297,9 +298,7 @@ def test_mistakes_are_told_before_anything_is_made(
     for seeds in (0, "0"):
         with pytest.raises(ArgumentError, match="seeds: expected 1 or more, or which, such as 3-7; got 0"):
             make(seeds=seeds)
-    with pytest.raises(
-        ArgumentError, match="seeds: expected numbers and ranges upwards, .* got '3-'"
-    ):
+    with pytest.raises(ArgumentError, match=r"seeds: expected numbers and ranges upwards, .* got '3-'"):
         make(seeds="3-")
     assert not (tmp_path / "out").exists()
 
@@ -317,6 +316,18 @@ def test_a_cell_is_named_after_what_decides_its_result(
     ]
     assert len(set().union(*runs)) == 8
     assert {cell.run.path.name for cell in make(seeds=2, device=None).cells} > runs[0]
+
+
+def test_chosen_rows_and_the_baseline(make: Callable[..., Ablation], grid: Path) -> None:
+    larger = "  larger: {set: [model.head.kind=pointwise, model.loss.kind=ce_dice], parameters_of: query}\n"
+    grid.write_text(GRID + larger, encoding="utf-8")
+    every, chosen = make(), make(rows=["larger"])
+    assert [cell.row for cell in every.cells] == ["pointwise", "query", "larger"]
+    assert [cell.row for cell in chosen.cells] == ["pointwise", "larger"]
+    assert [cell.run for cell in chosen.cells] == [every.cells[0].run, every.cells[2].run], "as large as a row left out"
+    assert [row["row"] for row in summarize_ablation(chosen)["rows"]] == ["pointwise", "larger"]
+    with pytest.raises(ArgumentError, match="row 'lager': grid 'heads' has none; did you mean 'larger'"):
+        make(rows=["lager"])
 
 
 def test_a_decoder_grows_to_the_size_of_another_row(make: Callable[..., Ablation], grid: Path) -> None:
