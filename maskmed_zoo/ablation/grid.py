@@ -74,14 +74,18 @@ class Grid(Settings):
                 )
         return rows
 
-    def only(self, names: Sequence[str]) -> Grid:
-        """The baseline and the rows of these names; raises `ArgumentError` for one that is no row."""
-        for name in names:
+    def only(self, names: Sequence[str], baseline: str | None = None) -> Grid:
+        """The rows of these names, or all, beside their baseline, the grid's own or another row.
+
+        Raises `ArgumentError` for a name that is no row.
+        """
+        baseline = baseline or self.baseline
+        for name in (*names, baseline):
             if name not in self.rows:
                 known = ", ".join(f"'{row}'" for row in self.rows)
                 raise ArgumentError(f"row '{name}': grid '{self.name}' has none{nearest(name, self.rows)} ({known})")
-        kept = {name: row for name, row in self.rows.items() if name in names or name == self.baseline}
-        return self.model_copy(update={"rows": kept})
+        kept = {name: row for name, row in self.rows.items() if not names or name in (*names, baseline)}
+        return self.model_copy(update={"rows": kept, "baseline": baseline})
 
 
 @dataclass(frozen=True)

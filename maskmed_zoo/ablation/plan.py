@@ -48,6 +48,7 @@ def plan(
     data: Sequence[str | Path],
     out: Path,
     rows: Sequence[str] = (),
+    baseline: str | None = None,
     seeds: int | str | Sequence[int] = 1,
     folds: str | Sequence[int] = (0,),
     recipe: str | None = None,
@@ -56,11 +57,12 @@ def plan(
 ) -> Ablation:
     """Read a grid, check and build all of its rows; makes nothing on disk.
 
-    `rows` are those to run beside the baseline, all by default. `seeds` is how many, from 0 on, or which, such as
-    '3-7'; with several `folds` a row has a run of each for every seed. `recipe` stands in for the grid's base recipe,
-    `overrides` come last in every row. Raises `RecipeError` holding the problems of all rows, `ArgumentError` for rows
-    that are none and for seeds and folds that are no numbers, `DataError` for data sets or folds that cannot be used,
-    `CheckpointError` where `out` holds a finished cell of data sets that have changed or have the same names.
+    `rows` are those to run beside the baseline, all by default; `baseline` stands in for the grid's. `seeds` is how
+    many, from 0 on, or which, such as '3-7'; with several `folds` a row has a run of each for every seed. `recipe`
+    stands in for the grid's base recipe, `overrides` come last in every row. Raises `RecipeError` holding the problems
+    of all rows, `ArgumentError` for rows that are none and for seeds and folds that are no numbers, `DataError` for
+    data sets or folds that cannot be used, `CheckpointError` where `out` holds a finished cell of data sets that have
+    changed or have the same names.
     """
     seeds, numbers = _seeds(seeds), parse_numbers("folds", folds)
     pick_device(device)
@@ -71,7 +73,7 @@ def plan(
     check_disjoint(sources, splits)
     facts = {fold: run_facts(sources, parts, fold) for fold, parts in splits.items()}
     datasets = [source.dataset for source in sources]
-    chosen = file.grid.only(rows) if rows else file.grid
+    chosen = file.grid.only(rows, baseline)
     networks, recipes = build_rows(file, file.recipes(recipe, overrides), datasets)
     names = tuple(source.title for source in sources)
     folders = {fold: CellFolder(out, names, fold) for fold in numbers}

@@ -35,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="this row of the grid and the baseline alone; repeatable",
     )
+    parser.add_argument("--baseline", metavar="NAME", help="row to compare the others with, in place of the grid's")
     parser.add_argument(
         "--seeds",
         default="1",
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
         data=args.data,
         out=args.out,
         rows=args.rows,
+        baseline=args.baseline,
         seeds=args.seeds,
         folds=args.folds,
         recipe=args.recipe,

@@ -326,6 +326,13 @@ def test_chosen_rows_and_the_baseline(make: Callable[..., Ablation], grid: Path)
     assert [cell.row for cell in chosen.cells] == ["pointwise", "larger"]
     assert [cell.run for cell in chosen.cells] == [every.cells[0].run, every.cells[2].run], "as large as a row left out"
     assert [row["row"] for row in summarize_ablation(chosen)["rows"]] == ["pointwise", "larger"]
+    other = summarize_ablation(make(rows=["larger"], baseline="query"))
+    assert ([row["row"] for row in other["rows"]], other["baseline"]) == (["query", "larger"], "query")
+    assert [row["row"] for row in summarize_ablation(make(baseline="query"))["rows"]] == [
+        "pointwise",
+        "query",
+        "larger",
+    ]
     with pytest.raises(ArgumentError, match="row 'lager': grid 'heads' has none; did you mean 'larger'"):
         make(rows=["lager"])
 
