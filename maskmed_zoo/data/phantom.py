@@ -6,6 +6,9 @@ a random affine map and a smooth random displacement, then given texture, partia
 lungs come as left/right pairs of equal density, shape and texture, so only their place tells left from right; liver
 and spleen differ by few HU; ribs, hips, heart and gallbladder look like labelled organs but are not.
 
+With `content="parts"` the same torso has 32 labels: lobes of the lungs, vertebrae and ribs with numbers, which are told
+apart by place alone, and small ones, adrenal glands and gallbladder, of some twenty voxels.
+
 With `content="lesions"` the volumes hold none to six bright nodules and dark cysts in one organ instead, with a map of
 which is which in `instancesTr/`: some touch, and then connected parts of the labels are fewer than lesions.
 
@@ -44,8 +47,17 @@ LABELS = {
     "aorta": 8,
     "bladder": 9,
 }
+_PARTS = (
+    *("liver", "spleen", "kidney_right", "kidney_left", "aorta", "vena_cava", "bladder", "gallbladder", "heart"),
+    *("adrenal_right", "adrenal_left", "hip_right", "hip_left"),
+    *("lung_upper_right", "lung_middle_right", "lung_lower_right", "lung_upper_left", "lung_lower_left"),
+    *(f"vertebra_{number}" for number in range(1, 8)),
+    *(f"rib_{number}_{side}" for number in range(1, 5) for side in ("right", "left")),
+)
+PART_LABELS = {"background": 0} | {name: index for index, name in enumerate(_PARTS, start=1)}
 LESION_LABELS = {"background": 0, "nodule": 1, "cyst": 2}
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPI", "ASR")
+_LABELS = {"organs": LABELS, "parts": PART_LABELS, "lesions": LESION_LABELS}
 MIN_VOXELS = 8
 FIELD_MM = (252.0, 238.0, 272.0)
 """Nominal field of view (z, y, x); the voxel size is this over the shape."""
@@ -55,23 +67,26 @@ MOST_LESIONS = 6
 # Tissue: mean HU, standard deviation of its texture in HU.
 _AIR, _FAT, _MUSCLE, _BONE = (-1000, 0), (-100, 12), (55, 10), (400, 90)
 _LUNG, _KIDNEY = (-800, 40), (160, 12)
+# Labelled with content "parts" alone; else they only look like organs.
+_HEART, _GALLBLADDER, _HIP_RIGHT, _HIP_LEFT, _RIB = range(10, 15)
 # Label, tissue, centre (z, y, x) mm and radii mm, painted in this order, later over earlier.
 # x grows to the patient's right, y to the front, z upwards.
 _ORGANS = (
     (5, _LUNG, (104, -4, 50), (50, 52, 36)),  # lung_right
     (6, _LUNG, (104, -4, -50), (50, 52, 36)),  # lung_left
-    (0, (150, 10), (98, 18, -12), (36, 30, 36)),  # heart
+    (_HEART, (150, 10), (98, 18, -12), (36, 30, 36)),
     (0, _FAT, (-16, -31, 41), (42, 26, 28)),  # fat around the right kidney
     (0, _FAT, (-10, -31, -41), (42, 26, 28)),  # fat around the left kidney
     (1, (105, 8), (38, 10, 38), (38, 48, 50)),  # liver
     (2, (125, 10), (34, -24, -64), (32, 32, 22)),  # spleen
     (3, _KIDNEY, (-16, -31, 41), (34, 19, 21)),  # kidney_right
     (4, _KIDNEY, (-10, -31, -41), (34, 19, 21)),  # kidney_left
-    (0, (10, 4), (10, 36, 34), (20, 15, 15)),  # gallbladder
-    (0, _BONE, (-100, -22, 66), (32, 32, 12)),  # hip_right
-    (0, _BONE, (-100, -22, -66), (32, 32, 12)),  # hip_left
+    (_GALLBLADDER, (10, 4), (10, 36, 34), (20, 15, 15)),
+    (_HIP_RIGHT, _BONE, (-100, -22, 66), (32, 32, 12)),
+    (_HIP_LEFT, _BONE, (-100, -22, -66), (32, 32, 12)),
     (9, (10, 4), (-88, 22, 0), (24, 28, 32)),  # bladder
 )
+_ADRENALS = (("adrenal_right", (26, -36, 28)), ("adrenal_left", (30, -30, -32)))
 
 
 def make_phantom_dataset(
@@ -81,7 +96,7 @@ def make_phantom_dataset(
     seed: int = 0,
     shape: Size3 = (48, 56, 64),
     test_cases: int = 0,
-    content: Literal["organs", "lesions"] = "organs",
+    content: Literal["organs", "parts", "lesions"] = "organs",
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a data set in nnU-Net's raw layout to the empty or new folder `root` and return it.
@@ -101,8 +116,8 @@ def make_phantom_dataset(
         for index in range(count):
             name = f"phantom_{index:03d}" if split == "Tr" else f"phantom_test_{index:03d}"
             orientation = ORIENTATIONS[index % len(ORIENTATIONS)]
-            if content == "organs":
-                image, labels, spacing = phantom_case(_case_seed(seed, split, index), shape)
+            if content != "lesions":
+                image, labels, spacing = phantom_case(_case_seed(seed, split, index), shape, content)
             else:
                 image, labels, numbers, spacing = lesion_case(_case_seed(seed, split, index), shape)
                 _write(root / f"instances{split}" / f"{name}.nii.gz", numbers, spacing, orientation)
@@ -115,9 +130,9 @@ def make_phantom_dataset(
     held_out = names[1::4]
     splits = [{"train": [name for name in names if name not in held_out], "val": held_out}]
     description = {
-        "name": "Phantom" if content == "organs" else "LesionPhantom",
+        "name": {"organs": "Phantom", "parts": "PartPhantom", "lesions": "LesionPhantom"}[content],
         "channel_names": {"0": "CT"},
-        "labels": LABELS if content == "organs" else LESION_LABELS,
+        "labels": _LABELS[content],
         "numTraining": cases,
         "file_ending": ".nii.gz",
     }
@@ -126,7 +141,9 @@ def make_phantom_dataset(
     return root
 
 
-def phantom_case(seed: int, shape: Size3 = (48, 56, 64)) -> tuple[NDArray[np.int16], NDArray[np.uint8], Spacing3]:
+def phantom_case(
+    seed: int, shape: Size3 = (48, 56, 64), content: Literal["organs", "parts"] = "organs"
+) -> tuple[NDArray[np.int16], NDArray[np.uint8], Spacing3]:
     """One case: image (z y x) int16 HU and labels (z y x) uint8, both in RAS order, and the spacing (z, y, x) in mm.
 
     Every label has at least `MIN_VOXELS` voxels. Raises `DataError` where `shape` is too small for that.
@@ -136,8 +153,13 @@ def phantom_case(seed: int, shape: Size3 = (48, 56, 64)) -> tuple[NDArray[np.int
         axial, plane = rng.uniform(0.95, 1.05, 2)
         mm = [field / size for field, size in zip(FIELD_MM, shape, strict=True)]
         spacing = (float(mm[0] * axial), float(mm[1] * plane), float(mm[2] * plane))
-        labels, mean, deviation = _anatomy(rng, _template_coordinates(rng, shape, spacing))
-        if np.bincount(labels.ravel(), minlength=len(LABELS)).min() >= MIN_VOXELS:
+        at = _template_coordinates(rng, shape, spacing)
+        structures, mean, deviation = _anatomy(rng, at)
+        if content == "parts":
+            labels = _parts(rng, at, structures, mean, deviation)
+        else:
+            labels = np.where(structures < len(LABELS), structures, 0).astype(np.uint8)
+        if np.bincount(labels.ravel(), minlength=len(_LABELS[content])).min() >= MIN_VOXELS:
             return _scan(rng, mean, deviation), labels, spacing
     raise DataError(f"phantom shape {tuple(shape)} (z, y, x) is too coarse for every organ; try (24, 28, 32) or more")
 
@@ -210,7 +232,10 @@ def _template_coordinates(rng: np.random.Generator, shape: Size3, spacing: Seque
 
 
 def _anatomy(rng: np.random.Generator, at: Array) -> tuple[NDArray[np.uint8], Array, Array]:
-    """Labels, mean HU and texture deviation, each (z y x), of the template at coordinates `at` (3 z y x)."""
+    """Structures, mean HU and texture deviation, each (z y x), of the template at coordinates `at` (3 z y x).
+
+    Structures are labels, and beyond them `_HEART` to `_RIB`.
+    """
     z, y, x = at
     labels = np.zeros(z.shape, np.uint8)
     mean = np.full(z.shape, _AIR[0], np.float32)
@@ -226,7 +251,7 @@ def _anatomy(rng: np.random.Generator, at: Array) -> tuple[NDArray[np.uint8], Ar
     paint(depth > 0, 0, _FAT)
     paint(depth > fat, 0, _MUSCLE)
     ribs = (np.sin((z - 0.4 * y) * (2 * np.pi / 24)) > 0.3) & (z > 5) & (np.abs(depth - fat - 5) < 4)
-    paint(ribs, 0, _BONE)
+    paint(ribs, _RIB, _BONE)
     inside = depth > fat + 9
     paint(inside, 0, (-50, 28))  # bowel and the fat between its loops
     jitter = {tissue: rng.uniform(-3, 3) for _, tissue, _, _ in _ORGANS}  # the same for both of a pair
@@ -234,10 +259,49 @@ def _anatomy(rng: np.random.Generator, at: Array) -> tuple[NDArray[np.uint8], Ar
         place = np.asarray(center) + rng.uniform(-4, 4, 3)
         radius = np.asarray(radii) * rng.uniform(0.92, 1.08, 3)
         distance = sum(((a - p) / r) ** 2 for a, p, r in zip(at, place, radius, strict=True))
-        paint((distance < 1) & (inside if label else depth > fat), label, tissue, jitter[tissue])
+        paint((distance < 1) & (inside if 0 < label < _HEART else depth > fat), label, tissue, jitter[tissue])
     paint(np.hypot(x, (y + 46) / 0.85) < 16 + 2 * np.cos(z * (2 * np.pi / 32)), 7, _BONE)
     paint(np.hypot(x + 8 + 4 * np.sin(z / 60), y + 20) < 10.5 + z / 60, 8, (170, 5))
     return labels, mean, deviation
+
+
+def _parts(
+    rng: np.random.Generator, at: Array, structures: NDArray[np.uint8], mean: Array, deviation: Array
+) -> NDArray[np.uint8]:
+    """Labels (z y x) of `PART_LABELS`; vena cava and adrenal glands are painted into mean HU and deviation too."""
+    z, y, x = at
+    labels = np.zeros_like(structures)
+
+    def mark(name: str, where: NDArray[np.bool_]) -> None:
+        labels[where] = PART_LABELS[name]
+
+    def paint(name: str, where: NDArray[np.bool_], tissue: tuple[int, int]) -> None:
+        mark(name, where)
+        mean[where], deviation[where] = tissue
+
+    hidden = {"heart": _HEART, "gallbladder": _GALLBLADDER, "hip_right": _HIP_RIGHT, "hip_left": _HIP_LEFT}
+    for name, number in (LABELS | hidden).items():
+        if name in PART_LABELS:
+            mark(name, structures == number)
+    fissure = z - 104 - 0.5 * (y + 4)  # height above it, mm
+    right, left = structures == LABELS["lung_right"], structures == LABELS["lung_left"]
+    mark("lung_lower_left", left)
+    mark("lung_upper_left", left & (fissure > 0))
+    mark("lung_lower_right", right)
+    mark("lung_middle_right", right & (fissure > 0))
+    mark("lung_upper_right", right & (fissure > 0) & (z > 112))
+    for number, middle in enumerate(range(-96, 128, 32), start=1):
+        ends = (z > middle - 16) | (number == 1), (z <= middle + 16) | (number == 7)
+        mark(f"vertebra_{number}", (structures == LABELS["spine"]) & ends[0] & ends[1])
+    for number in range(1, 5):
+        rib = (structures == _RIB) & (np.abs(z - 0.4 * y - 6 - 24 * number) < 12)
+        mark(f"rib_{number}_right", rib & (x > 0))
+        mark(f"rib_{number}_left", rib & (x <= 0))
+    paint("vena_cava", np.hypot(x - 15, y + 20) < 9, (150, 5))
+    for name, center in _ADRENALS:
+        offset = at - (np.asarray(center) + rng.uniform(-3, 3, 3))[:, None, None, None]
+        paint(name, np.hypot(offset[0] / 10, np.hypot(offset[1], offset[2]) / 7) < 1, (60, 6))
+    return labels
 
 
 def _scan(rng: np.random.Generator, mean: Array, deviation: Array) -> NDArray[np.int16]:

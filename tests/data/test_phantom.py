@@ -20,6 +20,7 @@ from maskmed_zoo.data.phantom import (
     LESION_LABELS,
     MIN_VOXELS,
     ORIENTATIONS,
+    PART_LABELS,
     _case_seed,
     lesion_case,
     make_phantom_dataset,
@@ -202,3 +203,28 @@ def test_lesion_folder_has_maps_of_numbers(tmp_path: Path) -> None:
         assert len(list((root / folder).iterdir())) == 2
     with pytest.raises(DataError, match="too coarse for lesions"):
         lesion_case(0, (6, 6, 6))
+
+
+def test_parts_are_alike_and_differ_by_place(tmp_path: Path) -> None:
+    shape, densities = (40, 48, 56), list[list[float]]()
+    for seed in range(8):
+        image, labels, _ = phantom_case(seed, shape, "parts")
+        counts = np.bincount(labels.ravel())
+        assert len(counts) == len(PART_LABELS) == 34
+        assert counts.min() >= MIN_VOXELS
+        assert max(counts[PART_LABELS[f"adrenal_{side}"]] for side in ("right", "left")) < 40
+        at = {name: np.argwhere(labels == number).mean(0) for name, number in PART_LABELS.items()}
+        hu = {name: np.median(image[labels == number]) for name, number in PART_LABELS.items()}
+        spine = [at[f"vertebra_{number}"] for number in range(1, 8)]
+        assert (np.diff([z for z, _, _ in spine]) > 3).all(), "numbered upwards"
+        densities.append([hu[f"vertebra_{number}"] for number in range(1, 8)])
+        for number in range(1, 5):
+            assert at[f"rib_{number}_right"][2] > at["vertebra_4"][2] > at[f"rib_{number}_left"][2]
+        for side in ("right", "left"):
+            assert (np.diff([at[f"rib_{number}_{side}"][0] for number in range(1, 5)]) > 1).all()
+            assert at[f"lung_upper_{side}"][0] > at[f"lung_lower_{side}"][0]
+        assert at["vena_cava"][2] > at["aorta"][2], "on the right of it"
+        assert abs(hu["kidney_right"] - hu["kidney_left"]) < 10
+    assert np.ptp(np.mean(densities, 0)) < 60, "of one tissue, whose texture has a standard deviation of 90 HU"
+    root = make_phantom_dataset(tmp_path / "parts", cases=2, shape=shape, content="parts")
+    assert open_dataset(root).labels == PART_LABELS
