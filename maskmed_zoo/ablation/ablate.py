@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from maskmed_zoo.ablation.plan import Ablation
-from maskmed_zoo.ablation.tables import summarize_ablation, write_tables
+from maskmed_zoo.ablation.tables import summarize_ablation, write_scores, write_tables
 from maskmed_zoo.files import UNFINISHED, make_folder, remove_abandoned
 from maskmed_zoo.lock import locked
 from maskmed_zoo.runner.display import Display
@@ -34,6 +34,7 @@ def ablate(
         with locked(ablation.out / "cells" / "tables.lock", wait=True):
             summary = summarize_ablation(ablation)
             write_tables(summary, ablation.out)
+            write_scores(ablation, ablation.out)
         if show is not None:
             show(summary)
         return summary

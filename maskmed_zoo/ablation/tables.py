@@ -224,6 +224,29 @@ def write_tables(summary: dict[str, Any], out: Path) -> None:
         write_atomically(out / f"{summary['grid']}.{ending}", lambda path, write=write: write(summary, path))
 
 
+def write_scores(ablation: Ablation, out: Path) -> None:
+    """`GRID_cases.csv` in `out`: Dice of every case, its mean and of every label, of every finished cell."""
+    rows = [
+        {"row": cell.row, "seed": cell.seed, "fold": cell.fold, "case": case["case"], "mean_dice": case["mean"]}
+        | {f"{DEFAULT}/{label}": value for label, value in case[DEFAULT].items()}
+        for cell in ablation.cells
+        for case in (cell.scores() or {"cases": []})["cases"]
+    ]
+    columns = [*dict.fromkeys(key for row in rows for key in row)] or ["row", "seed", "fold", "case", "mean_dice"]
+
+    def write(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows({key: _short(value) for key, value in row.items()} for row in rows)
+
+    write_atomically(out / f"{ablation.grid.name}_cases.csv", write)
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
 def _write_json(summary: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -162,6 +162,15 @@ def test_runs_of_several_folds_are_scored_together(
     with (tmp_path / "out" / "heads.csv").open(newline="") as file:
         line = next(csv.DictReader(file))
     assert (line["folds"], line["seeds"], line["steps"]) == ("1 0", "3 4", "4")
+    with (tmp_path / "out" / "heads_cases.csv").open(newline="") as file:
+        written = {(c["row"], int(c["seed"]), int(c["fold"]), c["case"]): c for c in csv.DictReader(file)}
+    assert len(written) == 8
+    for (name, seed, fold, case), found in written.items():
+        (wanted,) = [c for c in scores[name, seed, fold]["cases"] if c["case"] == case]
+        assert float(found["mean_dice"]) == pytest.approx(wanted["mean"], abs=1e-6)
+        for label, value in wanted["dice"].items():
+            text = found[f"dice/{label}"]
+            assert text == "" if value is None else float(text) == pytest.approx(value, abs=1e-6)
     assert f"torch {torch.__version__}, " in line["made_with"]
 
 
