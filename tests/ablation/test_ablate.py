@@ -309,6 +309,8 @@ def test_mistakes_are_told_before_anything_is_made(
             make(seeds=seeds)
     with pytest.raises(ArgumentError, match=r"seeds: expected numbers and ranges upwards, .* got '3-'"):
         make(seeds="3-")
+    with pytest.raises(ArgumentError, match="seeds: expected numbers"):
+        make(seeds="9" * 5000)
     assert not (tmp_path / "out").exists()
 
 
