@@ -38,12 +38,20 @@ def scores_of(files: list[Path], column: str) -> dict[str, list[Scores]]:
     for path in files:
         with path.open(newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
+                if column not in line:
+                    raise SystemExit(f"{path}: no column {column}; there are {', '.join(line)}")
                 case, value = line["case"], line[column]
                 runs = found.setdefault(line["row"], {}).setdefault(line["seed"], {})
                 if runs.setdefault(case, float(value) if value else None) != (float(value) if value else None):
                     raise SystemExit(f"{path}: row '{line['row']}', seed {line['seed']}: two scores of case '{case}'")
     cases = {case for runs in found.values() for scores in runs.values() for case in scores}
-    return {row: [scores for scores in runs.values() if scores.keys() == cases] for row, runs in found.items()}
+    whole = {row: [scores for scores in runs.values() if scores.keys() == cases] for row, runs in found.items()}
+    if not all(whole.values()):
+        missing = ", ".join(row for row, runs in whole.items() if not runs)
+        raise SystemExit(
+            f"rows {missing}: no seed has all {len(cases)} cases of these files; give files of the same folds"
+        )
+    return whole
 
 
 def table(scores: dict[str, list[Scores]], baseline: str) -> str:

@@ -103,7 +103,7 @@ def plan(
 
 def _seeds(given: int | str | Sequence[int]) -> tuple[int, ...]:
     """So many from 0 on, or those that text such as '3-7' names."""
-    count = int(given) if isinstance(given, str) and re.fullmatch(r"\d{1,4}", given, re.ASCII) else given
+    count = int(given) if isinstance(given, str) and re.fullmatch(r"\s*\d{1,4}\s*", given, re.ASCII) else given
     if isinstance(count, int) and count < 1:
         raise ArgumentError(f"seeds: expected 1 or more, or which, such as 3-7; got {count}")
     return tuple(range(count)) if isinstance(count, int) else parse_numbers("seeds", count)

@@ -7,26 +7,26 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from maskmed_zoo.ablation.cell import Cell
 from maskmed_zoo.ablation.plan import Ablation
 from maskmed_zoo.comparison.differences import difference_row, with_holm
 from maskmed_zoo.comparison.numbers import interval, number, p_value
-from maskmed_zoo.evaluation.aggregate import definition, headline, headline_by_case, patients_of
+from maskmed_zoo.evaluation.aggregate import definition, headline_by_case, patients_of
+from maskmed_zoo.evaluation.mean import mean
 from maskmed_zoo.evaluation.metrics import DEFAULT, metrics
 from maskmed_zoo.evaluation.statistics.coverage import level_warning, told_apart
 from maskmed_zoo.evaluation.statistics.sample import spread
 from maskmed_zoo.files import write_atomically
 from maskmed_zoo.runner.manifest import now
-from maskmed_zoo.runner.study_scores import pool
 
 Finished = tuple[Cell, dict[str, Any]]
 """A cell and its scores."""
 DEFINITIONS = {
     "seeds": "seeds whose run is trained to the end and scored, on every fold",
-    "dice": "mean_dice of each seed",
+    "dice": "mean_dice of each seed; null where no case has a score",
     "mean_dice": f"mean over seeds of each run's mean_dice, of its last weights; with several folds the runs of a "
     "seed count as one, with the cases of all. In a run: "
     f"{definition(metrics()[DEFAULT])}",
@@ -99,13 +99,12 @@ def summarize_ablation(ablation: Ablation) -> dict[str, Any]:
 
 
 def _by_seed(ablation: Ablation, cells: Sequence[Finished]) -> dict[int, dict[str, Any]]:
-    """Scores of the seeds that are finished on every fold, of all folds together."""
+    """The cases of all folds together, of the seeds that are finished on every fold."""
     scored: dict[int, dict[str, Any]] = {}
     for seed in ablation.seeds:
-        folds = {cell.fold: scores for cell, scores in cells if cell.seed == seed}
+        folds = [scores for cell, scores in cells if cell.seed == seed]
         if len(folds) == len(ablation.folds):
-            runs = {cell.fold: cell.run for cell, _ in cells if cell.seed == seed}
-            scored[seed] = pool(runs, folds) if len(folds) > 1 else folds[ablation.folds[0]]
+            scored[seed] = {"cases": [case for scores in folds for case in scores["cases"]]}
     return scored
 
 
@@ -117,7 +116,8 @@ def _row(
     difference: dict[str, Any] | None,
 ) -> dict[str, Any]:
     row, network = ablation.grid.rows[name], ablation.networks[name]
-    dice = [score for scores in done.values() if (score := headline(scores)) is not None]
+    cells = [(cell, scores) for cell, scores in cells if cell.seed in done]
+    dice = [mean(headline_by_case(scores).values()) for scores in done.values()]
     memory = [m for cell, _ in cells if (m := cell.resources()).get("peak_memory_bytes") is not None]
     return {
         "row": name,
@@ -127,8 +127,8 @@ def _row(
         "seeds": list(done),
         "runs": [cell.run.path.name for cell, _ in cells],
         "dice": dice,
-        "mean_dice": fmean(dice) if dice else None,
-        "sd_over_seeds": spread(dice),
+        "mean_dice": mean(dice),
+        "sd_over_seeds": spread([score for score in dice if score is not None]),
         "difference": difference,
         "parameters": network["total_parameters"],
         "macs": network["macs"],

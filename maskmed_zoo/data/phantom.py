@@ -6,8 +6,8 @@ a random affine map and a smooth random displacement, then given texture, partia
 lungs come as left/right pairs of equal density, shape and texture, so only their place tells left from right; liver
 and spleen differ by few HU; ribs, hips, heart and gallbladder look like labelled organs but are not.
 
-With `content="parts"` the same torso has 32 labels: lobes of the lungs, vertebrae and ribs with numbers, which are told
-apart by place alone, and small ones, adrenal glands and gallbladder, of some twenty voxels.
+With `content="parts"` the same torso has 33 labels: lobes of the lungs, vertebrae and ribs with numbers, which are told
+apart by place alone, and small ones such as the adrenal glands, of 10 to 25 voxels.
 
 With `content="lesions"` the volumes hold none to six bright nodules and dark cysts in one organ instead, with a map of
 which is which in `instancesTr/`: some touch, and then connected parts of the labels are fewer than lesions.
@@ -58,6 +58,7 @@ PART_LABELS = {"background": 0} | {name: index for index, name in enumerate(_PAR
 LESION_LABELS = {"background": 0, "nodule": 1, "cyst": 2}
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPI", "ASR")
 _LABELS = {"organs": LABELS, "parts": PART_LABELS, "lesions": LESION_LABELS}
+_COARSEST = {"organs": (24, 28, 32), "parts": (40, 48, 56)}
 MIN_VOXELS = 8
 FIELD_MM = (252.0, 238.0, 272.0)
 """Nominal field of view (z, y, x); the voxel size is this over the shape."""
@@ -101,6 +102,7 @@ def make_phantom_dataset(
 ) -> Path:
     """Write a data set in nnU-Net's raw layout to the empty or new folder `root` and return it.
 
+    `content` is one of three: nine organs, 33 parts, which want a shape of (40, 48, 56) or more, or lesions.
     `shape` is (z, y, x) in voxels. Case i depends on `seed`, `shape` and i only, so more cases leave the others as they
     are. One fold in `splits_final.json` keeps a quarter of the cases for validation. `test_cases` more, of other
     random numbers, go to `imagesTs/` and `labelsTs/`. Lesions are numbered in `instancesTr/` and `instancesTs/`.
@@ -161,7 +163,10 @@ def phantom_case(
             labels = np.where(structures < len(LABELS), structures, 0).astype(np.uint8)
         if np.bincount(labels.ravel(), minlength=len(_LABELS[content])).min() >= MIN_VOXELS:
             return _scan(rng, mean, deviation), labels, spacing
-    raise DataError(f"phantom shape {tuple(shape)} (z, y, x) is too coarse for every organ; try (24, 28, 32) or more")
+    raise DataError(
+        f"phantom shape {tuple(shape)} (z, y, x) is too coarse for every {content[:-1]}; "
+        f"try {_COARSEST[content]} or more"
+    )
 
 
 def lesion_case(

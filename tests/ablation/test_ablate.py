@@ -348,6 +348,19 @@ def test_chosen_rows_and_the_baseline(make: Callable[..., Ablation], grid: Path)
         make(rows=["lager"])
 
 
+def test_rows_seeds_and_folds_of_the_command_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--row", "pointwise", "--baseline", "query", "--seeds", "3-4", "--folds", "0,2", "--dry-run"]
+    assert main([*words, *asked]) == 0
+    lines = [line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert lines == [
+        [row, seed, fold, "new"] for row in ("pointwise", "query") for seed in ("3", "4") for fold in ("0", "2")
+    ]
+    assert main([*words, "--baseline", "quer", "--dry-run"]) == 2
+    assert "row 'quer': grid 'heads' has none; did you mean 'query'?" in capsys.readouterr().err
+    assert main([*words, "--folds", "0-9", "--dry-run"]) == 2
+    assert "no fold" in capsys.readouterr().err
+
+
 def test_a_decoder_grows_to_the_size_of_another_row(make: Callable[..., Ablation], grid: Path) -> None:
     larger = "  larger: {set: [model.head.kind=pointwise, model.loss.kind=ce_dice], parameters_of: query}\n"
     grid.write_text(GRID + larger, encoding="utf-8")
