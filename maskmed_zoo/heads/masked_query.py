@@ -6,7 +6,8 @@ own features, and another into logits over K labels and "no object".
 
 With `mask_features: finest` the same head is that of MaskFormer and Mask2Former (App. D.1, Fig. 7): every block's
 queries predict masks on the one finest map, and the blocks go round-robin over the lowest stages. Deviations from
-those: no position embedding of the queries; MaskFormer's blocks are Mask2Former's (cross-attention first).
+those: no position embedding of the queries unless `query_positions`; MaskFormer's blocks are Mask2Former's
+(cross-attention first).
 Choices where the paper is silent are config fields; see the defaults.
 """
 
@@ -48,6 +49,11 @@ class MaskedQueryConfig(QueryConfig):
     layers: Layers | None = Field(default=None, description="finest: number of blocks; null: one per stage read")
     predict_first: bool = Field(
         default=False, description="the queries predict before the first block too, which gives it masks (Mask2Former)"
+    )
+
+    query_positions: bool = Field(
+        default=False,
+        description="a learned position of every query is added in attention, to queries and their keys (DETR)",
     )
 
     @model_validator(mode="after")
@@ -101,6 +107,7 @@ class MaskedQueryHead(Head):
             schedule=schedule,
             shared=config.queries == "shared",
             spacing=spacing,
+            has_positions=config.query_positions,
         )
         # With a map for every stage each has its own predictors; on the finest map all blocks share one pair.
         predicted = schedule if config.mask_features == "own" else (0,)
