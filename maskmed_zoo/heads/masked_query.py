@@ -55,6 +55,9 @@ class MaskedQueryConfig(QueryConfig):
         default=False,
         description="a learned position of every query is added in attention, to queries and their keys (DETR)",
     )
+    position_limit: bool = Field(
+        default=False, description="positions of keys have no frequency above half a period per token"
+    )
 
     @model_validator(mode="after")
     def _only_with_finest(self) -> Self:
@@ -108,6 +111,7 @@ class MaskedQueryHead(Head):
             shared=config.queries == "shared",
             spacing=spacing,
             has_positions=config.query_positions,
+            is_limited=config.position_limit,
         )
         # With a map for every stage each has its own predictors; on the finest map all blocks share one pair.
         predicted = schedule if config.mask_features == "own" else (0,)

@@ -203,3 +203,10 @@ def test_positions_of_queries_are_read_in_every_block() -> None:
     torch.nn.init.zeros_(placed.decoder.positions)
     for a, b in zip(plain(stages()).stages, placed(stages()).stages, strict=True):
         assert torch.equal(a.queries, b.queries)
+
+
+def test_limited_positions_change_what_queries_read() -> None:
+    plain, limited = (build("masked_query", masked_attention="off", position_limit=value) for value in (False, True))
+    limited.load_state_dict(plain.state_dict())
+    for a, b in zip(plain(stages()).stages, limited(stages()).stages, strict=True):
+        assert not torch.equal(a.queries, b.queries)
