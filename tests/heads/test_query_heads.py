@@ -191,8 +191,10 @@ def test_a_mask_smaller_than_a_token_leaves_its_token_open() -> None:
 
 
 def test_positions_of_queries_are_read_in_every_block() -> None:
-    settings = {"queries": "per_stage", "masked_attention": "off"}  # so that no block hears of another
-    plain, placed = (build("masked_query", query_positions=value, **settings) for value in (False, True))
+    plain, placed = (  # no block hears of another
+        build("masked_query", queries="per_stage", masked_attention="off", query_positions=value)
+        for value in (False, True)
+    )
     assert isinstance(placed, MaskedQueryHead)
     assert placed.decoder.positions is not None
     assert set(dict(placed.named_parameters())) - set(dict(plain.named_parameters())) == {"decoder.positions"}
