@@ -126,13 +126,17 @@ class MaskedQueryHead(Head):
         outputs = mapped if config.mask_features == "own" else (0,) * len(mapped)
         self.out_strides = tuple(in_spec.strides[stage] for stage in outputs[::-1])
 
-    def forward(self, stages: list[Tensor]) -> HeadOutput:
-        """One (b c_l d_l h_l w_l) per stage, finest first; the outputs are those of the blocks, last first."""
+    def forward(self, stages: list[Tensor], prior: Tensor | None = None) -> HeadOutput:
+        """One (b c_l d_l h_l w_l) per stage, finest first; the outputs are those of the blocks, last first.
+
+        `prior` (b k d h w) bool: where the first k queries look in the first block, the others everywhere.
+        """
         queries = self.decoder.initial(stages[0].shape[0])
         outputs = [self._predict(queries, stages, 0)] if self.config.predict_first else []
         for block, stage in enumerate(self.decoder.schedule):
-            prior = self._prior(outputs, self.decoder.grid(stages[stage], block))
-            queries = self.decoder.step(block, queries, stages[stage], prior)
+            last = outputs if block or prior is None else [self._given(prior)]
+            mask = self._prior(last, self.decoder.grid(stages[stage], block))
+            queries = self.decoder.step(block, queries, stages[stage], mask)
             outputs.append(self._predict(queries, stages, block))
         return HeadOutput(outputs[::-1])
 
@@ -148,6 +152,14 @@ class MaskedQueryHead(Head):
         features, index = (stages[self.decoder.schedule[block]], block) if is_own else (stages[0], 0)
         masks = torch.einsum("bnc,bcdhw->bndhw", self.mask_embeddings[index](queries), features)
         return StageOutput(masks=masks, class_logits=self.classifiers[index](queries), queries=queries)
+
+    def _given(self, prior: Tensor) -> StageOutput:
+        """The prior as masks that were predicted with certainty."""
+        if self.config.masked_attention == "off":
+            raise JointError("head 'masked_query' with 'masked_attention: off' takes no prior; set it to hard or soft")
+        others = len(self.decoder.queries[0]) - prior.shape[1]
+        everywhere = prior.new_ones(len(prior), others, *prior.shape[2:])
+        return StageOutput(masks=torch.cat([prior, everywhere], 1) * 40.0 - 20)
 
     def _prior(self, outputs: list[StageOutput], grid: Size3) -> Tensor | None:
         """Attention mask (b n t) from the last masks (b n d h w), detached; None where there is none."""

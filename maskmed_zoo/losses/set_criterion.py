@@ -42,7 +42,7 @@ from maskmed_zoo.losses.partial import (
 from maskmed_zoo.losses.points import at_points, uncertain_points, uniform_points
 from maskmed_zoo.losses.stages import halving_weights
 from maskmed_zoo.losses.targets import Targets, instance_targets, label_targets
-from maskmed_zoo.settings import Points
+from maskmed_zoo.settings import Points, Size3
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -61,6 +61,13 @@ class SetCriterionConfig(ComponentConfig):
     absent: Literal["free", "empty"] = Field(
         default="free",
         description="fixed: masks of labels that are not in a patch have no loss, or that of an empty mask",
+    )
+    prior_noise: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description="in training query i looks in the first block where label i is, up to this share of voxels "
+        "flipped, in ever fewer patches (MP-Former); hungarian: whatever query i is matched with; 0: never",
     )
     match: Literal["once", "per_stage"] = Field(
         default="once", description="once: on the final, full-resolution output; per_stage: anew on each (Mask2Former)"
@@ -162,8 +169,24 @@ class SetCriterion(Loss):
         """Halving with every halving of resolution, or equal; they sum to 1."""
         return [1 / stages] * stages if self.config.stage_weighting == "equal" else halving_weights(stages)
 
+    @torch.no_grad()
+    def prior(self, labels: Tensor, size: Size3, *, annotated: Tensor | None, share: float) -> Tensor | None:
+        """The masks of labels (b d h w) with noise; all is true for a label that is absent or not annotated."""
+        if not self.config.prior_noise:
+            return None
+        targets = self.targets(labels, annotated).at(size)
+        b, t = targets.present.shape
+        rate = self.config.prior_noise * torch.rand(b, t, 1, 1, 1, device=labels.device)
+        masks = targets.masks ^ (torch.rand(targets.masks.shape, device=labels.device) < rate)
+        if targets.ignored is not None:
+            masks |= targets.ignored
+        is_free = torch.rand(b, 1, device=labels.device) >= share
+        return masks | (is_free | ~targets.present)[..., None, None, None]
+
     def check_instances(self) -> None:
         """Raise `JointError` if these settings cannot separate instances."""
+        if self.config.prior_noise:
+            raise JointError("loss 'set_criterion' with 'prior_noise' takes no instances; set it to 0")
         if self.config.assigner == "fixed":
             raise JointError("loss 'set_criterion' with 'assigner: fixed' takes no instances; write 'hungarian'")
 
