@@ -263,6 +263,14 @@ class Loss(Component, ABC):
         """
         raise NotImplementedError
 
+    def prior(self, labels: Tensor, size: Size3, *, annotated: Tensor | None, share: float) -> Tensor | None:
+        """(b k d h w) bool of that size, where the query of each label looks in the first block in training.
+
+        `share` is the part of the samples that have one, from 1 to 0; in the others all is true. None: no head is told.
+        """
+        del labels, size, annotated, share
+        return None
+
     @abstractmethod
     def stage_weights(self, stages: int) -> list[float]:
         """Weight of each stage, finest first."""

@@ -70,8 +70,11 @@ class SegmentationModel(nn.Module):
         self.checkpointed: tuple[str, ...] = ()
         self._head_of, self._encoder_of = head_of, encoder_of
 
-    def forward(self, image: Tensor) -> HeadOutput:
-        """Image (b c d h w), d h w divisible by the encoder's total stride, to the head's output at every stage."""
+    def forward(self, image: Tensor, prior: Tensor | None = None) -> HeadOutput:
+        """Image (b c d h w), d h w divisible by the encoder's total stride, to the head's output at every stage.
+
+        `prior`: that of a `Loss`, in training.
+        """
         if image.ndim != 5 or image.shape[1] != self.in_channels:
             raise JointError(
                 f"expected an image (batch, {self.in_channels}, depth, height, width), got {tuple(image.shape)}"
@@ -79,14 +82,14 @@ class SegmentationModel(nn.Module):
         self.encoder.out_spec.check_patch(image.shape[2:])
         check_precision(self, image)
         levels = self._run("neck", self._run("encoder", image))
-        return self._run("head", self._run("decoder", levels))
+        return self._run("head", self._run("decoder", levels), *(() if prior is None else (prior,)))
 
-    def _run(self, part: str, given: Any) -> Any:
+    def _run(self, part: str, *given: Any) -> Any:
         """A part, whose activations are made again in the backward pass if it is `checkpointed`."""
         module = getattr(self, part)
         if part in self.checkpointed and self.training and torch.is_grad_enabled():
-            return checkpoint(module, given, use_reentrant=False)
-        return module(given)
+            return checkpoint(module, *given, use_reentrant=False)
+        return module(*given)
 
     def predict(self, image: Tensor) -> Tensor:
         """Image (b c d h w) to float32 log-probabilities (b k d h w), normalized over k and floored before the log."""

@@ -6,7 +6,8 @@ own features, and another into logits over K labels and "no object".
 
 With `mask_features: finest` the same head is that of MaskFormer and Mask2Former (App. D.1, Fig. 7): every block's
 queries predict masks on the one finest map, and the blocks go round-robin over the lowest stages. Deviations from
-those: no position embedding of the queries; MaskFormer's blocks are Mask2Former's (cross-attention first).
+those: no position embedding of the queries unless `query_positions`; MaskFormer's blocks are Mask2Former's
+(cross-attention first).
 Choices where the paper is silent are config fields; see the defaults.
 """
 
@@ -48,6 +49,14 @@ class MaskedQueryConfig(QueryConfig):
     layers: Layers | None = Field(default=None, description="finest: number of blocks; null: one per stage read")
     predict_first: bool = Field(
         default=False, description="the queries predict before the first block too, which gives it masks (Mask2Former)"
+    )
+
+    query_positions: bool = Field(
+        default=False,
+        description="a learned position of every query is added in attention, to queries and their keys (DETR)",
+    )
+    position_limit: bool = Field(
+        default=False, description="positions of keys have no frequency above half a period per token"
     )
 
     @model_validator(mode="after")
@@ -101,6 +110,8 @@ class MaskedQueryHead(Head):
             schedule=schedule,
             shared=config.queries == "shared",
             spacing=spacing,
+            has_positions=config.query_positions,
+            is_limited=config.position_limit,
         )
         # With a map for every stage each has its own predictors; on the finest map all blocks share one pair.
         predicted = schedule if config.mask_features == "own" else (0,)
@@ -115,13 +126,17 @@ class MaskedQueryHead(Head):
         outputs = mapped if config.mask_features == "own" else (0,) * len(mapped)
         self.out_strides = tuple(in_spec.strides[stage] for stage in outputs[::-1])
 
-    def forward(self, stages: list[Tensor]) -> HeadOutput:
-        """One (b c_l d_l h_l w_l) per stage, finest first; the outputs are those of the blocks, last first."""
+    def forward(self, stages: list[Tensor], prior: Tensor | None = None) -> HeadOutput:
+        """One (b c_l d_l h_l w_l) per stage, finest first; the outputs are those of the blocks, last first.
+
+        `prior` (b k d h w) bool: where the first k queries look in the first block, the others everywhere.
+        """
         queries = self.decoder.initial(stages[0].shape[0])
         outputs = [self._predict(queries, stages, 0)] if self.config.predict_first else []
         for block, stage in enumerate(self.decoder.schedule):
-            prior = self._prior(outputs, self.decoder.grid(stages[stage], block))
-            queries = self.decoder.step(block, queries, stages[stage], prior)
+            last = outputs if block or prior is None else [self._given(prior)]
+            mask = self._prior(last, self.decoder.grid(stages[stage], block))
+            queries = self.decoder.step(block, queries, stages[stage], mask)
             outputs.append(self._predict(queries, stages, block))
         return HeadOutput(outputs[::-1])
 
@@ -137,6 +152,14 @@ class MaskedQueryHead(Head):
         features, index = (stages[self.decoder.schedule[block]], block) if is_own else (stages[0], 0)
         masks = torch.einsum("bnc,bcdhw->bndhw", self.mask_embeddings[index](queries), features)
         return StageOutput(masks=masks, class_logits=self.classifiers[index](queries), queries=queries)
+
+    def _given(self, prior: Tensor) -> StageOutput:
+        """The prior as masks that were predicted with certainty."""
+        if self.config.masked_attention == "off":
+            raise JointError("head 'masked_query' with 'masked_attention: off' takes no prior; set it to hard or soft")
+        others = len(self.decoder.queries[0]) - prior.shape[1]
+        everywhere = prior.new_ones(len(prior), others, *prior.shape[2:])
+        return StageOutput(masks=torch.cat([prior, everywhere], 1) * 40.0 - 20)
 
     def _prior(self, outputs: list[StageOutput], grid: Size3) -> Tensor | None:
         """Attention mask (b n t) from the last masks (b n d h w), detached; None where there is none."""

@@ -70,6 +70,8 @@ class MaskMedTrainer(_Base):
         recipe = _read(self.recipe_file)
         self.plan_recipe = recipe_of_plan(recipe, self.configuration_manager.configuration, dataset=dataset_json)
         config = self.train_recipe = self.plan_recipe.train
+        if getattr(self.plan_recipe.model.loss, "prior_noise", 0):
+            raise JointError(f"{type(self).__name__} gives no priors; set model.loss.prior_noise to 0")
         self.num_epochs, self.num_iterations_per_epoch = config.epochs, config.iterations_per_epoch
         self.num_val_iterations_per_epoch = config.validation_iterations or 1  # nnU-Net picks its best by them
         self.save_every = min(50, max(1, config.epochs // 20))

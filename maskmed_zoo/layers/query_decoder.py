@@ -35,7 +35,11 @@ class QueryConfig(TransformerConfig):
 
 
 class QueryDecoder(nn.Module):
-    """Blocks over stages. `schedule[i]` is the stage block i reads; with `shared` its queries are block i-1's."""
+    """Blocks over stages. `schedule[i]` is the stage block i reads; with `shared` its queries are block i-1's.
+
+    With `has_positions` a learned position of every query, the same in all blocks, is added to it in the attention;
+    `is_limited` is that of `sine_encoding`.
+    """
 
     def __init__(
         self,
@@ -46,6 +50,8 @@ class QueryDecoder(nn.Module):
         schedule: tuple[int, ...],
         shared: bool,
         spacing: Spacing3,
+        has_positions: bool = False,
+        is_limited: bool = False,
     ) -> None:
         super().__init__()
         self.in_spec, self.config, self.schedule, self.spacing = in_spec, config, schedule, spacing
@@ -56,6 +62,8 @@ class QueryDecoder(nn.Module):
         self.blocks = nn.ModuleList(
             QueryBlock(config.width, config.attention_heads, config.ffn_ratio, config.dropout) for _ in schedule
         )
+        self.is_limited = is_limited
+        self.positions = nn.Parameter(torch.randn(num_queries, config.width)) if has_positions else None
 
     def initial(self, batch: int) -> Tensor:
         """(b n c), what the first block starts from."""
@@ -72,8 +80,9 @@ class QueryDecoder(nn.Module):
         grid = self.grid(features, block)
         pooled = average_to(features, grid)
         value = self.inputs[self.read.index(stage)](pooled.flatten(2).transpose(1, 2))
-        position = sine_encoding(grid, self._extent(features, stage), self.config.width, features.device)
-        return self.blocks[block](queries, value + position.to(value.dtype), value, masks)
+        extent, width = self._extent(features, stage), self.config.width
+        position = sine_encoding(grid, extent, width, features.device, is_limited=self.is_limited)
+        return self.blocks[block](queries, value + position.to(value.dtype), value, masks, self.positions)
 
     def grid(self, features: Tensor, block: int) -> Size3:
         """The token grid of the stage that `block` reads."""

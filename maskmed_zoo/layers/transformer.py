@@ -129,8 +129,15 @@ class QueryBlock(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, queries: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Queries (b n c), key and value (b t c), mask as in `MultiHeadAttention`; returns (b n c)."""
-        queries = self.norms[0](queries + self.dropout(self.cross(queries, key, value, mask)))
-        queries = self.norms[1](queries + self.dropout(self.self_attention(queries, queries, queries)))
+    def forward(
+        self, queries: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, position: Tensor | None = None
+    ) -> Tensor:
+        """Queries (b n c), key and value (b t c), mask as in `MultiHeadAttention`; returns (b n c).
+
+        `position` (n c) of the queries is added where they ask and where they are keys, not to what is read of them.
+        """
+        placed = queries if position is None else queries + position
+        queries = self.norms[0](queries + self.dropout(self.cross(placed, key, value, mask)))
+        placed = queries if position is None else queries + position
+        queries = self.norms[1](queries + self.dropout(self.self_attention(placed, placed, queries)))
         return self.norms[2](queries + self.dropout(self.ffn(queries)))

@@ -119,8 +119,9 @@ def fixed(present: Tensor, num_queries: int) -> Tensor:
 class Pairs:
     """An assignment (b n) and its pairs as indices (m): sample, query, target.
 
-    `is_partial`: a sample has partial labels; `rest` (r) are the numbers of the pairs of such samples whose target is
-    the background.
+    With `absent` (b t) these targets, which are empty and assigned to nobody, are paired too, each with the query of
+    its number. `is_partial`: a sample has partial labels; `rest` (r) are the numbers of the pairs of such samples whose
+    target is the background, if it is not empty.
     """
 
     assignment: Tensor
@@ -131,11 +132,14 @@ class Pairs:
     is_partial: bool
 
     @classmethod
-    def of(cls, assignment: Tensor, partial: Tensor, device: torch.device) -> Pairs:
-        """From an assignment (b n) on the host, so that `device` is not waited for; partial (b) bool."""
-        sample, query = (assignment >= 0).nonzero(as_tuple=True)
-        target = assignment[sample, query]
-        rest = (partial[sample] & (target == 0)).nonzero()[:, 0]
+    def of(cls, assignment: Tensor, partial: Tensor, device: torch.device, absent: Tensor | None = None) -> Pairs:
+        """From an assignment (b n) on the host, so that `device` is not waited for; partial (b) and absent bool."""
+        answers = assignment
+        if absent is not None:
+            answers = assignment.maximum(fixed(absent, assignment.shape[1]))
+        sample, query = (answers >= 0).nonzero(as_tuple=True)
+        target = answers[sample, query]
+        rest = (partial[sample] & (assignment[sample, query] == 0)).nonzero()[:, 0]
         parts = (assignment.flatten(), sample, query, target, rest)
         moved = torch.cat(parts).to(device, non_blocking=True).split([len(part) for part in parts])
         return cls(moved[0].view_as(assignment), *moved[1:], is_partial=bool(partial.any()))

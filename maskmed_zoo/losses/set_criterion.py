@@ -42,7 +42,7 @@ from maskmed_zoo.losses.partial import (
 from maskmed_zoo.losses.points import at_points, uncertain_points, uniform_points
 from maskmed_zoo.losses.stages import halving_weights
 from maskmed_zoo.losses.targets import Targets, instance_targets, label_targets
-from maskmed_zoo.settings import Points
+from maskmed_zoo.settings import Points, Size3
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -57,6 +57,17 @@ class SetCriterionConfig(ComponentConfig):
     no_object_weight: float = Field(default=1.0, ge=0, description="weight of 'no object' in the class loss")
     assigner: Literal["hungarian", "fixed"] = Field(
         default="hungarian", description="fixed: query i answers for label i"
+    )
+    absent: Literal["free", "empty"] = Field(
+        default="free",
+        description="fixed: masks of labels that are not in a patch have no loss, or that of an empty mask",
+    )
+    prior_noise: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description="in training query i looks in the first block where label i is, up to this share of voxels "
+        "flipped, in ever fewer patches (MP-Former); hungarian: whatever query i is matched with; 0: never",
     )
     match: Literal["once", "per_stage"] = Field(
         default="once", description="once: on the final, full-resolution output; per_stage: anew on each (Mask2Former)"
@@ -77,6 +88,8 @@ class SetCriterionConfig(ComponentConfig):
     def _fixed_matches_nothing(self) -> Self:
         if self.assigner == "fixed" and self.match == "per_stage":
             raise ValueError("'match: per_stage' needs 'assigner: hungarian'")
+        if self.assigner != "fixed" and self.absent == "empty":
+            raise ValueError("'absent: empty' needs 'assigner: fixed'")
         return self
 
 
@@ -124,7 +137,7 @@ class SetCriterion(Loss):
                 parts = parts or {name: term.detach() for name, term in terms.items()}
             if self.config.semantic_weight:
                 maps = [combined_logits(*_query_tensors(stage)) for stage in output.stages]
-                of = None if counts is None else counts[2:]
+                of = None if counts is None else counts[3:]
                 semantic, terms = self.semantic.of(maps, weights, given.labels, annotated, of)
                 total = total + self.config.semantic_weight * semantic
                 parts |= {f"{name}_combined": term for name, term in terms.items()}
@@ -140,22 +153,40 @@ class SetCriterion(Loss):
         annotated: Tensor | None = None,
         instances: Tensor | None = None,
     ) -> Tensor:
-        """Matched queries, as many as targets if there are enough, and unmatched ones of samples with a target.
+        """Matched queries, as many as targets if there are enough, unmatched ones of samples with a target, and masks.
 
         With a `semantic_weight` those of `ce_dice` follow.
         """
         given = self.check.look(output, labels, annotated, instances)
         queries = _query_tensors(output.stages[0])[0].shape[1]
-        matched = self.targets(given.labels, given.annotated, given.instances).present.sum(1).clamp_max(queries)
-        counted = torch.stack([matched.sum(), ((queries - matched) * (matched > 0)).sum()])
+        present = self.targets(given.labels, given.annotated, given.instances).present
+        matched = present.sum(1).clamp_max(queries)
+        masks = matched.sum() + self._absent(present, given.annotated).sum()
+        counted = torch.stack([matched.sum(), ((queries - matched) * (matched > 0)).sum(), masks])
         return torch.cat([counted, self.semantic.counts_of(output, given)]) if self.config.semantic_weight else counted
 
     def stage_weights(self, stages: int) -> list[float]:
         """Halving with every halving of resolution, or equal; they sum to 1."""
         return [1 / stages] * stages if self.config.stage_weighting == "equal" else halving_weights(stages)
 
+    @torch.no_grad()
+    def prior(self, labels: Tensor, size: Size3, *, annotated: Tensor | None, share: float) -> Tensor | None:
+        """The masks of labels (b d h w) with noise; all is true for a label that is absent or not annotated."""
+        if not self.config.prior_noise:
+            return None
+        targets = self.targets(labels, annotated).at(size)
+        b, t = targets.present.shape
+        rate = self.config.prior_noise * torch.rand(b, t, 1, 1, 1, device=labels.device)
+        masks = targets.masks ^ (torch.rand(targets.masks.shape, device=labels.device) < rate)
+        if targets.ignored is not None:
+            masks |= targets.ignored
+        is_free = torch.rand(b, 1, device=labels.device) >= share
+        return masks | (is_free | ~targets.present)[..., None, None, None]
+
     def check_instances(self) -> None:
         """Raise `JointError` if these settings cannot separate instances."""
+        if self.config.prior_noise:
+            raise JointError("loss 'set_criterion' with 'prior_noise' takes no instances; set it to 0")
         if self.config.assigner == "fixed":
             raise JointError("loss 'set_criterion' with 'assigner: fixed' takes no instances; write 'hungarian'")
 
@@ -183,14 +214,22 @@ class SetCriterion(Loss):
         # Finite where every number is, and so far from overflow that the loss is finite too.
         norms = [_norm(x.detach()) for stage in stages for x in _query_tensors(stage)]
         seen = present.new_zeros(0) if seen is None else seen
-        on_host = to_host(seen, present, partial, torch.stack(norms), *costs)
+        on_host = to_host(seen, present, partial, self._absent(present, annotated), torch.stack(norms), *costs)
         self.check.judge(on_host[0])
-        present, partial = on_host[1] > 0, on_host[2] > 0
-        _check_finite(on_host[3])
-        assignments = [hungarian(table, present) for table in on_host[4:]]
+        present, partial, absent = (x > 0 for x in on_host[1:4])
+        _check_finite(on_host[4])
+        assignments = [hungarian(table, present) for table in on_host[5:]]
         assignments = assignments or [fixed(present, _query_tensors(stages[0])[0].shape[1])]
-        pairs = [Pairs.of(assignment, partial, targets[0].present.device) for assignment in assignments]
+        absent, device = absent if self.config.absent == "empty" else None, targets[0].present.device
+        pairs = [Pairs.of(assignment, partial, device, absent) for assignment in assignments]
         return pairs if len(pairs) == len(stages) else pairs * len(stages)
+
+    def _absent(self, present: Tensor, annotated: Tensor | None) -> Tensor:
+        """(b t) which targets that are not present have a mask loss; none in a sample of ignored voxels alone."""
+        if self.config.absent == "free":
+            return torch.zeros_like(present)
+        absent = ~present & present.any(1, keepdim=True)
+        return absent if annotated is None else absent & annotated
 
     def _costs(self, stage: StageOutput, targets: Targets, annotated: Tensor | None) -> Tensor:
         masks, class_logits = _query_tensors(stage)
@@ -215,14 +254,14 @@ class SetCriterion(Loss):
         losses, weights = self._class_losses(stage, targets, pairs, annotated)
         bce, dice = self._mask_losses(stage, targets, pairs, annotated)
         if counts is None:
-            weight, matched = weights.sum(), max(1, len(pairs))
+            weight, masks = weights.sum(), max(1, len(pairs))
         else:
-            matched, unmatched = counts[:2].to(losses.dtype)
-            weight, matched = matched + self.config.no_object_weight * unmatched, matched.clamp_min(1)
+            matched, unmatched, masks = counts[:3].to(losses.dtype)
+            weight, masks = matched + self.config.no_object_weight * unmatched, masks.clamp_min(1)
         return {
             "class": losses.sum() / weight.clamp_min(TINY),
-            "bce": bce.sum() / matched,
-            "dice": dice.sum() / matched,
+            "bce": bce.sum() / masks,
+            "dice": dice.sum() / masks,
         }
 
     def _class_losses(

@@ -129,7 +129,7 @@ class Trainer:
         for number, (image_, labels_, annotated_, instances_) in enumerate(pieces):
             seed_piece(self.recipe.train.seed, self.iteration, number)
             with autocast(self.dtype, self.device):
-                output = self._output(self.model, image_)
+                output = self._output(self.model, image_, self._prior(image_, labels_, annotated_))
             if not number and number_of_pieces(self.recipe) > 1:
                 counts = {"counts": self._counts(output, pieces)}
             try:
@@ -150,10 +150,16 @@ class Trainer:
             return sums
         return dict(zip(sums, distributed.add_up(torch.stack([*sums.values()])), strict=True))
 
-    def _output(self, model: SegmentationModel, image: Tensor) -> HeadOutput:
+    def _prior(self, image: Tensor, labels: Tensor, annotated: Tensor | None) -> Tensor | None:
+        size = self.model.decoder.out_spec.sizes(image.shape[2:])[-1]
+        share = 1 - self.iteration / self.recipe.train.iterations
+        return self.loss.prior(labels, size, annotated=annotated, share=share)
+
+    def _output(self, model: SegmentationModel, image: Tensor, prior: Tensor | None = None) -> HeadOutput:
         with compiler_errors():
             layout = memory_format(self.recipe.train)
-            return model(image.to(self.device, non_blocking=True, memory_format=layout))
+            given = () if prior is None else (prior,)
+            return model(image.to(self.device, non_blocking=True, memory_format=layout), *given)
 
     def _counts(self, output: HeadOutput, pieces: Sequence[Piece]) -> Tensor:
         """What the loss counts in the whole batch; `output` is that of one piece, and they all have its size."""

@@ -101,9 +101,12 @@ def test_unknown_grids() -> None:
 
 
 def test_built_in_grids_were_found() -> None:
-    assert GRIDS == ["combined_headneck", "controls", "headneck_cpu", "table3", "table4", "table5", "table6", "table7"]
+    assert GRIDS == [
+        "combined_headneck", "controls", "headneck_cpu", "ideas_headneck",
+        "table3", "table4", "table5", "table6", "table7",
+    ]  # fmt: skip
     assert {name: len(load_grid(name).grid.rows) for name in GRIDS} == {
-        "combined_headneck": 16, "controls": 6, "headneck_cpu": 11,
+        "combined_headneck": 16, "controls": 6, "headneck_cpu": 11, "ideas_headneck": 5,
         "table3": 6, "table4": 6, "table5": 4, "table6": 4, "table7": 4,
     }  # fmt: skip
 

@@ -55,6 +55,8 @@ TINY: dict[str, dict[str, Any]] = {
     "head": {"num_queries": 5, "width": 12, "attention_heads": 2, "ffn_ratio": 2, "max_tokens": 40},
     "loss": {},
 }
+NEEDED: dict[Any, dict[str, Any]] = {("absent", "empty"): {"assigner": "fixed"}}
+"""What else a choice needs."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Case:
     def config(self) -> contracts.ComponentConfig:
         fields = self.cls.Config.model_fields
         tiny = {k: v for k, v in TINY[self.kind].items() if k in fields}
-        return self.cls.Config(**tiny | dict([self.choice] if self.choice else []))
+        return self.cls.Config(**tiny | dict([self.choice] if self.choice else []) | NEEDED.get(self.choice, {}))
 
     def build(self, seed: int = 0) -> Any:
         torch.manual_seed(seed)

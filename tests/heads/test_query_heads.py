@@ -85,7 +85,8 @@ def test_masks_and_classes_of_queries_start_as_large_as_a_convolution(name: str,
         assert 0.5 * classes < stage.class_logits.std().item() < 2 * classes
 
 
-def test_one_block_is_hugging_faces_masked_attention_layer() -> None:
+@pytest.mark.parametrize("has_positions", [False, True])
+def test_one_block_is_hugging_faces_masked_attention_layer(has_positions: bool) -> None:
     torch.manual_seed(0)
     config = Mask2FormerConfig(hidden_dim=12, num_attention_heads=2, dim_feedforward=24, dropout=0.0)
     config.activation_function = "gelu"
@@ -115,15 +116,16 @@ def test_one_block_is_hugging_faces_masked_attention_layer() -> None:
     queries, values = torch.randn(1, 5, 12).double(), torch.randn(1, 9, 12).double()
     position, allowed = torch.randn(1, 9, 12).double(), torch.rand(1, 5, 9) > 0.4
     allowed[..., 0] = True
+    placed = torch.randn(5, 12).double() * has_positions
     expected = theirs(
         queries.transpose(0, 1),
         level_index=0,
         position_embeddings=[position.transpose(0, 1)],
-        query_position_embeddings=torch.zeros(5, 1, 12).double(),
+        query_position_embeddings=placed.unsqueeze(1),
         encoder_hidden_states=[values.transpose(0, 1)],
         encoder_attention_mask=~allowed.expand(2, -1, -1),
     )[0].transpose(0, 1)
-    found = ours(queries, values + position, values, allowed)
+    found = ours(queries, values + position, values, allowed, placed if has_positions else None)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -186,3 +188,27 @@ def test_a_mask_smaller_than_a_token_leaves_its_token_open() -> None:
     expected = torch.zeros(1, 1, 2, 4, 6, dtype=torch.bool)
     expected[0, 0, 1, 3, 5] = True
     assert torch.equal(prior, expected.flatten(2))
+
+
+def test_positions_of_queries_are_read_in_every_block() -> None:
+    plain, placed = (  # no block hears of another
+        build("masked_query", queries="per_stage", masked_attention="off", query_positions=value)
+        for value in (False, True)
+    )
+    assert isinstance(placed, MaskedQueryHead)
+    assert placed.decoder.positions is not None
+    assert set(dict(placed.named_parameters())) - set(dict(plain.named_parameters())) == {"decoder.positions"}
+    assert placed.decoder.positions.shape == (3, 12)
+    plain.load_state_dict(placed.state_dict(), strict=False)
+    for a, b in zip(plain(stages()).stages, placed(stages()).stages, strict=True):
+        assert not torch.allclose(a.queries, b.queries, atol=1e-3)
+    torch.nn.init.zeros_(placed.decoder.positions)
+    for a, b in zip(plain(stages()).stages, placed(stages()).stages, strict=True):
+        assert torch.equal(a.queries, b.queries)
+
+
+def test_limited_positions_change_what_queries_read() -> None:
+    plain, limited = (build("masked_query", masked_attention="off", position_limit=value) for value in (False, True))
+    limited.load_state_dict(plain.state_dict())
+    for a, b in zip(plain(stages()).stages, limited(stages()).stages, strict=True):
+        assert not torch.equal(a.queries, b.queries)

@@ -105,4 +105,4 @@ def test_it_is_not_the_papers() -> None:
     output, labels = example()
     loss = SetCriterion(num_classes=CLASSES)
     assert loss(output, labels)[1].keys() == {"class", "bce", "dice"}
-    assert loss.counts(output, labels).shape == (2,)
+    assert loss.counts(output, labels).shape == (3,)
