@@ -40,9 +40,9 @@ def scores_of(files: list[Path], column: str) -> dict[str, list[Scores]]:
             for line in csv.DictReader(file):
                 if column not in line:
                     raise SystemExit(f"{path}: no column {column}; there are {', '.join(line)}")
-                case, value = line["case"], line[column]
+                case, value = line["case"], float(line[column]) if line[column] else None
                 runs = found.setdefault(line["row"], {}).setdefault(line["seed"], {})
-                if runs.setdefault(case, float(value) if value else None) != (float(value) if value else None):
+                if runs.setdefault(case, value) != value:
                     raise SystemExit(f"{path}: row '{line['row']}', seed {line['seed']}: two scores of case '{case}'")
     cases = {case for runs in found.values() for scores in runs.values() for case in scores}
     whole = {row: [scores for scores in runs.values() if scores.keys() == cases] for row, runs in found.items()}
@@ -56,16 +56,16 @@ def scores_of(files: list[Path], column: str) -> dict[str, list[Scores]]:
 
 def table(scores: dict[str, list[Scores]], baseline: str) -> str:
     """Markdown."""
-    names = [row for row, runs in scores.items() if row != baseline and runs]
-    differences = with_holm([difference_row((row, baseline), None, scores, metrics()[DEFAULT], {}) for row in names])
+    names = [row for row in scores if row != baseline]
+    rows = with_holm([difference_row((row, baseline), None, scores, metrics()[DEFAULT], {}) for row in names])
+    differences = dict(zip(names, rows, strict=True))
     lines = ["| row | Dice ± spread over seeds (seeds) | difference (95 %) | p over cases and seeds, Holm |"]
     lines.append("|---|---:|---:|---:|")
     for row in (baseline, *names):
         dice = [fmean(value for value in run.values() if value is not None) for run in scores[row]]
         around = spread(dice)
         text = f"{number(fmean(dice))}{'' if around is None else f' ± {number(around)}'} ({len(dice)})"
-        difference = next((d for d in differences if d["first"] == row), None)
-        tail = " | " if difference is None else _of(difference)
+        tail = _of(differences[row]) if row in differences else " | "
         lines.append(f"| {row} | {text} | {tail} |")
     return "\n".join(lines)
 

@@ -242,12 +242,12 @@ def _anatomy(rng: np.random.Generator, at: Array) -> tuple[NDArray[np.uint8], Ar
     Structures are labels, and beyond them `_HEART` to `_RIB`.
     """
     z, y, x = at
-    labels = np.zeros(z.shape, np.uint8)
+    structures = np.zeros(z.shape, np.uint8)
     mean = np.full(z.shape, _AIR[0], np.float32)
     deviation = np.zeros(z.shape, np.float32)
 
     def paint(where: NDArray[np.bool_], label: int, tissue: tuple[int, int], jitter: float = 0.0) -> None:
-        labels[where] = label
+        structures[where] = label
         mean[where] = tissue[0] + jitter
         deviation[where] = tissue[1]
 
@@ -267,7 +267,7 @@ def _anatomy(rng: np.random.Generator, at: Array) -> tuple[NDArray[np.uint8], Ar
         paint((distance < 1) & (inside if 0 < label < _HEART else depth > fat), label, tissue, jitter[tissue])
     paint(np.hypot(x, (y + 46) / 0.85) < 16 + 2 * np.cos(z * (2 * np.pi / 32)), 7, _BONE)
     paint(np.hypot(x + 8 + 4 * np.sin(z / 60), y + 20) < 10.5 + z / 60, 8, (170, 5))
-    return labels, mean, deviation
+    return structures, mean, deviation
 
 
 def _parts(
